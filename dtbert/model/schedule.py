@@ -1,0 +1,215 @@
+"""How many tokens each layer keeps, by which scorer, and what that costs."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from dtbert.model.config import BertConfig
+from dtbert.model.scorers import SCORES_WITH_CONTEXT, available_scorers
+
+
+class Macs(NamedTuple):
+    """Multiply-accumulates of one sequence.
+
+    ``published`` is the count of the literature (torchprofile's, there called FLOPs); ``executed`` what dtbert
+    computes, which is less because dropped rows skip the attention output projection, and with some scorers the
+    attention too.
+    """
+
+    published: int
+    executed: int
+
+
+@dataclass(frozen=True)
+class LengthSchedule:
+    """Tokens that each layer keeps: made by `absolute` or `ratios`, immutable, a pure function of the length.
+
+    Attributes:
+        kind: ``"absolute"`` or ``"ratios"``.
+        length_config: one entry per layer, not increasing: tokens, or parts of the sequence's own length.
+        scorer: one name for all layers, or one per layer.
+        keep_cls: keep the first token whatever its score.
+        keep_question: keep the tokens of segment 0 before all others; where a layer has room for fewer, the first.
+    """
+
+    kind: Literal["absolute", "ratios"]
+    length_config: tuple[float, ...]
+    scorer: str | tuple[str, ...] = "received"
+    keep_cls: bool = False
+    keep_question: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("absolute", "ratios"):
+            raise ValueError(f"kind must be 'absolute' or 'ratios', not {self.kind!r}")
+        config = _as_tuple("length_config", self.length_config)
+        if not config:
+            raise ValueError("length_config is empty: give one length per layer")
+        for value in config:
+            wanted = (
+                "a whole number of tokens, at least 1" if self.kind == "absolute" else "a ratio above 0 and at most 1"
+            )
+            if self.kind == "absolute":
+                good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            else:
+                good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+            if not good:
+                raise ValueError(f"length_config holds {value!r}: each entry must be {wanted}")
+        for layer, (before, after) in enumerate(zip(config, config[1:], strict=False), start=1):
+            if after > before:
+                raise ValueError(
+                    f"length_config grows from {before} to {after} at layer {layer}: dropped tokens do not come back"
+                )
+        if self.kind == "ratios":
+            config = tuple(float(value) for value in config)
+        object.__setattr__(self, "length_config", config)
+        if not isinstance(self.scorer, str):
+            names = _as_tuple("scorer", self.scorer)
+            if len(names) != len(config):
+                raise ValueError(f"{len(names)} scorers for {len(config)} layers: give one name, or one per layer")
+            object.__setattr__(self, "scorer", names)
+        for name in self.scorers:
+            if name not in available_scorers():
+                raise ValueError(
+                    f"unknown scorer {name!r}: choose one of {', '.join(available_scorers())}, or register it"
+                )
+        for name in ("keep_cls", "keep_question"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+
+    @classmethod
+    def absolute(
+        cls,
+        lengths: Sequence[int],
+        *,
+        scorer: str | Sequence[str] = "received",
+        keep_cls: bool = False,
+        keep_question: bool = False,
+    ) -> "LengthSchedule":
+        """Tokens after each layer, as the literature's ``length_config``; a shorter sequence keeps all it has.
+
+        Raises:
+            ValueError: no entries, an entry below 1 or not whole, growing lengths, or an unknown scorer.
+        """
+        scorers = scorer if isinstance(scorer, str) else _as_tuple("scorer", scorer)
+        return cls("absolute", _as_tuple("lengths", lengths), scorers, keep_cls, keep_question)
+
+    @classmethod
+    def ratios(
+        cls,
+        ratios: Sequence[float],
+        *,
+        scorer: str | Sequence[str] = "received",
+        keep_cls: bool = False,
+        keep_question: bool = False,
+    ) -> "LengthSchedule":
+        """Parts of the sequence's own length that stay after each layer, rounded up to whole tokens.
+
+        Raises:
+            ValueError: no entries, an entry outside (0, 1], growing ratios, or an unknown scorer.
+        """
+        scorers = scorer if isinstance(scorer, str) else _as_tuple("scorer", scorer)
+        return cls("ratios", _as_tuple("ratios", ratios), scorers, keep_cls, keep_question)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.length_config)
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The scorer of each layer."""
+        return (self.scorer,) * self.num_layers if isinstance(self.scorer, str) else self.scorer
+
+    def lengths(self, sequence_length: int) -> tuple[int, ...]:
+        """Tokens that each layer keeps of a sequence of ``sequence_length`` tokens."""
+        if self.kind == "absolute":
+            return tuple(min(int(length), sequence_length) for length in self.length_config)
+        # Rounded first, so that 0.07 of 100 is 7 and not the 8 that binary fractions make of it.
+        return tuple(max(1, math.ceil(round(ratio * sequence_length, 6))) for ratio in self.length_config)
+
+    def check_layers(self, num_layers: int) -> None:
+        """Raise ValueError unless the schedule has one entry per layer of the model."""
+        if self.num_layers != num_layers:
+            raise ValueError(
+                f"the schedule has {self.num_layers} entries, the model {num_layers} layers: they must match"
+            )
+
+    def macs(self, config: BertConfig, sequence_length: int, *, question_length: int | None = None) -> Macs:
+        """Multiply-accumulates for one sequence, span head included; weights of the embedding tables cost none.
+
+        Args:
+            config: the model's sizes.
+            sequence_length: tokens that enter the first layer.
+            question_length: tokens of segment 0, which the score ``from_question`` alone costs; by default it is
+                counted as if every token were one. What a registered scorer computes is not counted.
+
+        Raises:
+            ValueError: the schedule does not fit the config, or a length below 1.
+        """
+        self.check_layers(config.num_hidden_layers)
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length must be at least 1, not {sequence_length}")
+        d, f = config.hidden_size, config.intermediate_size
+        outside = 3 * d * sequence_length + 2 * sequence_length
+        published = executed = outside
+        before = sequence_length
+        for name, kept in zip(self.scorers, self.lengths(sequence_length), strict=True):
+            shared = 2 * kept * d * f + d * (before + kept)
+            published += 4 * before * d * d + 2 * before * before * d + shared
+            executed += (3 * before + kept) * d * d + shared
+            if kept == before or name in SCORES_WITH_CONTEXT:
+                executed += 2 * before * before * d
+            else:
+                executed += 2 * kept * before * d
+            if kept < before:
+                if name == "cls":
+                    executed += before * d
+                elif name == "from_question":
+                    executed += min(before, question_length or before) * before * d
+                elif name in ("answer", "value_norm"):
+                    executed += (2 if name == "answer" else 1) * before * d
+            before = kept
+        return Macs(published, executed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` reads them."""
+        return {
+            "kind": self.kind,
+            "length_config": list(self.length_config),
+            "scorer": self.scorer if isinstance(self.scorer, str) else list(self.scorer),
+            "keep_cls": self.keep_cls,
+            "keep_question": self.keep_question,
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "LengthSchedule":
+        """The schedule of `to_dict`.
+
+        Raises:
+            ValueError: unknown or missing fields, or as `absolute` and `ratios`.
+        """
+        if not isinstance(fields, dict):
+            raise ValueError(f"a schedule must be a JSON object, not {type(fields).__name__}")
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+        missing = sorted({"kind", "length_config"} - set(fields))
+        if unknown or missing:
+            raise ValueError(
+                f"a schedule has the fields {', '.join(cls.__dataclass_fields__)}: missing {missing}, unknown {unknown}"
+            )
+        return cls(**fields)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "LengthSchedule":
+        """The schedule of `to_json`; ValueError as `from_dict`, or when the text is not JSON."""
+        return cls.from_dict(json.loads(text))
+
+
+def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+        raise ValueError(f"{name} must be a list with one entry per layer, not {values!r}")
+    # NumPy and torch scalars become Python's own numbers.
+    return tuple(value.item() if hasattr(value, "item") else value for value in values)
