@@ -213,8 +213,8 @@ def _probabilities(query: Tensor, key: Tensor) -> Tensor:
 def score_from_probabilities(
     kind: AttentionScore, probabilities: Tensor, value: Tensor, segments: Tensor | None
 ) -> Tensor:
-    """One sequence's significance: probabilities ``[N, q, n]``, values ``[N, n, D]``, segment ids ``[n]`` to ``[n]``."""
-    if kind == "received":
+    """One sequence's score ``[n]`` from probabilities ``[N, q, n]``, values ``[N, n, D]`` and segment ids ``[n]``."""
+    if kind == "received" or probabilities.shape[1] == 0:
         return probabilities.flatten(0, 1).sum(0)
     if kind == "received_off_diagonal":
         return probabilities.flatten(0, 1).sum(0) - probabilities.diagonal(dim1=1, dim2=2).sum(0)

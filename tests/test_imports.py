@@ -1,0 +1,61 @@
+"""The architecture: who may import whom, and what `import dtbert` may cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "dtbert"
+# Each room may import those before it. `squad`, `training` and `search` share a rank but may use squad's reader.
+RANKS = {"kernels": 0, "model": 1, "weights": 2, "qa": 3, "squad": 4, "training": 5, "search": 6, "cli": 7}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def room(parts: tuple[str, ...]) -> str:
+    return parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_module_imports_only_rooms_below_it(path: Path) -> None:
+    here = room(path.relative_to(PACKAGE).parts)
+    imports = imported_modules(path)
+    assert not {name for name in imports if name.split(".")[0] == "transformers"}
+    if here == "__init__":
+        return
+    assert here in RANKS, f"{path} is in no room of the architecture"
+    for name in imports:
+        if name.startswith("dtbert."):
+            there = name.split(".")[1]
+            assert RANKS[there] <= RANKS[here], f"{here} imports {name}"
+
+
+def test_triton_is_imported_only_by_its_own_kernels() -> None:
+    users = {path for path in FILES if any(name.split(".")[0] == "triton" for name in imported_modules(path))}
+    assert all("triton" in path.relative_to(PACKAGE).parts for path in users)
+
+
+def test_import_of_dtbert_loads_neither_triton_nor_transformers() -> None:
+    code = (
+        "import sys, dtbert; dtbert.QuestionAnswerer; dtbert.load_model;"
+        "print(sorted({'triton', 'transformers', 'huggingface_hub', 'matplotlib'} & sys.modules.keys()))"
+    )
+    # torch itself imports triton where it finds a GPU build of itself: compare with what torch alone loads.
+    alone = "import sys, torch; print(sorted({'triton', 'transformers', 'huggingface_hub', 'matplotlib'} & sys.modules.keys()))"
+    assert run(code) == run(alone)
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
