@@ -1,0 +1,174 @@
+"""LengthSchedule: lengths, MACs, JSON, and what it refuses."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtbert.model import BertConfig, LengthSchedule, register_scorer
+
+MINILM = BertConfig(hidden_size=384, intermediate_size=1536)
+RATIOS = st.lists(st.floats(0.001, 1), min_size=1, max_size=8).map(lambda x: sorted(x, reverse=True))
+
+# length_config and MACs of a length-adaptive MiniLMv2 (6 x 384, N = 384), from the public tutorials of
+# intel/intel-extension-for-transformers.
+PUBLISHED = [
+    ((308, 247, 198, 159, 128, 103), 2484739968),
+    ((269, 253, 252, 202, 104, 34), 2485456896),
+    ((300, 243, 214, 197, 129, 36), 2492206848),
+    ((284, 262, 248, 200, 95, 36), 2510150400),
+    ((315, 251, 242, 159, 142, 33), 2546934912),
+    ((303, 268, 256, 182, 118, 29), 2581745280),
+    ((346, 284, 275, 166, 107, 24), 2695914240),
+    ((365, 280, 273, 176, 112, 46), 2782709760),
+    ((375, 331, 283, 213, 127, 18), 3015100416),
+    ((374, 331, 283, 230, 126, 51), 3085609344),
+    ((377, 361, 345, 245, 132, 38), 3329854464),
+    ((383, 363, 360, 242, 134, 42), 3385542144),
+    ((383, 380, 376, 358, 202, 123), 3955011456),
+]
+
+
+@pytest.mark.parametrize(("length_config", "macs"), PUBLISHED)
+def test_published_macs_are_reproduced_to_the_unit(length_config: tuple[int, ...], macs: int) -> None:
+    assert LengthSchedule.absolute(length_config).macs(MINILM, 384).published == macs
+
+
+def test_published_rows_are_those_of_the_data_file(shared_data: Path) -> None:
+    with (shared_data / "la-minilmv2-pareto.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [(tuple(map(int, row["length_config"].split(","))), int(row["macs"])) for row in rows] == PUBLISHED
+
+
+def test_macs_without_dropping_are_the_plain_models() -> None:
+    macs = LengthSchedule.absolute([384] * 6).macs(BertConfig(), 384)
+    assert macs.published == macs.executed == 17_670_832_896
+    base = LengthSchedule.absolute([384] * 12).macs(BertConfig(num_hidden_layers=12), 384)
+    assert abs(base.published - 35_340_779_904) <= 384
+
+
+@pytest.mark.parametrize(
+    ("scorer", "score", "context_queries"),
+    [
+        ("received", 0, 100),
+        ("received_max", 0, 100),
+        ("value_norm", 100 * 8, 100),
+        ("cls", 100 * 8, 40),
+        ("from_question", 12 * 100 * 8, 40),
+        ("answer", 2 * 100 * 8, 40),
+        ("random", 0, 40),
+    ],
+)
+def test_executed_macs_count_what_is_computed(scorer: str, score: int, context_queries: int) -> None:
+    config = BertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=1)
+    d, f = 8, 16
+    macs = LengthSchedule.absolute([40], scorer=scorer).macs(config, 100, question_length=12)
+    head_and_embeddings = d * 100 + 2 * d * 100 + 2 * 100
+    products = 3 * 100 * d * d + 40 * d * d + 2 * 40 * d * f
+    norms = d * (100 + 40)
+    assert macs.executed == products + 2 * context_queries * 100 * d + norms + score + head_and_embeddings
+    assert macs.published == 4 * 100 * d * d + 2 * 100 * 100 * d + 2 * 40 * d * f + norms + head_and_embeddings
+
+
+@given(RATIOS, st.integers(1, 5000))
+def test_lengths_never_grow_nor_fall_below_one(ratios: list[float], length: int) -> None:
+    lengths = LengthSchedule.ratios(ratios).lengths(length)
+    assert all(1 <= after <= before for before, after in zip((length, *lengths), lengths, strict=False))
+
+
+def test_ratios_round_up_to_whole_tokens() -> None:
+    assert LengthSchedule.ratios([1, 0.5, 0.07]).lengths(100) == (100, 50, 7)
+    assert LengthSchedule.ratios([1, 0.5, 0.07]).lengths(3) == (3, 2, 1)
+
+
+def test_absolute_lengths_keep_all_of_a_shorter_sequence() -> None:
+    assert LengthSchedule.absolute([269, 104, 34]).lengths(120) == (120, 104, 34)
+
+
+@given(RATIOS, st.sampled_from(["received", "cls"]), st.booleans(), st.booleans())
+def test_json_round_trips(ratios: list[float], scorer: str, keep_cls: bool, keep_question: bool) -> None:
+    options = {"keep_cls": keep_cls, "keep_question": keep_question}
+    for schedule in (
+        LengthSchedule.ratios(ratios, scorer=scorer, **options),
+        LengthSchedule.ratios(ratios, scorer=[scorer] * len(ratios), **options),
+        LengthSchedule.absolute([int(1 + 500 * ratio) for ratio in ratios], scorer=scorer, **options),
+    ):
+        assert LengthSchedule.from_json(schedule.to_json()) == schedule
+        assert hash(LengthSchedule.from_json(schedule.to_json())) == hash(schedule)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([], "empty"),
+        ([0], "holds 0"),
+        ([-3], "holds -3"),
+        ([10, 11], "grows from 10 to 11 at layer 1"),
+        ([1.5], "holds 1.5"),
+        ([True], "holds True"),
+        ([float("nan")], "holds nan"),
+        ("384", "must be a list"),
+        (384, "must be a list"),
+    ],
+)
+def test_absolute_refuses_bad_lengths(lengths: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LengthSchedule.absolute(lengths)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "message"),
+    [
+        ([0.0], "holds 0.0"),
+        ([1.01], "holds 1.01"),
+        ([-0.5], "holds -0.5"),
+        ([0.5, 0.6], "grows from 0.5 to 0.6"),
+        ([float("nan")], "holds nan"),
+        ([float("inf")], "holds inf"),
+        (["half"], "holds 'half'"),
+        ([None], "holds None"),
+    ],
+)
+def test_ratios_refuses_bad_ratios(ratios: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LengthSchedule.ratios(ratios)
+
+
+def test_schedule_refuses_unknown_and_miscounted_scorers() -> None:
+    with pytest.raises(ValueError, match="unknown scorer 'loudest'.*received"):
+        LengthSchedule.ratios([1], scorer="loudest")
+    with pytest.raises(ValueError, match="2 scorers for 3 layers"):
+        LengthSchedule.ratios([1, 1, 1], scorer=["cls", "cls"])
+    with pytest.raises(TypeError, match="keep_cls"):
+        LengthSchedule.ratios([1], keep_cls=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "ratios"}', '{"kind": "x", "length_config": [1]}'])
+def test_from_json_refuses_what_is_not_a_schedule(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        LengthSchedule.from_json(text)
+
+
+def test_from_dict_names_missing_and_unknown_fields() -> None:
+    with pytest.raises(ValueError, match=r"missing \['length_config'\], unknown \['lengths'\]"):
+        LengthSchedule.from_dict({"kind": "ratios", "lengths": [1]})
+
+
+def test_macs_refuses_another_number_of_layers() -> None:
+    with pytest.raises(ValueError, match="5 entries, the model 6 layers"):
+        LengthSchedule.ratios([1] * 5).macs(MINILM, 384)
+    with pytest.raises(ValueError, match="sequence_length"):
+        LengthSchedule.ratios([1] * 6).macs(MINILM, 0)
+
+
+def test_registered_scorer_can_be_scheduled_and_built_in_names_are_kept() -> None:
+    register_scorer("early", lambda view: -view.position_ids.float())
+    assert LengthSchedule.ratios([1], scorer="early").scorers == ("early",)
+    with pytest.raises(ValueError, match="built in"):
+        register_scorer("received", lambda view: view.hidden_states[:, 0])
+    with pytest.raises(ValueError, match="non-empty"):
+        register_scorer(" ", lambda view: view.hidden_states[:, 0])
+    with pytest.raises(TypeError, match="must be a function"):
+        register_scorer("late", 3)  # type: ignore[arg-type]
