@@ -1,0 +1,16 @@
+"""Where parameters come from: folders, files, the hub, the shipped model; and how they are written."""
+
+from dtbert.weights.checkpoint import CheckpointError
+from dtbert.weights.hub import resolve_source
+from dtbert.weights.load import load_encoder, load_model
+from dtbert.weights.save import convert, save_model, to_hub_tensors
+
+__all__ = [
+    "CheckpointError",
+    "convert",
+    "load_encoder",
+    "load_model",
+    "resolve_source",
+    "save_model",
+    "to_hub_tensors",
+]

@@ -1,0 +1,229 @@
+"""Reading a checkpoint: its config, its tensors from a mapped file, and whether the two fit."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dtbert.model import BertConfig
+from dtbert.weights.names import SPAN_HEAD, canonical_name, is_known_extra
+
+# In the order of preference.
+WEIGHT_FILES = ("model.safetensors", "model.int8.safetensors", "pytorch_model.bin")
+
+# Mapped pages count as memory of the process until the file is unmapped: map it anew after this many bytes.
+_REMAP_BYTES = 16 * 2**20
+
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A file of weights is damaged, refused, or does not fit its config."""
+
+
+class StoredTensor(NamedTuple):
+    """What a file says of a tensor: its name there, its shape, and its dtype by torch's name where torch has one."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Source(NamedTuple):
+    """Where a tensor comes from: its name in the file, and that of its scale if it is int8."""
+
+    name: str
+    scale: str | None
+
+
+class TensorFile(ABC):
+    """Named tensors in a file that is mapped into memory.
+
+    Raises:
+        OSError: the file cannot be read.
+        CheckpointError: it is not what it claims to be, or it changed while it was read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state = self._stat()
+        self._mapped = True
+        self._bytes_read = 0
+        self._open()
+
+    @abstractmethod
+    def describe(self) -> list[StoredTensor]:
+        """What the file holds; no values are read."""
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def _view(self, name: str) -> Tensor: ...
+
+    def read(self, name: str) -> Tensor:
+        """A tensor on the CPU as stored, once; it may be a view on the mapped file: copy it."""
+        if self._mapped and self._bytes_read > _REMAP_BYTES:
+            if self._stat() != self._state:
+                raise CheckpointError(f"{self.path} changed while it was read: load it again")
+            self._open()
+            self._bytes_read = 0
+        tensor = self._view(name)
+        self._bytes_read += tensor.nbytes
+        return tensor
+
+    def _stat(self) -> tuple[int, int, int]:
+        stat = self.path.stat()
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+class SafetensorsFile(TensorFile):
+    def _open(self) -> None:
+        try:
+            self._handle: Any = safe_open(self.path, "pt")
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.path} is not a whole safetensors file: {error}") from error
+
+    def describe(self) -> list[StoredTensor]:
+        described = []
+        for name in list(self._handle.keys()):
+            part = self._handle.get_slice(name)
+            dtype = part.get_dtype()
+            described.append(StoredTensor(name, tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype)))
+        return described
+
+    def _view(self, name: str) -> Tensor:
+        return self._handle.get_tensor(name)
+
+
+class PickleFile(TensorFile):
+    """A ``pytorch_model.bin``, read by torch's unpickler that runs no code."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        logger.warning(
+            "%s: read from a pickle, of tensors alone; `dtbert convert` makes a model.safetensors of it", path
+        )
+
+    def _open(self) -> None:
+        # Files from before torch 1.6 are no archives and cannot be mapped: they are read once, and let go by tensor.
+        with self.path.open("rb") as file:
+            self._mapped = file.read(2) == b"PK"
+        try:
+            content: Any = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
+            reason = str(error).strip().partition("\n")[0]
+            raise CheckpointError(
+                f"{self.path} is not a whole pickle of tensors, and nothing else is read: {reason}"
+            ) from error
+        if not isinstance(content, dict) or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+            for name, tensor in content.items()
+        ):
+            raise CheckpointError(f"{self.path} must hold a dictionary of names and dense tensors, and does not")
+        self._tensors: dict[str, Tensor] = content
+
+    def describe(self) -> list[StoredTensor]:
+        return [
+            StoredTensor(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in self._tensors.items()
+        ]
+
+    def _view(self, name: str) -> Tensor:
+        return self._tensors.pop(name).detach()
+
+
+class Checkpoint(NamedTuple):
+    """An open checkpoint: the folder it lies in, its config, its file of weights, and what that holds by hub name."""
+
+    folder: Path
+    config: BertConfig
+    file: TensorFile
+    stored: dict[str, StoredTensor]
+
+    def has(self, names: tuple[str, ...]) -> bool:
+        """Whether any of these tensors is there."""
+        return any(name in self.stored for name in names)
+
+    def check_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise CheckpointError if a tensor made from this checkpoint, given by hub name, holds NaN or infinity."""
+        broken = [name for name, tensor in tensors.items() if not torch.stack(torch.aminmax(tensor)).isfinite().all()]
+        if broken:
+            names = ", ".join(sorted(broken))
+            raise CheckpointError(f"{self.file.path} holds NaN, infinity, or values too large for the dtype in {names}")
+
+    def match(self, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Source]:
+        """Where each expected tensor is found.
+
+        Args:
+            expected: shape of each tensor by its hub name.
+
+        Raises:
+            CheckpointError: tensors are missing, unexpected, or of the wrong shape or dtype; all are listed, sorted.
+        """
+        rest, sources, problems = dict(self.stored), {}, {}
+        for name, shape in expected.items():
+            tensor = rest.pop(name, None)
+            if tensor is None:
+                problems[name] = f"missing, expected {list(shape)}"
+                continue
+            scale = rest.pop(f"{name}.scale", None) if tensor.dtype == "int8" else None
+            sources[name] = Source(tensor.name, scale.name if scale else None)
+            if tensor.shape != shape:
+                problems[name] = f"{list(tensor.shape)}, expected {list(shape)}"
+            elif scale and (len(shape) != 2 or scale.shape != shape[:1] or scale.dtype not in _FLOATS):
+                problems[name] = f"{list(shape)} with a scale of {scale.dtype} {list(scale.shape)}: one float per row"
+            elif not scale and tensor.dtype not in _FLOATS:
+                lacking = f" or a {name}.scale" if tensor.dtype == "int8" else ""
+                problems[name] = f"{list(shape)} of {tensor.dtype}, expected floats{lacking}"
+        for name, tensor in rest.items():
+            if not is_known_extra(name.removesuffix(".scale")):
+                problems[tensor.name] = f"unexpected, {list(tensor.shape)}"
+        if problems:
+            advice = ""
+            if problems.keys() == set(SPAN_HEAD) and not self.has(SPAN_HEAD):
+                advice = "\nThe rest is there, the span head is missing: load_encoder loads the encoder alone."
+            listed = "".join(f"\n  {name}: {problems[name]}" for name in sorted(problems))
+            raise CheckpointError(f"{self.file.path} does not fit its config.json:{listed}{advice}")
+        return sources
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder, or in a single file with its config.json beside it.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        ValueError: the config is not a BERT encoder's.
+        CheckpointError: the file of weights is damaged, or refused.
+    """
+    folder, file = (path.parent, path) if path.is_file() else (path, _weight_file(path))
+    if file.suffix not in (".safetensors", ".bin"):
+        raise CheckpointError(f"{file}: weights come in a .safetensors or a .bin file, or in a folder with one")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} has no config.json, which says how large the model is: put it beside {file}")
+    config = BertConfig.from_file(folder / "config.json")
+    tensors = SafetensorsFile(file) if file.suffix == ".safetensors" else PickleFile(file)
+    stored: dict[str, StoredTensor] = {}
+    for tensor in tensors.describe():
+        twin = stored.setdefault(canonical_name(tensor.name), tensor)
+        if twin is not tensor:
+            raise CheckpointError(f"{file} holds one tensor under two names: {twin.name} and {tensor.name}")
+    return Checkpoint(folder, config, tensors, stored)
+
+
+def _weight_file(folder: Path) -> Path:
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    held = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
+    raise FileNotFoundError(f"{folder} has no weights: looked for {', '.join(WEIGHT_FILES)}, found {held}")

@@ -1,0 +1,141 @@
+"""Where a checkpoint lies: inside the package, on the disk, or on the Hugging Face hub."""
+
+import logging
+import re
+from os import PathLike
+from pathlib import Path
+
+from dtbert.weights.checkpoint import WEIGHT_FILES
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+# Nothing else is downloaded; tokenizer_config.json says whether the words of vocab.txt are lower case.
+_COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "schedules.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_source(source: str | PathLike[str] | None, revision: str | None = None) -> Path:
+    """The local folder or file of a checkpoint, downloaded first if it is on the hub.
+
+    Args:
+        source: a folder or file, or a hub id, ``name`` or ``org/name``; what exists on the disk is local. None is the
+            model inside the package.
+        revision: branch, tag or commit of a hub id; its main branch by default.
+
+    Raises:
+        FileNotFoundError: nothing is there, on the disk or on the hub.
+        OSError: the hub cannot be reached and its cache does not hold the model, or a download broke off.
+        ValueError: neither a path nor a hub id, or a revision of something that is not on the hub.
+        TypeError: not a string or path.
+    """
+    if not isinstance(source, str | PathLike | None):
+        raise TypeError(f"source must be a path or a hub id, not {type(source).__name__}")
+    if isinstance(source, str) and not source.strip():
+        raise ValueError("source is an empty string: give a path or a hub id, or None for the model in the package")
+    path = SHIPPED if source is None else Path(source)
+    if path.exists():
+        if revision is not None:
+            raise ValueError(f"revision {revision!r} is for models on the hub: {path} is on this disk")
+        return path
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source) or path.suffix in (".safetensors", ".bin", ".json"):
+        raise FileNotFoundError(
+            f"no such file or folder: {str(source)!r} (looked for {path.absolute()}); a model on the hub is named "
+            "'name' or 'org/name'"
+        )
+    return _download(source, revision)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    """The folder of the hub's cache that holds the checkpoint.
+
+    huggingface_hub keeps the cache, resumes downloads that broke off, and obeys HF_HOME, HF_ENDPOINT, HF_TOKEN and
+    HF_HUB_OFFLINE.
+    """
+    # Imported here: whoever loads from the disk need not wait for it.
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    url = hf_hub_url(repo_id, "config.json", revision=revision)
+    unreachable: Exception | None = None
+    # Asked once and directly: hf_hub_download would retry for half a minute before it says that there is no network.
+    try:
+        get_hf_file_metadata(url)
+    except Exception as error:  # the transport's errors differ from version to version
+        _raise_if_refused(error, repo_id, revision)
+        unreachable = error
+
+    def fetch(name: str, revision: str | None) -> Path | None:
+        try:
+            return Path(hf_hub_download(repo_id, name, revision=revision, local_files_only=unreachable is not None))
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError) and unreachable is None:
+                raise OSError(f"lost the connection while downloading {name} of {repo_id!r}: load it again") from error
+            return None
+        except Exception as error:
+            raise OSError(f"the download of {name} of {repo_id!r} broke off: {error}; load it again") from error
+
+    config = fetch("config.json", revision)
+    if config is None:
+        raise _no_network(repo_id, unreachable)
+    if unreachable is not None and not isinstance(unreachable, OfflineModeIsEnabled):
+        logger.warning("cannot reach the hub (%s): using the copy of %s in its cache", unreachable, repo_id)
+    # The rest comes from the same commit, even if the branch moves meanwhile; what is cached of it needs no request.
+    commit = config.parent.name
+
+    def fetch_once(name: str) -> Path | None:
+        cached = try_to_load_from_cache(repo_id, name, revision=commit)
+        if cached is None:
+            return fetch(name, commit)
+        return Path(cached) if isinstance(cached, str) else None  # the cache knows that there is none
+
+    weights = next((path for path in map(fetch_once, WEIGHT_FILES) if path is not None), None)
+    if weights is None:
+        if unreachable is not None:
+            raise _no_network(repo_id, unreachable)
+        raise FileNotFoundError(f"{repo_id!r} on the hub has no weights: looked for {', '.join(WEIGHT_FILES)}")
+    if weights.name != WEIGHT_FILES[0]:
+        logger.warning("%s has no %s at this revision: using %s", repo_id, WEIGHT_FILES[0], weights.name)
+    for name in _COMPANIONS:
+        fetch_once(name)
+    return config.parent
+
+
+def _raise_if_refused(error: Exception, repo_id: str, revision: str | None) -> None:
+    """Raise if the hub answered, and the answer was no."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        raise OSError(
+            f"{repo_id!r} asks you to accept its terms on the hub, then to log in: `hf auth login`"
+        ) from error
+    if isinstance(error, RepositoryNotFoundError):
+        raise FileNotFoundError(
+            f"no model {repo_id!r} on the hub, or it is private, and no such file or folder here; check the name, or "
+            "log in with `hf auth login`"
+        ) from error
+    if isinstance(error, RevisionNotFoundError):
+        raise FileNotFoundError(f"{repo_id!r} on the hub has no revision {revision!r}") from error
+    if isinstance(error, EntryNotFoundError):
+        raise FileNotFoundError(f"{repo_id!r} on the hub has no config.json: it is not a BERT's checkpoint") from error
+
+
+def _no_network(repo_id: str, error: Exception | None) -> OSError:
+    from huggingface_hub import constants
+
+    reason = str(error).partition("\n")[0] if error else "no answer"
+    return OSError(
+        f"cannot reach {constants.ENDPOINT} for {repo_id!r} ({reason}), its cache {constants.HF_HUB_CACHE} does not "
+        f"hold the model, and there is no such file or folder here. Ways to get weights without a network:\n"
+        f"  - the model inside the package: give no source\n"
+        f"  - a local folder with config.json and weights: give its path\n"
+        f"  - on a machine with a network, `hf download {repo_id} --exclude training_args.bin --local-dir FOLDER` "
+        f"(older: `huggingface-cli download`); copy FOLDER here and give its path\n"
+        f"  - a filled cache of such a machine: copy it here, and set HF_HOME to it and HF_HUB_OFFLINE=1"
+    )

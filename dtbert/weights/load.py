@@ -1,0 +1,135 @@
+"""From a checkpoint to a model that is ready to run."""
+
+from os import PathLike
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dtbert.kernels import BackendName, cpu, get_backend
+from dtbert.model import BertEncoder, BertForQuestionAnswering
+from dtbert.weights.checkpoint import Checkpoint, Source, TensorFile, open_checkpoint
+from dtbert.weights.hub import resolve_source
+from dtbert.weights.names import POOLER, hub_names
+from dtbert.weights.quantize import dequantize_rows
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_BLOCK = 2**18  # values
+
+
+class _Placement(NamedTuple):
+    device: torch.device
+    precision: torch.dtype  # to which the weights are rounded
+    dtype: torch.dtype  # in which they are held
+
+
+def load_model(
+    source: str | PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    backend: BackendName | None = None,
+) -> BertForQuestionAnswering:
+    """Load a span-answering BERT, ready for inference: no gradients, weights packed for a CPU.
+
+    Args:
+        source: a folder, a file (``.safetensors`` or ``.bin``) with ``config.json`` beside it, or a hub id such as
+            ``"Intel/dynamic_tinybert"``; by default the model inside the package.
+        revision: branch, tag or commit of a hub id; its main branch by default.
+        device: where the weights go; the CPU by default.
+        dtype: ``torch.float32`` (the default, whatever the file holds), ``torch.bfloat16`` or ``torch.float16``. A CPU
+            without matrix instructions for the dtype emulates it at a fraction of the speed of float32, so there
+            the weights are rounded to the dtype, then held and computed in float32: `model.dtype` tells.
+        backend: the kernels, ``"reference"`` or ``"cpu"``; by device if left out.
+
+    Raises:
+        CheckpointError: weights that are damaged, refused, not finite, or do not fit the config; every tensor is named.
+        OSError: files are missing, or the hub cannot be reached.
+        ValueError: a device or dtype that is not there, a config that is no BERT encoder's, or a malformed hub id.
+    """
+    placement = _placement(device, dtype, backend)
+    checkpoint = open_checkpoint(resolve_source(source, revision))
+    with torch.device("meta"):
+        model = BertForQuestionAnswering(checkpoint.config, backend=backend)
+    _fill(model, checkpoint, placement)
+    model.pack_weights()
+    return model.eval()
+
+
+def load_encoder(
+    source: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    backend: BackendName | None = None,
+) -> BertEncoder:
+    """Load a bare BERT from any BERT checkpoint, with the pooler where there is one; heads are left out.
+
+    Arguments and errors are `load_model`'s.
+    """
+    placement = _placement(device, dtype, backend)
+    checkpoint = open_checkpoint(resolve_source(source, revision))
+    with torch.device("meta"):
+        model = BertEncoder(checkpoint.config, pooler=checkpoint.has(POOLER), backend=backend)
+    _fill(model, checkpoint, placement)
+    model.pack_weights()
+    return model.eval()
+
+
+def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of each of the model's tensors, by its hub name."""
+    expected = {}
+    for parameter, value in model.named_parameters():
+        names = hub_names(parameter)
+        for name in names:
+            expected[name] = (value.shape[0] // len(names), *value.shape[1:])
+    return expected
+
+
+def _placement(device: torch.device | str | None, dtype: torch.dtype | None, backend: BackendName | None) -> _Placement:
+    # Everything that can be wrong is said before a file is opened.
+    precision = torch.float32 if dtype is None else dtype
+    if precision not in _DTYPES:
+        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, not {dtype!r}")
+    try:
+        place = torch.device("cpu" if device is None else device)
+        torch.zeros(1, device=place).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error
+    get_backend(place, backend)
+    native = place.type != "cpu" or cpu.multiplies_natively(precision)
+    return _Placement(place, precision, precision if native else torch.float32)
+
+
+def _fill(model: BertForQuestionAnswering | BertEncoder, checkpoint: Checkpoint, placement: _Placement) -> None:
+    """Give a model on the meta device its weights.
+
+    The largest go first: while a tensor is copied its pages of the file are in memory too, and the largest one's
+    are least in the way when nothing else is there yet.
+    """
+    sources = checkpoint.match(expected_tensors(model))
+    tensors: dict[str, Tensor] = {}
+    pieces: dict[str, Tensor] = {}
+    for parameter, value in sorted(model.named_parameters(), key=lambda item: item[1].numel(), reverse=True):
+        tensors[parameter] = torch.empty(value.shape, dtype=placement.dtype, device=placement.device)
+        names = hub_names(parameter)
+        for name, rows in zip(names, tensors[parameter].chunk(len(names)), strict=True):
+            _copy(checkpoint.file, sources[name], rows, placement.precision)
+            pieces[name] = rows
+    checkpoint.check_finite(pieces)
+    model.load_state_dict(tensors, assign=True)
+    model.requires_grad_(False)
+
+
+def _copy(file: TensorFile, source: Source, target: Tensor, precision: torch.dtype) -> None:
+    values = file.read(source.name)
+    scale = None if source.scale is None else file.read(source.scale)
+    # By blocks, so that what is computed on the way stays small.
+    rows = max(1, _BLOCK * len(values) // values.numel())
+    for start in range(0, len(values), rows):
+        block = slice(start, start + rows)
+        part = values[block] if scale is None else dequantize_rows(values[block], scale[block])
+        target[block].copy_(part.to(precision))

@@ -1,0 +1,158 @@
+"""Writing checkpoints: a model's own, and another checkpoint's in another form."""
+
+import json
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dtbert.model import BertEncoder, BertForQuestionAnswering
+from dtbert.weights.checkpoint import Checkpoint, open_checkpoint
+from dtbert.weights.hub import resolve_source
+from dtbert.weights.load import expected_tensors
+from dtbert.weights.names import POOLER, SPAN_HEAD, hub_names
+from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_rows
+
+# What goes with the weights into a converted folder.
+_COMPANIONS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "schedules.json",
+    "README.md",
+    "LICENSE",
+)
+
+
+def to_hub_tensors(model: BertForQuestionAnswering | BertEncoder) -> dict[str, Tensor]:
+    """The model's weights under the hub's names: plain tensors on the CPU, which may share the model's memory."""
+    tensors: dict[str, Tensor] = {}
+    for parameter, value in model.named_parameters():
+        plain = value.detach().to_dense() if value.is_mkldnn else value.detach()
+        names = hub_names(parameter)
+        tensors |= zip(names, plain.cpu().chunk(len(names)), strict=True)
+    return tensors if isinstance(model, BertForQuestionAnswering) else _without_prefix(tensors)
+
+
+def save_model(model: BertForQuestionAnswering | BertEncoder, folder: str | PathLike[str]) -> Path:
+    """Write ``config.json`` and ``model.safetensors``, which `load_model` and transformers load.
+
+    Args:
+        model: on any device, its weights packed or not.
+        folder: a new or empty one; it appears with all its files, or not at all.
+
+    Raises:
+        FileExistsError: something is there already.
+        OSError: it cannot be written.
+    """
+    architecture = "BertForQuestionAnswering" if isinstance(model, BertForQuestionAnswering) else "BertModel"
+    config = {"architectures": [architecture], **model.config.to_dict()}
+    with _new_folder(folder) as partial:
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        _write(to_hub_tensors(model), partial / "model.safetensors", {})
+    return Path(folder)
+
+
+def convert(
+    source: str | PathLike[str] | None, dest: str | PathLike[str], *, revision: str | None = None, int8: bool = False
+) -> Path:
+    """Write any checkpoint that dtbert loads as a folder with safetensors; its config and tokenizer go along.
+
+    Args:
+        source: as `load_model`'s.
+        dest: a new or empty folder; it appears with all its files, or not at all.
+        revision: as `load_model`'s.
+        int8: write ``model.int8.safetensors``, a quarter of float32's size: matrices as int8 with a float16 scale per
+            row, the rest as float16. Otherwise ``model.safetensors``, in the floats of the source; int8 becomes
+            float32.
+
+    Returns:
+        ``dest``.
+
+    Raises:
+        FileExistsError: ``dest`` is there already, and not an empty folder.
+        CheckpointError, OSError, ValueError: as `load_model`.
+    """
+    with _new_folder(dest) as partial:
+        checkpoint = open_checkpoint(resolve_source(source, revision))
+        tensors = _read_all(checkpoint)
+        if not checkpoint.has(SPAN_HEAD):
+            tensors = _without_prefix(tensors)
+        if int8:
+            metadata = {"quantization": "int8 per row, symmetric, <name>.scale"}
+            _write(_quantize(tensors, checkpoint), partial / "model.int8.safetensors", metadata)
+        else:
+            _write(tensors, partial / "model.safetensors", {})
+        for name in _COMPANIONS:
+            if (checkpoint.folder / name).is_file():
+                shutil.copyfile(checkpoint.folder / name, partial / name)
+    return Path(dest)
+
+
+def _read_all(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Every tensor that a model of dtbert's has a place for, by its hub name."""
+    with torch.device("meta"):
+        expected = expected_tensors(BertEncoder(checkpoint.config, pooler=checkpoint.has(POOLER)))
+        if checkpoint.has(SPAN_HEAD):
+            expected |= expected_tensors(BertForQuestionAnswering(checkpoint.config))
+    tensors = {}
+    for name, source in checkpoint.match(expected).items():
+        values = checkpoint.file.read(source.name).contiguous()
+        tensors[name] = dequantize_rows(values, checkpoint.file.read(source.scale)) if source.scale else values
+    checkpoint.check_finite(tensors)
+    return tensors
+
+
+def _quantize(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> dict[str, Tensor]:
+    quantized = {}
+    for name, tensor in tensors.items():
+        if is_quantizable(tuple(tensor.shape)):
+            quantized[name], quantized[f"{name}.scale"] = quantize_rows(tensor)
+        else:
+            quantized[name] = tensor.half()
+    checkpoint.check_finite({name: tensor for name, tensor in quantized.items() if tensor.is_floating_point()})
+    return quantized
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # The hub's convention: a bare encoder's names have no prefix.
+    return {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, {"format": "pt", **metadata})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path.name}: {error}") from error
+    # safetensors makes its files readable by their owner alone.
+    path.chmod(mode)
+
+
+@contextmanager
+def _new_folder(dest: str | PathLike[str]) -> Iterator[Path]:
+    """A folder beside ``dest`` that becomes ``dest`` when all went well, and is removed when not."""
+    target = Path(dest).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{dest} is there already: name a new or empty folder")
+    created = [parent for parent in target.parents if not parent.exists()]
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in created:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
