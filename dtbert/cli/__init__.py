@@ -1,0 +1,98 @@
+"""The command line: `dtbert answer`, `dtbert evaluate`, `dtbert convert`.
+
+Exit status: 0 all went well, 1 some questions of many failed, 2 wrong usage or bad input, 130 interrupted,
+141 whoever read the output has gone.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
+from typing import NoReturn
+
+from dtbert import __version__
+from dtbert.cli import answer, convert, evaluate
+
+_DESCRIPTION = """\
+Question answering with a BERT that drops tokens between layers, to fit any
+compute budget.
+"""
+_EXAMPLE = """\
+example:
+  dtbert answer --question "Who wrote it?" --context "Ada Lovelace wrote it."
+
+`dtbert COMMAND --help` tells more.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"dtbert: error: {message} (see `{self.prog} --help`)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; it loads nothing heavy."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = _Parser("dtbert", description=_DESCRIPTION, epilog=_EXAMPLE, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"dtbert {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (answer, evaluate, convert):
+        name = command.__name__.rpartition(".")[2]
+        one = commands.add_parser(
+            name,
+            help=command.SUMMARY,
+            description=command.DESCRIPTION,
+            epilog=command.EXAMPLES,
+            formatter_class=form,
+            allow_abbrev=False,
+        )
+        command.add_arguments(one)
+        one.set_defaults(run=command.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command, of ``sys.argv`` by default; errors go to stderr without a traceback. Returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a character shows its escape; it is no reason to stop.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(format="dtbert: %(message)s")
+    try:
+        status = _run(argv)
+        if sys.stdout:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        _forget_output()
+        return 141
+    except (ValueError, TypeError, OSError) as error:
+        _forget_output()
+        print(f"dtbert: error: {_message(error)}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as stop:  # after --help and --version, or wrong usage; the caller still flushes
+        return int(stop.code or 0)
+    return int(arguments.run(arguments))
+
+
+def _forget_output() -> None:
+    # What is still buffered would fail again when the interpreter closes stdout, and say so.
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,270 @@
+"""`dtbert answer --input --output`: many questions, streamed, and continued after an interruption.
+
+The output itself says how far it has come: one line for each line of the input, in order. What it cannot say, the
+input and the options that made it, stands in a file beside it, written before the first answer.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dtbert import __version__
+from dtbert.cli.options import load_answerer, schedule_of
+from dtbert.cli.output import check_folder, write_whole
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from dtbert.model import LengthSchedule
+    from dtbert.qa import Answer, QuestionAnswerer
+
+# Questions go through the model a chunk at a time. Where chunks end is counted from the start of the file, so that a
+# continued run makes the same batches as an unbroken one, and with them the same digits.
+CHUNK_LINES = 1024
+CHUNK_CHARACTERS = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the input that is not blank: ``number`` counts all lines from 1; ``error`` says what is wrong."""
+
+    number: int
+    id: str | int | None = None
+    question: str = ""
+    context: str = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an output has come: its whole lines, how many of them hold an error, and the bytes they take."""
+
+    lines: int
+    failed: int
+    size: int
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    source, output = Path(arguments.input), Path(arguments.output)
+    _check_paths(source, output)
+    schedule = schedule_of(arguments)
+    digest, total = survey(source)
+    settings = {
+        "dtbert": __version__,
+        "input_sha256": digest,
+        "model": arguments.model,
+        "revision": arguments.revision,
+        "dtype": arguments.dtype,
+        "schedule": None if schedule is None else schedule.to_dict(),
+        "top": arguments.top,
+    }
+    _check_settings(output, settings)
+    answerer = load_answerer(arguments, schedule)
+    with output.open("ab") as sink:
+        _lock(sink, output)
+        done = progress(source, output)
+        if not done.lines:
+            write_whole(_settings_path(output), json.dumps(settings) + "\n")
+        sink.truncate(done.size)
+        failed = done.failed
+        with tqdm(total=total, initial=done.lines, unit=" questions", disable=arguments.quiet or None) as bar:
+            for line, fields in results(answerer, source, done.lines, schedule, arguments.top):
+                sink.write(_dump(line, fields))
+                sink.flush()
+                if "error" in fields:
+                    failed += 1
+                    bar.write(f"dtbert: {source}, line {line.number}: {fields['error']}", file=sys.stderr)
+                bar.update()
+    if failed:
+        print(f'dtbert: {failed} of {total} lines failed: see "error" in {output}', file=sys.stderr)
+    return 1 if failed else 0
+
+
+def read_lines(source: Path) -> Iterator[Line]:
+    """The lines of the input that are not blank, one at a time."""
+    with source.open("rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            if raw.strip():
+                yield parse_line(number, raw)
+
+
+def parse_line(number: int, raw: bytes) -> Line:
+    """A line of the input, or what is wrong with it; whether the model can answer it is seen later."""
+    try:
+        fields = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return Line(number, error=f"not UTF-8 text (byte {error.start} of the line)")
+    except json.JSONDecodeError as error:
+        return Line(number, error=f"not JSON ({error.msg.removesuffix(' at')} at character {error.pos} of the line)")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+        return Line(number, error=f"not JSON ({error})")
+    if not isinstance(fields, dict):
+        return Line(number, error='expected a JSON object with "question" and "context"')
+    identifier = fields.get("id")
+    if not isinstance(identifier, str | int | None) or isinstance(identifier, bool):
+        return Line(number, error=f'"id" must be a text or a whole number, not {_named(identifier)}')
+    for name in ("question", "context"):
+        if name not in fields:
+            return Line(number, identifier, error=f'"{name}" is missing')
+        if not isinstance(fields[name], str):
+            return Line(number, identifier, error=f'"{name}" must be a text, not {_named(fields[name])}')
+    return Line(number, identifier, fields["question"], fields["context"])
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    return json.dumps(value)[:40]
+
+
+def chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    """The lines in lists of bounded size, cut at the same places whenever the file is read."""
+    chunk: list[Line] = []
+    characters = 0
+    for line in lines:
+        chunk.append(line)
+        characters += len(line.question) + len(line.context)
+        if len(chunk) == CHUNK_LINES or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+def results(
+    answerer: "QuestionAnswerer", source: Path, skip: int, schedule: "LengthSchedule | None", top: int
+) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """Each line after the first ``skip`` ones, and the JSON fields of its answer, or of its error."""
+    for chunk in chunks(read_lines(source)):
+        if skip >= len(chunk):
+            skip -= len(chunk)
+            continue
+        errors = {line.number: error for line in chunk if (error := _error(answerer, line)) is not None}
+        pairs = ((line.question, line.context) for line in chunk if line.number not in errors)
+        answers = answerer.answer_many(pairs, schedule=schedule, top_k=top)
+        for index, line in enumerate(chunk):
+            if line.number in errors:
+                fields: dict[str, Any] = {"error": errors[line.number]}
+            else:
+                best: Any = next(answers)
+                fields = answer_fields([best] if top == 1 else best, top)
+            if index >= skip:
+                yield line, fields
+        skip = 0
+
+
+def answer_fields(answers: "Sequence[Answer]", top: int) -> dict[str, Any]:
+    """The JSON fields of the best answer, and where ``top`` is above 1 a list of all as ``answers``."""
+    fields = [
+        # Six digits: what a float32 knows.
+        {"answer": answer.text, "start": answer.start, "end": answer.end, "score": float(f"{answer.score:.6g}")}
+        for answer in answers
+    ]
+    return {**fields[0], "answers": fields} if top > 1 else fields[0]
+
+
+def _error(answerer: "QuestionAnswerer", line: Line) -> str | None:
+    if line.error is not None:
+        return line.error
+    try:
+        answerer.check_pair(line.question, line.context)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _dump(line: Line, fields: dict[str, Any]) -> bytes:
+    fields = {"line": line.number, **({} if line.id is None else {"id": line.id}), **fields}
+    try:
+        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # an id with half a character, which only an escape can write
+        return json.dumps(fields).encode() + b"\n"
+
+
+def survey(source: Path) -> tuple[str, int]:
+    """The SHA-256 of the input, and how many of its lines are not blank."""
+    digest, lines = hashlib.sha256(), 0
+    with source.open("rb") as file:
+        for raw in file:
+            digest.update(raw)
+            lines += bool(raw.strip())
+    return digest.hexdigest(), lines
+
+
+def progress(source: Path, output: Path) -> Progress:
+    """How far the output has come; a last line without its end is not counted.
+
+    Raises:
+        ValueError: a line is not what this input gives.
+    """
+    lines = failed = size = 0
+    expected = read_lines(source)
+    with output.open("rb") as written:
+        for raw in written:
+            if not raw.endswith(b"\n"):
+                break
+            line = next(expected, None)
+            try:
+                fields = json.loads(raw)
+                same = line is not None and (fields["line"], fields.get("id")) == (line.number, line.id)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                same = False
+            if not same:
+                raise ValueError(f"{output}: line {lines + 1} does not belong to this input{_afresh(output)}")
+            lines, failed, size = lines + 1, failed + ("error" in fields), size + len(raw)
+    return Progress(lines, failed, size)
+
+
+def _check_paths(source: Path, output: Path) -> None:
+    if not source.is_file():
+        reason = "it is read more than once" if source.exists() else "there is none"
+        raise ValueError(f"--input {source} must be a file: {reason}")
+    check_folder("--output", output)
+    if output.exists() and output.samefile(source):
+        raise ValueError(f"--output {output} is the input itself: name another file")
+
+
+def _settings_path(output: Path) -> Path:
+    return output.with_name(output.name + ".settings.json")
+
+
+def _check_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Raise ValueError if the output holds lines that were made from another input, or with other options."""
+    if not output.exists() or output.stat().st_size == 0:
+        return
+    record = _settings_path(output)
+    try:
+        before = json.loads(record.read_text("utf-8"))
+        changed = sorted(name for name in settings if before.get(name, ...) != settings[name])
+    except FileNotFoundError:
+        raise ValueError(
+            f"{output} is there already, without the {record.name} that such a run leaves{_afresh(output)}"
+        ) from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{record} is damaged{_afresh(output)}") from error
+    if changed:
+        names = ", ".join("input" if name == "input_sha256" else name for name in changed)
+        raise ValueError(f"{output} was made from other settings ({names}){_afresh(output)}")
+
+
+def _afresh(output: Path) -> str:
+    return f": name another --output, or delete {output} to start afresh"
+
+
+def _lock(sink: BinaryIO, output: Path) -> None:
+    """Keep a second process from writing the same lines; the lock goes with the process, however it ends."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is writing {output}: wait for it, or name another --output") from error
+        except OSError:  # a file system without locks
+            pass

@@ -1,0 +1,137 @@
+"""Options that several commands share: the model, the schedule, threads; and what they stand for."""
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dtbert.model import LengthSchedule
+    from dtbert.qa import QuestionAnswerer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+SCHEDULE_HELP = """\
+schedules:
+  SPEC is a list with one entry per layer of the model, or a schedule in JSON,
+  or a file that holds one:
+    269,253,252,202,104,34   whole numbers: tokens that stay after each layer
+    1,1,0.9,0.6,0.4,0.2      else: parts of the text's own length that stay
+    1,1,1,1,1,1              ones alone are parts: nothing is dropped
+    {"kind": "ratios", "length_config": [1, 1, 0.9, 0.6, 0.4, 0.2]}
+  NAME, the scorer that chooses the tokens, is one of received,
+  received_off_diagonal, received_max, cls, from_question, value_norm, answer,
+  random; or a list of them with one per layer.
+"""
+
+_NUMBERS = re.compile(r"[\d.,\s+\-eE]+")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="SOURCE", help="a hub id, a folder or a file (default: the one inside dtbert)"
+    )
+    group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
+    group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    group.add_argument("--dtype", choices=DTYPES, help="number format of the computation (default: float32)")
+    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def add_schedule_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("token dropping")
+    group.add_argument("--schedule", metavar="SPEC", help="how many tokens stay after each layer (default: all)")
+    group.add_argument("--scorer", metavar="NAME", help="which tokens stay (default: received, or the schedule's own)")
+    group.add_argument("--keep-cls", action="store_true", help="always keep the first token")
+    group.add_argument("--keep-question", action="store_true", help="keep the question before the context")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
+    """The schedule that the options describe, or None.
+
+    Raises:
+        ValueError: a schedule that is not one, or options about a schedule without one.
+        OSError: the schedule's file cannot be read.
+    """
+    changes: dict[str, Any] = {}
+    if arguments.scorer is not None:
+        names = [name.strip() for name in arguments.scorer.split(",")]
+        changes["scorer"] = names[0] if len(names) == 1 else tuple(names)
+    changes |= {name: True for name in ("keep_cls", "keep_question") if getattr(arguments, name)}
+    if arguments.schedule is None:
+        if changes:
+            option = next(iter(changes)).replace("_", "-")
+            raise ValueError(f"--{option} says which tokens stay: it needs --schedule, which says how many")
+        return None
+    return replace(parse_schedule(arguments.schedule), **changes)
+
+
+def parse_schedule(spec: str) -> "LengthSchedule":
+    """The schedule of a SPEC: see SCHEDULE_HELP."""
+    from dtbert.model import LengthSchedule
+
+    if _NUMBERS.fullmatch(spec):
+        return _from_list(spec, LengthSchedule.absolute, LengthSchedule.ratios)
+    if spec.lstrip().startswith("{"):
+        name, text = "--schedule", spec
+    else:
+        try:
+            name, text = spec, Path(spec).read_text("utf-8")
+        except FileNotFoundError:
+            raise ValueError(
+                f"--schedule {spec!r} is neither a list such as 1,1,0.9,0.6,0.4,0.2, nor JSON, nor a file"
+            ) from None
+    try:
+        return LengthSchedule.from_json(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{name}: not a schedule in JSON ({error})") from error
+
+
+def _from_list(
+    spec: str, absolute: "Callable[[list[int]], LengthSchedule]", ratios: "Callable[[list[float]], LengthSchedule]"
+) -> "LengthSchedule":
+    entries = [entry.strip() for entry in spec.split(",")]
+    try:
+        # A text cut to one token from the first layer on has no use, so ones alone mean "all of it".
+        if all(entry.isdecimal() for entry in entries) and set(entries) != {"1"}:
+            return absolute([int(entry) for entry in entries])
+        return ratios([_number(entry) for entry in entries])
+    except ValueError as error:
+        raise ValueError(f"--schedule {spec!r}: {error}") from error
+
+
+def _number(entry: str) -> float:
+    try:
+        return float(entry)
+    except ValueError:
+        raise ValueError(f"{entry!r} is not a number") from None
+
+
+def load_answerer(arguments: argparse.Namespace, schedule: "LengthSchedule | None") -> "QuestionAnswerer":
+    """The model that the options name, ready to answer.
+
+    Raises:
+        ValueError, OSError: as `QuestionAnswerer.load`; or the schedule does not fit the model.
+    """
+    if arguments.revision is not None and arguments.model is None:
+        raise ValueError("--revision names a version of a hub id: give it with --model")
+    import torch
+
+    from dtbert.qa import QuestionAnswerer
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    answerer = QuestionAnswerer.load(arguments.model, revision=arguments.revision, device=arguments.device, dtype=dtype)
+    if schedule is not None:
+        schedule.check_layers(answerer.config.num_hidden_layers)
+    return answerer

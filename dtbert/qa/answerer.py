@@ -1,0 +1,270 @@
+"""The answerer: questions and contexts in, answers out, one at a time or any number."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Literal, overload
+
+import torch
+from tokenizers import Tokenizer
+
+from dtbert.model import BertForQuestionAnswering, LengthSchedule
+from dtbert.qa.spans import Answer, BestAnswers, WindowSpans
+from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, tokenize
+from dtbert.qa.windows import Example, Window, WindowSize, batches, pack, windows
+from dtbert.weights import load_model, resolve_source
+
+# `answer_many` reads this many pairs ahead, or fewer: until it has this many characters per token of a batch.
+BUFFER_PAIRS = 4096
+BUFFER_CHARACTERS_PER_TOKEN = 64
+# A context of which this many characters have a token has tokens.
+_HEAD = 256
+
+Pair = tuple[str, str]
+
+
+class QuestionAnswerer:
+    """Answers questions about texts with a model and its tokenizer.
+
+    A context of any length is read in windows; an answer is a span of one of them. Calls share no state that
+    changes, so several threads may use one answerer.
+
+    Args:
+        model: in evaluation mode; `dtbert.load_model` gives one.
+        tokenizer: the model's own; its truncation and padding are left out.
+        window: tokens the model reads at a time: question, part of the context and three special tokens.
+        stride: tokens of context that consecutive windows share.
+        max_answer_tokens: longest answer, in tokens.
+        batch_tokens: tokens, padding counted, that go through the model together; by default 2,048 on a CPU
+            and 32,768 elsewhere.
+
+    Attributes:
+        model, tokenizer, window, stride, max_answer_tokens, batch_tokens: as given.
+        config: the model's sizes.
+
+    Raises:
+        TypeError: not a model, a tokenizer or whole numbers.
+        ValueError: the window exceeds the model's positions, leaves no room beside the stride or exceeds
+            ``batch_tokens``, or the tokenizer is not the model's.
+    """
+
+    def __init__(
+        self,
+        model: BertForQuestionAnswering,
+        tokenizer: Tokenizer,
+        *,
+        window: int = 384,
+        stride: int = 128,
+        max_answer_tokens: int = 30,
+        batch_tokens: int | None = None,
+    ) -> None:
+        if not isinstance(model, BertForQuestionAnswering):
+            raise TypeError(f"the model must be a BertForQuestionAnswering, not {type(model).__name__}")
+        if batch_tokens is None:
+            batch_tokens = 2048 if model.device.type == "cpu" else 32768
+        self._size = WindowSize(window, stride, model.config)
+        _check_count("max_answer_tokens", max_answer_tokens, 1)
+        _check_count("batch_tokens", batch_tokens, window)
+        self.model, self.tokenizer, self.config = model, plain(tokenizer), model.config
+        self._cls, self._sep = special_ids(self.tokenizer, model.config.vocab_size)
+        self.window, self.stride = window, stride
+        self.max_answer_tokens, self.batch_tokens = max_answer_tokens, batch_tokens
+
+    @classmethod
+    def load(
+        cls,
+        source: str | PathLike[str] | None = None,
+        *,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        window: int = 384,
+        stride: int = 128,
+        max_answer_tokens: int = 30,
+        batch_tokens: int | None = None,
+    ) -> "QuestionAnswerer":
+        """Load a model and its tokenizer.
+
+        Args:
+            source: a local folder, or a hub id; by default the model that ships with dtbert.
+            revision: of the hub id.
+            device, dtype: as `dtbert.load_model`.
+            window, stride, max_answer_tokens, batch_tokens: as the class.
+
+        Raises:
+            OSError: a file is missing or cannot be read, or cannot be fetched.
+            ValueError, TypeError: a file's content is wrong, or as the class.
+        """
+        path = resolve_source(source, revision)
+        tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
+        model = load_model(path, device=device, dtype=dtype)
+        return cls(
+            model,
+            tokenizer,
+            window=window,
+            stride=stride,
+            max_answer_tokens=max_answer_tokens,
+            batch_tokens=batch_tokens,
+        )
+
+    def __call__(self, question: str, context: str, *, schedule: LengthSchedule | None = None) -> Answer:
+        """The best answer to a question about a context.
+
+        Args:
+            question: at most as long as a window leaves room for.
+            context: of any length.
+            schedule: tokens that each layer keeps; all by default.
+
+        Raises:
+            TypeError: not strings, or not a `LengthSchedule`.
+            ValueError: a text is empty, blank, without tokens or with lone surrogates; a question too long for the
+                window; a schedule with another number of layers than the model.
+        """
+        return self.top(question, context, 1, schedule=schedule)[0]
+
+    def top(self, question: str, context: str, k: int, *, schedule: LengthSchedule | None = None) -> list[Answer]:
+        """The ``k`` best answers of distinct text, best first; fewer where the context has no more.
+
+        A text that occurs several times counts once, at its best place. Otherwise as calling the answerer.
+        """
+        _check_count("k", k, 1)
+        self._check_schedule(schedule)
+        return self._answer([self._example(question, context)], schedule, k)[0]
+
+    @overload
+    def answer_many(
+        self, pairs: Iterable[Pair], *, schedule: LengthSchedule | None = None, top_k: Literal[1] = 1
+    ) -> Iterator[Answer]: ...
+
+    @overload
+    def answer_many(
+        self, pairs: Iterable[Pair], *, schedule: LengthSchedule | None = None, top_k: int
+    ) -> Iterator[Answer] | Iterator[list[Answer]]: ...
+
+    def answer_many(
+        self, pairs: Iterable[Pair], *, schedule: LengthSchedule | None = None, top_k: int = 1
+    ) -> Iterator[Answer] | Iterator[list[Answer]]:
+        """Answer any number of questions, in order, in bounded memory.
+
+        The iterable is read as answers are taken, up to 4,096 pairs ahead, fewer once they hold 64 characters for
+        each of ``batch_tokens``. Pairs read together are sorted by length for the model.
+
+        Args:
+            pairs: ``(question, context)``; may be endless.
+            schedule: tokens that each layer keeps; all by default.
+            top_k: answers to each question.
+
+        Returns:
+            An iterator over an `Answer` per pair, or over a list of them, as `top` gives, where ``top_k`` is above 1.
+
+        Raises:
+            TypeError, ValueError: at once for ``schedule`` and ``top_k``; for a pair as calling the answerer, with
+                its number, from 0, when all answers before it are out. `check_pair` finds such a pair beforehand.
+        """
+        _check_count("top_k", top_k, 1)
+        self._check_schedule(schedule)
+        answers = self._stream(enumerate(pairs), schedule, top_k)
+        return (best[0] for best in answers) if top_k == 1 else answers
+
+    def check_pair(self, question: str, context: str) -> None:
+        """Raise what calling the answerer would raise for this pair, without running the model."""
+        check_pair(question, context)
+        # Where the beginning of the context has a token, so has the whole.
+        question_tokens, beginning = tokenize(self.tokenizer, [question, context[:_HEAD]])
+        if not len(beginning.ids):
+            (beginning,) = tokenize(self.tokenizer, [context])
+        self._size.example(question_tokens, beginning)
+
+    def windows(self, question: str, context: str) -> list[Window]:
+        """What the model reads to answer: at least one window, in order of the text.
+
+        Raises:
+            TypeError, ValueError: as calling the answerer.
+        """
+        return windows(self._example(question, context), self._cls, self._sep)
+
+    def _check_schedule(self, schedule: LengthSchedule | None) -> None:
+        if schedule is None:
+            return
+        if not isinstance(schedule, LengthSchedule):
+            raise TypeError(
+                f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
+                "LengthSchedule.absolute or LengthSchedule.ratios"
+            )
+        schedule.check_layers(self.config.num_hidden_layers)
+
+    def _example(self, question: str, context: str) -> Example:
+        check_pair(question, context)
+        return self._size.example(*tokenize(self.tokenizer, [question, context]))
+
+    def _stream(
+        self, numbered: Iterator[tuple[int, Pair]], schedule: LengthSchedule | None, top_k: int
+    ) -> Iterator[list[Answer]]:
+        while True:
+            examples, failure = self._read(numbered)
+            yield from self._answer(examples, schedule, top_k)
+            if failure is not None:
+                raise failure
+            if not examples:
+                return
+
+    def _read(self, numbered: Iterator[tuple[int, Pair]]) -> tuple[list[Example], Exception | None]:
+        """A buffer of examples, empty at the end, and what cut it short: a wrong pair, or an iterable that failed."""
+        numbers: list[int] = []
+        texts: list[str] = []
+        examples: list[Example] = []
+        characters = 0
+        failure: Exception | None = None
+        try:
+            for number, pair in numbered:
+                with _naming(number):
+                    texts += _checked(pair)
+                numbers.append(number)
+                characters += len(texts[-1]) + len(texts[-2])
+                if len(numbers) == BUFFER_PAIRS or characters >= BUFFER_CHARACTERS_PER_TOKEN * self.batch_tokens:
+                    break
+        except Exception as error:
+            failure = error
+        tokens = tokenize(self.tokenizer, texts)
+        try:
+            for number, question, context in zip(numbers, tokens[::2], tokens[1::2], strict=True):
+                with _naming(number):
+                    examples.append(self._size.example(question, context))
+        except ValueError as error:
+            failure = error
+        return examples, failure
+
+    def _answer(self, examples: Sequence[Example], schedule: LengthSchedule | None, k: int) -> list[list[Answer]]:
+        best = [BestAnswers(example.context, k) for example in examples]
+        for parts in batches(examples, self.batch_tokens):
+            batch, firsts, counts = pack(examples, parts, self._cls, self._sep, self.model.device)
+            with torch.inference_mode():
+                start, end = self.model.forward_packed(batch, schedule)
+                # Several spans may have one text, so more than k are at hand.
+                depth = 1 if k == 1 else 4 * k
+                spans = WindowSpans(start, end, firsts, counts, self.max_answer_tokens, depth)
+            for window, part in enumerate(parts):
+                best[part.row].add(spans.of(window), part.begin, spans.log_totals[window])
+        return [answers.answers() for answers in best]
+
+
+def _checked(pair: Pair) -> Pair:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise TypeError(f"expected (question, context), got {type(pair).__name__} {pair!r:.60}")
+    check_pair(*pair)
+    return pair
+
+
+@contextmanager
+def _naming(number: int) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"pair {number}: {error}") from error
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")

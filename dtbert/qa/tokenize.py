@@ -1,0 +1,206 @@
+"""Text to tokens: the tokenizer that belongs to a model, and what a text must be to have an answer."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+# A BERT tokenizer takes some 150 bytes a character while it works, so long texts go through it in pieces (characters).
+PIECE = 1 << 16
+_GROUP = 1 << 20
+# BERT's tokenizer starts a new word at each of these, so a text may be cut before one with the same tokens after.
+_WORD_BREAK = re.compile("[ \n.,;、。]")
+_OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+
+
+class Tokens(NamedTuple):
+    """A text as tokens: ``ids`` int64 ``[n]``; ``offsets`` int64 ``[n, 2]``, the characters of ``text`` each covers."""
+
+    text: str
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def characters(self, first: int, last: int) -> tuple[int, int]:
+        """Where the tokens ``first`` to ``last`` begin and end in the text, in characters."""
+        start, end = int(self.offsets[first, 0]), int(self.offsets[last, 1])
+        # Accents that the tokenizer strips belong to no token: they stay with the letter before them.
+        limit = int(self.offsets[last + 1, 0]) if last + 1 < len(self.offsets) else len(self.text)
+        while end < limit and unicodedata.category(self.text[end]).startswith("M"):
+            end += 1
+        return start, end
+
+
+def check_pair(question: str, context: str) -> None:
+    """Check that a question and a context are texts that can be tokenized; needs no model.
+
+    Control characters, NUL among them, are allowed: BERT's tokenizer skips them, and offsets count them.
+
+    Raises:
+        TypeError: one of them is not a string.
+        ValueError: one is empty, blank, or holds a lone surrogate.
+    """
+    for name, text in (("question", question), ("context", context)):
+        if not isinstance(text, str):
+            raise TypeError(f"the {name} must be a string, not {type(text).__name__}")
+        if not text.strip():
+            raise ValueError(f"the {name} is {'blank' if text else 'empty'}: give it at least one word")
+        if text.isascii():
+            continue
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the {name} holds a lone surrogate, {text[error.start]!a}, at character {error.start}: it is half of "
+                "a character; decode the text with the right encoding, or with errors='replace'"
+            ) from None
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model's folder, from ``tokenizer.json``, else from ``vocab.txt``.
+
+    With ``vocab.txt``, ``tokenizer_config.json`` says whether to lower-case; without it the tokenizer does.
+
+    Raises:
+        FileNotFoundError: the folder has neither file.
+        OSError: a file cannot be read.
+        ValueError: a file is not what its name says; the message names it.
+    """
+    for name, read in (("tokenizer.json", _from_json), ("vocab.txt", _from_vocabulary)):
+        if (folder / name).is_file():
+            return plain(read(folder / name))
+    raise FileNotFoundError(
+        f"{folder} has neither tokenizer.json nor vocab.txt: copy one of them from where the weights come from"
+    )
+
+
+def _from_json(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(file.read_text("utf-8"))
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers raises Exception itself
+        raise ValueError(f"{file} is not a tokenizer: {error}") from error
+
+
+def _from_vocabulary(file: Path) -> Tokenizer:
+    try:
+        lines = file.read_text("utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a vocabulary: {error}") from error
+    vocabulary = {token: index for index, token in enumerate(lines)}
+    if "[UNK]" not in vocabulary:
+        raise ValueError(f"{file} is not a vocabulary: it has no line [UNK]")
+    options = _options(file.with_name("tokenizer_config.json"))
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(
+        lowercase=options.get("do_lower_case", True),
+        strip_accents=options.get("strip_accents"),
+        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    return tokenizer
+
+
+def _options(file: Path) -> dict[str, bool]:
+    if not file.is_file():
+        return {}
+    try:
+        fields = json.loads(file.read_text("utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
+        options = {name: fields[name] for name in _OPTIONS if fields.get(name) is not None}
+        for name, value in options.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, not {value!r}")
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    return options
+
+
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without truncation and padding, reading ``[SEP]`` in a text as text; a copy where that differs.
+
+    Raises:
+        TypeError: not a ``tokenizers.Tokenizer``.
+    """
+    if not isinstance(tokenizer, Tokenizer):
+        raise TypeError(
+            f"the tokenizer must be a tokenizers.Tokenizer, not {type(tokenizer).__name__}: "
+            "make it with dtbert.qa.load_tokenizer"
+        )
+    if tokenizer.truncation is None and tokenizer.padding is None and tokenizer.encode_special_tokens:
+        return tokenizer
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def special_ids(tokenizer: Tokenizer, vocab_size: int) -> tuple[int, int]:
+    """The ids of ``[CLS]`` and ``[SEP]``.
+
+    Raises:
+        ValueError: the tokenizer lacks one of them, or has tokens outside the model's vocabulary.
+    """
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    missing = [token for token in ("[CLS]", "[SEP]") if token not in vocabulary]
+    if missing:
+        raise ValueError(f"the tokenizer has no token {' and no '.join(missing)}: it is not a BERT's")
+    token, highest = max(vocabulary.items(), key=lambda item: item[1])
+    if highest >= vocab_size:
+        raise ValueError(
+            f"the tokenizer's token {token!r} has id {highest}, the model's vocabulary ends at {vocab_size - 1}: "
+            "they are not of the same model"
+        )
+    return vocabulary["[CLS]"], vocabulary["[SEP]"]
+
+
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str], piece: int = PIECE) -> list[Tokens]:
+    """Tokens of each text, without ``[CLS]`` and ``[SEP]``; a text that occurs twice is tokenized once.
+
+    Args:
+        tokenizer: made `plain`.
+        texts: each has passed `check_pair`.
+        piece: longer texts are cut into pieces of about this many characters where that changes no token.
+    """
+    unique = {text: ([np.empty(0, np.int64)], [np.empty((0, 2), np.int64)]) for text in texts}
+    cuts = isinstance(tokenizer.normalizer, BertNormalizer) and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
+    for group in _groups(list(unique), piece if cuts else None):
+        encodings = tokenizer.encode_batch([text[begin:end] for text, begin, end in group], add_special_tokens=False)
+        for (text, begin, _), encoding in zip(group, encodings, strict=True):
+            ids, offsets = unique[text]
+            ids.append(np.array(encoding.ids, np.int64))
+            offsets.append(np.array(encoding.offsets, np.int64).reshape(-1, 2) + begin)
+    tokens = {
+        text: Tokens(text, np.concatenate(ids), np.concatenate(offsets)) for text, (ids, offsets) in unique.items()
+    }
+    return [tokens[text] for text in texts]
+
+
+def _groups(texts: Sequence[str], piece: int | None) -> Iterator[list[tuple[str, int, int]]]:
+    # Pieces (text, begin, end), about _GROUP characters at a time.
+    group: list[tuple[str, int, int]] = []
+    characters = 0
+    for text in texts:
+        begin = 0
+        while begin < len(text):
+            cut = None if piece is None else _WORD_BREAK.search(text, begin + piece)
+            end = len(text) if cut is None else cut.start()
+            group.append((text, begin, end))
+            characters += end - begin
+            begin = end
+            if characters >= _GROUP:
+                yield group
+                group, characters = [], 0
+    if group:
+        yield group

@@ -1,0 +1,332 @@
+"""The answerer: one question or any number, on a tiny model, and on one that knows a single word."""
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from dtbert import BertForQuestionAnswering, LengthSchedule, save_model
+from dtbert.model import PackedBatch, SpanLogits
+from dtbert.qa import Answer, QuestionAnswerer, load_tokenizer
+from dtbert.qa.answerer import BUFFER_CHARACTERS_PER_TOKEN
+from dtbert.weights import resolve_source
+from tests.qa.conftest import make_model
+
+NEEDLE = "treasure"  # a token of its own
+QUESTION = "Who wrote the letter?"
+LETTER = "The letter was written by Ada Lovelace in 1843, and Charles Babbage answered it."
+
+
+def make_pairs(count: int) -> Iterator[tuple[str, str]]:
+    """Questions with contexts of many lengths, some of several windows."""
+    for i in range(count):
+        yield f"What came after word {i}?", " ".join(f"word{j}" for j in range(i, i + 1 + (37 * i) % 150))
+
+
+def count_batches(answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each batch that the model gets from now on."""
+    sizes: list[int] = []
+    forward = answerer.model.forward_packed
+
+    def counting(batch: PackedBatch, schedule: LengthSchedule | None = None) -> SpanLogits:
+        sizes.append(batch.packing.num_tokens)
+        return forward(batch, schedule)
+
+    monkeypatch.setattr(answerer.model, "forward_packed", counting)
+    return sizes
+
+
+@pytest.fixture
+def finder(make_answerer: Callable[..., QuestionAnswerer], monkeypatch: pytest.MonkeyPatch) -> QuestionAnswerer:
+    """An answerer whose model is sure of the needle and of nothing else."""
+    answerer = make_answerer()
+    needle = tokenizer_ids(answerer.tokenizer, NEEDLE)[0]
+
+    def forward(batch: PackedBatch, schedule: LengthSchedule | None = None) -> SpanLogits:
+        logits = torch.where(batch.input_ids == needle, 20.0, 0.0)
+        return SpanLogits(logits, logits)
+
+    monkeypatch.setattr(answerer.model, "forward_packed", forward)
+    return answerer
+
+
+def tokenizer_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def test_shipped_model_answers_a_question() -> None:
+    answer = QuestionAnswerer.load()(QUESTION, LETTER)
+    assert answer.text == "Ada Lovelace"
+    assert LETTER[answer.start : answer.end] == answer.text
+    assert 0.5 < answer.score < 1
+
+
+TEXTS = st.text(st.one_of(st.sampled_from("ab z.\u0301é한İ\0\u200b😀"), st.characters(exclude_categories=["Cs"])))
+
+
+def error_of(function: Callable[[str, str], object], question: str, context: str) -> str | None:
+    try:
+        function(question, context)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+@given(question=TEXTS, context=TEXTS)
+@example(question="Why\0?", context="\u200b" * 300 + "word")
+@example(question="Why?", context="\u200b" * 300)
+@example(question="\u200b", context="word")
+def test_any_two_texts_have_an_answer_or_the_error_of_check_pair(
+    answerer: QuestionAnswerer, question: str, context: str
+) -> None:
+    refused = error_of(answerer.check_pair, question, context)
+    assert error_of(answerer, question, context) == refused
+    if refused is None:
+        answer = answerer(question, context)
+        assert 0 <= answer.start < answer.end <= len(context)
+        assert answer.text == context[answer.start : answer.end]
+        assert 0 < answer.score <= 1
+
+
+def test_answer_is_found_in_a_megabyte_of_text(finder: QuestionAnswerer) -> None:
+    words = ["naïve 한국 word, 😀 "] * 60_000
+    words[45_678] = f"It is {NEEDLE}\u0301! "
+    context = "".join(words)
+    assert len(context.encode()) > 10**6
+    answer = finder("Where?", context)
+    assert answer.text == f"{NEEDLE}\u0301"
+    assert answer.start == context.index(NEEDLE)
+
+
+def test_batches_stay_within_their_budget_however_long_the_context(
+    make_answerer: Callable[..., QuestionAnswerer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer = make_answerer(window=64, stride=16, batch_tokens=640)
+    sizes = count_batches(answerer, monkeypatch)
+    answerer("Where?", "some words " * 3000)
+    windows = answerer.windows("Where?", "some words " * 3000)
+    assert sum(sizes) == sum(len(window.input_ids) for window in windows)
+    assert max(sizes) <= 640
+    assert len(sizes) == -(-len(windows) // 10)
+
+
+def test_top_answers_are_distinct_and_best_first(finder: QuestionAnswerer) -> None:
+    context = f"{NEEDLE} one {NEEDLE} two."
+    answers = finder.top("Where?", context, 4)
+    assert [answer.text for answer in answers] == [
+        f"{NEEDLE}",
+        f"{NEEDLE} one {NEEDLE}",
+        f"{NEEDLE} one",
+        f"{NEEDLE} one {NEEDLE} two",
+    ]
+    assert answers[0].start == 0
+    assert [answer.score for answer in answers] == sorted((answer.score for answer in answers), reverse=True)
+    assert finder("Where?", context) == answers[0]
+
+
+def test_top_gives_fewer_answers_where_there_are_no_more(answerer: QuestionAnswerer) -> None:
+    answers = answerer.top(QUESTION, "one two", 10)
+    assert sorted(answer.text for answer in answers) == ["one", "one two", "two"]
+    assert sum(answer.score for answer in answers) == pytest.approx(1, abs=1e-5)
+
+
+def test_answers_are_at_most_as_long_as_asked(make_answerer: Callable[..., QuestionAnswerer]) -> None:
+    answers = make_answerer(max_answer_tokens=2).top(QUESTION, "a b c d", 100)
+    assert sorted(answer.text for answer in answers) == ["a", "a b", "b", "b c", "c", "c d", "d"]
+
+
+def same(got: list[Answer], expected: list[Answer]) -> None:
+    assert [answer[:3] for answer in got] == [answer[:3] for answer in expected]
+    assert [answer.score for answer in got] == pytest.approx([answer.score for answer in expected], rel=1e-3)
+
+
+@pytest.mark.parametrize("schedule", [None, LengthSchedule.ratios([0.9, 0.4])], ids=["all", "dropping"])
+def test_answer_many_gives_the_answers_of_single_calls_in_order(
+    make_answerer: Callable[..., QuestionAnswerer], schedule: LengthSchedule | None
+) -> None:
+    # A budget so small that the pairs take several buffers.
+    answerer = make_answerer(window=60, stride=20, batch_tokens=100)
+    pairs = list(make_pairs(30))
+    assert sum(len(question + context) for question, context in pairs) > 2 * BUFFER_CHARACTERS_PER_TOKEN * 100
+    expected = [answerer(question, context, schedule=schedule) for question, context in pairs]
+    same(list(answerer.answer_many(iter(pairs), schedule=schedule)), expected)
+    top = list(answerer.answer_many(pairs, schedule=schedule, top_k=3))
+    same([answers[0] for answers in top], expected)
+    assert all(len(answers) == 3 for answers in top)
+
+
+def test_answer_many_of_nothing_is_nothing(answerer: QuestionAnswerer) -> None:
+    assert list(answerer.answer_many([])) == []
+
+
+def test_answer_many_reads_an_endless_iterable_a_bounded_way_ahead(
+    make_answerer: Callable[..., QuestionAnswerer],
+) -> None:
+    answerer = make_answerer(batch_tokens=384)
+    read = 0
+
+    def endless() -> Iterator[tuple[str, str]]:
+        nonlocal read
+        while True:
+            read += 1
+            yield QUESTION, LETTER
+
+    answers = answerer.answer_many(endless())
+    assert read == 0
+    same(list(itertools.islice(answers, 5)), [answerer(QUESTION, LETTER)] * 5)
+    assert 5 <= read <= 1 + BUFFER_CHARACTERS_PER_TOKEN * 384 // len(QUESTION + LETTER)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ((QUESTION, " "), ValueError, "pair 3: the context is blank"),
+        ((QUESTION, "\u200b"), ValueError, "pair 3: the context has only characters"),
+        (("why " * 400, LETTER), ValueError, "pair 3: the question has 400 tokens"),
+        (("a\ud800", LETTER), ValueError, "pair 3: the question holds a lone surrogate"),
+        ((QUESTION, 7), TypeError, "pair 3: the context must be a string, not int"),
+        ("ab", TypeError, r"pair 3: expected \(question, context\), got str 'ab'"),
+        ((QUESTION, LETTER, "more"), TypeError, "pair 3: expected"),
+    ],
+)
+def test_answer_many_names_a_wrong_pair_when_the_answers_before_it_are_out(
+    answerer: QuestionAnswerer, bad: tuple[str, str], error: type[Exception], message: str
+) -> None:
+    pairs = [(QUESTION, LETTER)] * 3 + [bad] + [(QUESTION, "")]
+    answers = answerer.answer_many(pairs)
+    same(list(itertools.islice(answers, 3)), [answerer(QUESTION, LETTER)] * 3)
+    with pytest.raises(error, match=message):
+        next(answers)
+
+
+def test_answer_many_passes_on_the_iterables_own_error_after_the_answers_before_it(answerer: QuestionAnswerer) -> None:
+    def broken() -> Iterator[tuple[str, str]]:
+        yield QUESTION, LETTER
+        raise RuntimeError("the disk is gone")
+
+    answers = answerer.answer_many(broken())
+    assert next(answers) == answerer(QUESTION, LETTER)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        next(answers)
+
+
+def test_several_threads_get_the_answers_of_one(make_answerer: Callable[..., QuestionAnswerer]) -> None:
+    answerer = make_answerer(window=100, stride=40, batch_tokens=300)
+    pairs = list(make_pairs(12))
+    schedule = LengthSchedule.ratios([0.9, 0.4])
+    expected = list(answerer.answer_many(pairs)), list(answerer.answer_many(pairs, schedule=schedule))
+
+    def work(number: int) -> list[Answer]:
+        return list(answerer.answer_many(pairs, schedule=schedule if number % 2 else None))
+
+    with ThreadPoolExecutor(4) as pool:
+        for number, answers in enumerate(pool.map(work, range(8))):
+            same(answers, expected[number % 2])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error", "message"),
+    [
+        (LengthSchedule.ratios([0.5]), ValueError, "the schedule has 1 entries, the model 2 layers"),
+        ([0.5, 0.5], TypeError, "schedule must be a LengthSchedule, not list"),
+    ],
+)
+def test_schedule_is_checked_before_anything_is_read(
+    answerer: QuestionAnswerer, schedule: LengthSchedule, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        answerer(QUESTION, LETTER, schedule=schedule)
+    with pytest.raises(error, match=message):
+        answerer.answer_many(iter(()), schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    ("k", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)]
+)
+def test_number_of_answers_is_checked(answerer: QuestionAnswerer, k: int, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"^k must be"):
+        answerer.top(QUESTION, LETTER, k)
+    with pytest.raises(error, match=r"^top_k must be"):
+        answerer.answer_many([], top_k=k)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"window": 600}, ValueError, "600 tokens is longer than the model's 512 positions"),
+        ({"stride": 400}, ValueError, "stride is 400"),
+        ({"max_answer_tokens": 0}, ValueError, "max_answer_tokens must be at least 1, not 0"),
+        ({"max_answer_tokens": "30"}, TypeError, "max_answer_tokens must be a whole number, not '30'"),
+        ({"batch_tokens": 100}, ValueError, "batch_tokens must be at least 384, not 100"),
+    ],
+)
+def test_options_are_checked(
+    make_answerer: Callable[..., QuestionAnswerer],
+    options: dict[str, int],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        make_answerer(**options)
+
+
+def test_model_and_tokenizer_must_fit_each_other(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="not of the same model"):
+        QuestionAnswerer(make_model(vocab_size=1000), tokenizer)
+    with pytest.raises(TypeError, match="the model must be a BertForQuestionAnswering, not str"):
+        QuestionAnswerer("minilm", tokenizer)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the tokenizer must be"):
+        QuestionAnswerer(make_model(), "minilm")  # type: ignore[arg-type]
+
+
+def test_nul_and_control_characters_are_skipped_and_counted(finder: QuestionAnswerer) -> None:
+    context = f"a\0b \x1b[1m {NEEDLE}\x07 end"
+    answer = finder("Where\0?", context)
+    assert (answer.text, answer.start) == (NEEDLE, context.index(NEEDLE))
+
+
+def test_damaged_weights_are_an_error(make_answerer: Callable[..., QuestionAnswerer]) -> None:
+    answerer = make_answerer()
+    with torch.no_grad():
+        answerer.model.span.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        answerer(QUESTION, LETTER)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of the tiny model, with its tokenizer."""
+    model = BertForQuestionAnswering(make_model().config)
+    model.reset_parameters()
+    save_model(model, tmp_path)
+    shutil.copy(resolve_source(None) / "tokenizer.json", tmp_path)
+    return tmp_path
+
+
+def test_load_takes_a_folder_or_a_file_in_it(folder: Path) -> None:
+    options = {"window": 200, "stride": 50, "max_answer_tokens": 7, "batch_tokens": 1000}
+    loaded = QuestionAnswerer.load(folder, **options)
+    assert {name: getattr(loaded, name) for name in options} == options
+    assert loaded.config == loaded.model.config
+    assert loaded(QUESTION, LETTER) == QuestionAnswerer.load(str(folder / "model.safetensors"), **options)(
+        QUESTION, LETTER
+    )
+
+
+def test_load_without_a_tokenizer_names_what_is_missing(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
+        QuestionAnswerer.load(folder)
+
+
+def test_default_budget_of_a_cpu_holds_a_window(answerer: QuestionAnswerer) -> None:
+    assert answerer.window <= answerer.batch_tokens == 2048
+    assert load_tokenizer(resolve_source(None)).get_vocab_size() == answerer.config.vocab_size

@@ -1,0 +1,109 @@
+"""The official metric: its published result, its corner cases, and its laws."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtbert.squad import (
+    GoldAnswer,
+    Score,
+    SquadQuestion,
+    evaluate,
+    exact_match,
+    f1,
+    normalize_answer,
+    read_squad,
+    score_prediction,
+)
+
+WORDS = st.lists(st.sampled_from(["the", "A", "denver", "Denver,", "broncos!", "in", "1995"]), max_size=6).map(" ".join)
+
+
+def question(identifier: str, *answers: str) -> SquadQuestion:
+    return SquadQuestion(identifier, "", "?", "", tuple(GoldAnswer(text, 0) for text in answers))
+
+
+def test_metric_gives_the_published_scores_for_the_published_predictions(shared_data: Path) -> None:
+    questions = read_squad(shared_data / "squad" / "squad-dev-v1.1.json.gz")
+    with gzip.open(shared_data / "squad" / "squad-dev-v1.1.bert-ensemble-predictions.json.gz") as file:
+        predictions = json.load(file)
+    result = evaluate(questions, predictions)
+    assert (round(result.exact_match, 3), round(result.f1, 3)) == (86.206, 92.196)
+    assert len(result.per_question) == 10570
+    assert result.missing == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Denver Broncos", "denver broncos"),
+        ("  An  apple\ta\nday ", "apple day"),
+        ("U.S.A.", "usa"),
+        ("a-b (the) 'c'", "ab c"),
+        # Punctuation goes before articles, so that what it joins is a word; other scripts' punctuation stays.
+        ("the-end", "theend"),
+        ("\N{LEFT DOUBLE QUOTATION MARK}The end", "\N{LEFT DOUBLE QUOTATION MARK} end"),
+        ("Beyonc\u00e9's", "beyonc\u00e9s"),
+        ("theatre and another", "theatre and another"),
+        ("THE", ""),
+    ],
+)
+def test_normalize_answer_drops_case_punctuation_and_articles(text: str, normal: str) -> None:
+    assert normalize_answer(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "exact", "overlap"),
+    [
+        ("The Broncos", "broncos.", 1.0, 1.0),
+        ("Denver Broncos", "the Broncos", 0.0, 2 / 3),
+        ("one one two", "one two two", 0.0, 2 / 3),  # each word counts as often as both have it
+        ("red", "blue", 0.0, 0.0),
+        ("", "blue", 0.0, 0.0),
+        ("the", "a", 1.0, 0.0),  # equal once normalised, with no word in common: as the official script
+    ],
+)
+def test_scores_of_a_pair_are_the_official_ones(prediction: str, answer: str, exact: float, overlap: float) -> None:
+    assert exact_match(prediction, answer) == exact
+    assert f1(prediction, answer) == pytest.approx(overlap, abs=1e-12)
+
+
+def test_score_prediction_takes_the_best_answer_for_each_measure() -> None:
+    assert score_prediction("the", ["a", "x"]) == Score(1.0, 0.0)
+    assert score_prediction("in Denver", ["Denver", "Broncos"]) == Score(0.0, pytest.approx(2 / 3))
+    with pytest.raises(ValueError, match="at least one"):
+        score_prediction("x", [])
+
+
+def test_evaluate_counts_a_missing_prediction_as_zero_and_names_it() -> None:
+    questions = [question("a", "x"), question("b", "y z"), question("c", "q")]
+    result = evaluate(questions, {"b": "y", "a": "x", "other": "q"})
+    assert result.missing == ("c",)
+    assert result.exact_match == pytest.approx(100 / 3)
+    assert result.f1 == pytest.approx(100 * (1 + 2 / 3) / 3)
+    assert list(result.per_question) == ["a", "b", "c"]
+    assert result.per_question["c"] == Score(0.0, 0.0)
+
+
+def test_evaluate_refuses_nothing_to_score() -> None:
+    with pytest.raises(ValueError, match="nothing to score"):
+        evaluate([], {})
+
+
+@given(WORDS, WORDS)
+def test_f1_is_symmetric_bounded_and_one_for_equal_words(left: str, right: str) -> None:
+    assert f1(left, right) == f1(right, left)
+    assert 0 <= f1(left, right) <= 1
+    if exact_match(left, right) and normalize_answer(left):
+        assert f1(left, right) == 1
+
+
+@given(st.text())
+def test_normalize_answer_is_idempotent_where_it_leaves_no_new_article(text: str) -> None:
+    once = normalize_answer(text)
+    assert once == " ".join(once.split())
+    assert exact_match(text, text) == 1

@@ -1,0 +1,165 @@
+"""The reader of SQuAD's JSON: what a good file gives, and what is said about a bad one."""
+
+import gzip
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dtbert.squad import GoldAnswer, read_squad
+
+DOCUMENT: dict[str, Any] = {
+    "version": "1.1",
+    "data": [
+        {
+            "title": "Letters",
+            "paragraphs": [
+                {
+                    "context": "Zo\u00eb wrote it in 1843.",
+                    "qas": [
+                        {
+                            "id": "q1",
+                            "question": "Who?",
+                            "answers": [{"text": "Zo\u00eb", "answer_start": 0}, {"text": "it", "answer_start": 10}],
+                        },
+                        {"id": "q2", "question": "When?", "answers": [{"text": "1843", "answer_start": 16}]},
+                    ],
+                }
+            ],
+        },
+        {
+            "paragraphs": [
+                {
+                    "context": "b",
+                    "qas": [{"id": "q3", "question": "c", "answers": [{"text": "b", "answer_start": 0}]}],
+                }
+            ]
+        },
+    ],
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Any], Path]:
+    def write(document: Any) -> Path:
+        path = tmp_path / "squad.json"
+        path.write_bytes(document if isinstance(document, bytes) else json.dumps(document).encode())
+        return path
+
+    return write
+
+
+def test_read_squad_gives_every_question_in_order(write: Callable[[Any], Path]) -> None:
+    questions = read_squad(write(DOCUMENT))
+    assert [question.id for question in questions] == ["q1", "q2", "q3"]
+    first = questions[0]
+    assert (first.title, first.question, first.context) == ("Letters", "Who?", "Zo\u00eb wrote it in 1843.")
+    assert first.answers == (GoldAnswer("Zo\u00eb", 0), GoldAnswer("it", 10))
+    assert questions[2].title == ""
+
+
+def test_read_squad_sees_gzip_by_content_whatever_the_name(write: Callable[[Any], Path]) -> None:
+    plain = read_squad(write(DOCUMENT))
+    assert read_squad(write(gzip.compress(json.dumps(DOCUMENT).encode()))) == plain
+    assert read_squad(str(write(b"\xef\xbb\xbf" + json.dumps(DOCUMENT).encode()))) == plain
+
+
+def test_read_squad_reads_the_development_set(shared_data: Path) -> None:
+    questions = read_squad(shared_data / "squad" / "squad-dev-v1.1.json.gz")
+    assert len(questions) == 10570
+    assert len({question.title for question in questions}) == 48
+    assert len({question.context for question in questions}) == 2067
+
+
+QUESTION = "data[0].paragraphs[0].qas[1]"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("data"), "data: missing; the file has version"),
+        (lambda d: d.update(data={}), "data: expected a list, found an object"),
+        (lambda d: d["data"].append("x"), r"data\[2\]: expected an object with 'paragraphs', found a text"),
+        (lambda d: d["data"][0].update(title=None), r"data\[0\].title: expected a text, found null"),
+        (lambda d: d["data"][1].pop("paragraphs"), r"data\[1\].paragraphs: missing; data\[1\] has no fields"),
+        (lambda d: paragraph(d).pop("context"), r"data\[0\].paragraphs\[0\].context: missing; .* has qas"),
+        (lambda d: paragraph(d)["qas"][1].update(id=7), r"qas\[1\].id: expected a text, found a whole number"),
+        (lambda d: paragraph(d)["qas"][1].update(id="q1"), r"qas\[1\].id: 'q1' is the id of .*qas\[0\] already"),
+        (lambda d: paragraph(d)["qas"][1].update(question="\ud800"), r"qas\[1\].question: holds a lone surrogate"),
+        (lambda d: paragraph(d)["qas"][1].update(answers=[]), r"qas\[1\].answers: empty; SQuAD 1.1 has an answer"),
+        (
+            lambda d: answer(d).update(answer_start=True),
+            r"answer_start: expected a whole number, found True",
+        ),
+        (
+            lambda d: answer(d).update(answer_start=1.0),
+            r"answer_start: expected a whole number, found 1.0",
+        ),
+        (lambda d: answer(d).update(answer_start=15), r"answers\[0\]: the context does not have '1843' at .*15"),
+        (lambda d: answer(d).update(answer_start=-5), r"answers\[0\]: the context does not have '1843' at .*-5"),
+        (lambda d: d.update(data=[]), "holds no questions"),
+    ],
+)
+def test_read_squad_names_the_file_and_the_place(
+    write: Callable[[Any], Path], change: Callable[[Any], Any], message: str
+) -> None:
+    document = deepcopy(DOCUMENT)
+    change(document)
+    path = write(document)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_squad(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def paragraph(document: Any) -> Any:
+    return document["data"][0]["paragraphs"][0]
+
+
+def answer(document: Any) -> Any:
+    return paragraph(document)["qas"][1]["answers"][0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not JSON"),
+        (b'{"data": [', "not JSON"),
+        (b"[" * 200_000, "not JSON"),
+        (b'{"data": "caf\xe9"}', "not UTF-8 text .byte 13 is 0xe9."),
+        (b"[]", "the file: expected an object with 'data', found a list"),
+        (gzip.compress(b'{"data": []}' * 99)[:-9], "damaged gzip file"),
+        (gzip.compress(b"{}")[:5], "damaged gzip file"),
+        (gzip.compress(b"{}")[:10] + b"\xff" * 20, "damaged gzip file"),
+    ],
+    ids=["empty", "cut", "deep", "latin-1", "list", "gzip cut", "gzip header", "gzip garbled"],
+)
+def test_read_squad_refuses_damaged_files(write: Callable[[Any], Path], content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_squad(write(content))
+
+
+def test_read_squad_says_that_a_file_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_squad(tmp_path / "nothing.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["data", "paragraphs", "qas", "answers", "text", "id"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_read_squad_raises_nothing_but_value_errors(write: Callable[[Any], Path], document: Any) -> None:
+    with pytest.raises(ValueError, match=r"squad\.json: "):
+        read_squad(write({"data": document}))
