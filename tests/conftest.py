@@ -17,6 +17,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+# The models of the tests are small: a second thread gains nothing, and on a busy machine waiting for it costs 20 times
+# the work itself.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
