@@ -1,9 +1,9 @@
 """Dynamic-TinyBERT: question answering that drops tokens between layers to fit any compute budget.
 
-    import dtbert
+import dtbert
 
-    qa = dtbert.QuestionAnswerer.load()
-    answer = qa("Who wrote it?", "The letter was written by Ada Lovelace in 1843.")
+qa = dtbert.QuestionAnswerer.load()
+answer = qa("Who wrote it?", "The letter was written by Ada Lovelace in 1843.")
 """
 
 from importlib import import_module

@@ -99,11 +99,11 @@ def read_lines(source: Path) -> Iterator[Line]:
 def parse_line(number: int, raw: bytes) -> Line:
     """A line of the input, or what is wrong with it; whether the model can answer it is seen later."""
     try:
-        fields = json.loads(raw.decode("utf-8-sig"))
+        fields = json.loads(raw.decode("utf-8-sig").rstrip())
     except UnicodeDecodeError as error:
-        return Line(number, error=f"not UTF-8 text (byte {error.start} of the line)")
+        return Line(number, error=f"not UTF-8 text (byte {error.start + 1})")
     except json.JSONDecodeError as error:
-        return Line(number, error=f"not JSON ({error.msg.removesuffix(' at')} at character {error.pos} of the line)")
+        return Line(number, error=f"not JSON ({error.msg.removesuffix(' at')} at character {error.colno})")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
         return Line(number, error=f"not JSON ({error})")
     if not isinstance(fields, dict):

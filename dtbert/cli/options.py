@@ -26,7 +26,7 @@ schedules:
   random; or a list of them with one per layer.
 """
 
-_NUMBERS = re.compile(r"[\d.,\s+\-eE]+")
+_NUMBERS = re.compile(r"[\d.,\s+\-eE]*")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -81,19 +81,15 @@ def parse_schedule(spec: str) -> "LengthSchedule":
 
     if _NUMBERS.fullmatch(spec):
         return _from_list(spec, LengthSchedule.absolute, LengthSchedule.ratios)
-    if spec.lstrip().startswith("{"):
-        name, text = "--schedule", spec
-    else:
-        try:
-            name, text = spec, Path(spec).read_text("utf-8")
-        except FileNotFoundError:
-            raise ValueError(
-                f"--schedule {spec!r} is neither a list such as 1,1,0.9,0.6,0.4,0.2, nor JSON, nor a file"
-            ) from None
+    inline = spec.lstrip().startswith("{")
     try:
-        return LengthSchedule.from_json(text)
+        return LengthSchedule.from_json(spec if inline else Path(spec).read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(
+            f"--schedule {spec!r} is neither a list such as 1,1,0.9,0.6,0.4,0.2, nor JSON, nor a file"
+        ) from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{name}: not a schedule in JSON ({error})") from error
+        raise ValueError(f"{'--schedule' if inline else spec}: not a schedule in JSON ({error})") from error
 
 
 def _from_list(

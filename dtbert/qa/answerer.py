@@ -16,7 +16,7 @@ from dtbert.weights import load_model, resolve_source
 
 # `answer_many` reads this many pairs ahead, or fewer: until it has this many characters per token of a batch.
 BUFFER_PAIRS = 4096
-BUFFER_CHARACTERS_PER_TOKEN = 64
+BUFFER_CHARACTERS_PER_TOKEN = 32
 # A context of which this many characters have a token has tokens.
 _HEAD = 256
 
@@ -30,7 +30,7 @@ class QuestionAnswerer:
     changes, so several threads may use one answerer.
 
     Args:
-        model: in evaluation mode; `dtbert.load_model` gives one.
+        model: `dtbert.load_model` gives one.
         tokenizer: the model's own; its truncation and padding are left out.
         window: tokens the model reads at a time: question, part of the context and three special tokens.
         stride: tokens of context that consecutive windows share.
@@ -67,8 +67,15 @@ class QuestionAnswerer:
         _check_count("batch_tokens", batch_tokens, window)
         self.model, self.tokenizer, self.config = model, plain(tokenizer), model.config
         self._cls, self._sep = special_ids(self.tokenizer, model.config.vocab_size)
-        self.window, self.stride = window, stride
         self.max_answer_tokens, self.batch_tokens = max_answer_tokens, batch_tokens
+
+    @property
+    def window(self) -> int:
+        return self._size.window
+
+    @property
+    def stride(self) -> int:
+        return self._size.stride
 
     @classmethod
     def load(
@@ -146,7 +153,7 @@ class QuestionAnswerer:
     ) -> Iterator[Answer] | Iterator[list[Answer]]:
         """Answer any number of questions, in order, in bounded memory.
 
-        The iterable is read as answers are taken, up to 4,096 pairs ahead, fewer once they hold 64 characters for
+        The iterable is read as answers are taken, up to 4,096 pairs ahead, fewer once they hold 32 characters for
         each of ``batch_tokens``. Pairs read together are sorted by length for the model.
 
         Args:

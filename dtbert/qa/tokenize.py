@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 # A BERT tokenizer takes some 150 bytes a character while it works, so long texts go through it in pieces (characters).
 PIECE = 1 << 16
 _GROUP = 1 << 20
-# BERT's tokenizer starts a new word at each of these, so a text may be cut before one with the same tokens after.
+# BERT's tokenizer starts a new word at each of these: cut before one, a text keeps its tokens.
 _WORD_BREAK = re.compile("[ \n.,;、。]")
 _OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
@@ -174,8 +174,8 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], piece: int = PIECE) -> 
         piece: longer texts are cut into pieces of about this many characters where that changes no token.
     """
     unique = {text: ([np.empty(0, np.int64)], [np.empty((0, 2), np.int64)]) for text in texts}
-    cuts = isinstance(tokenizer.normalizer, BertNormalizer) and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
-    for group in _groups(list(unique), piece if cuts else None):
+    cut = any(len(text) > piece for text in unique) and _starts_words_at_breaks(tokenizer)
+    for group in _groups(list(unique), piece if cut else None):
         encodings = tokenizer.encode_batch([text[begin:end] for text, begin, end in group], add_special_tokens=False)
         for (text, begin, _), encoding in zip(group, encodings, strict=True):
             ids, offsets = unique[text]
@@ -185,6 +185,15 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], piece: int = PIECE) -> 
         text: Tokens(text, np.concatenate(ids), np.concatenate(offsets)) for text, (ids, offsets) in unique.items()
     }
     return [tokens[text] for text in texts]
+
+
+def _starts_words_at_breaks(tokenizer: Tokenizer) -> bool:
+    added = tokenizer.get_added_tokens_decoder().values()
+    return (
+        isinstance(tokenizer.normalizer, BertNormalizer)
+        and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
+        and not any(_WORD_BREAK.search(token.content) for token in added)
+    )
 
 
 def _groups(texts: Sequence[str], piece: int | None) -> Iterator[list[tuple[str, int, int]]]:

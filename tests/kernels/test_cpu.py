@@ -113,7 +113,9 @@ def test_attention_of_chosen_queries_agrees_with_reference(seqlens: list[int], d
 
 
 @given(
-    rows=st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.0, -torch.inf, torch.inf]), max_size=9), min_size=1, max_size=5),
+    rows=st.lists(
+        st.lists(st.sampled_from([0.0, 1.0, 2.0, -torch.inf, torch.inf]), max_size=9), min_size=1, max_size=5
+    ),
     data=st.data(),
 )
 def test_select_tokens_agrees_with_reference_on_ties(rows: list[list[float]], data: st.DataObject) -> None:

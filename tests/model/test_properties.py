@@ -187,7 +187,9 @@ def test_schedule_of_another_depth_is_refused() -> None:
 
 
 def test_backend_is_a_visible_choice_and_gradients_take_the_reference() -> None:
-    model = BertForQuestionAnswering(BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, intermediate_size=8))
+    model = BertForQuestionAnswering(
+        BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, intermediate_size=8)
+    )
     model.reset_parameters()
     assert model.backend is reference
     with torch.no_grad():

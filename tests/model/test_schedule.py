@@ -137,7 +137,7 @@ def test_ratios_refuses_bad_ratios(ratios: list[float], message: str) -> None:
 
 
 def test_schedule_refuses_unknown_and_miscounted_scorers() -> None:
-    with pytest.raises(ValueError, match="unknown scorer 'loudest'.*received"):
+    with pytest.raises(ValueError, match=r"unknown scorer 'loudest'.*received"):
         LengthSchedule.ratios([1], scorer="loudest")
     with pytest.raises(ValueError, match="2 scorers for 3 layers"):
         LengthSchedule.ratios([1, 1, 1], scorer=["cls", "cls"])

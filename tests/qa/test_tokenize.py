@@ -66,6 +66,13 @@ def test_pieces_of_a_long_text_have_the_tokens_of_the_whole(tokenizer: Tokenizer
     np.testing.assert_array_equal(cut.offsets, whole.offsets)
 
 
+def test_text_is_not_cut_where_a_token_may_hold_a_break(tokenizer: Tokenizer) -> None:
+    other = Tokenizer.from_str(tokenizer.to_str())
+    other.add_tokens(["u. s. army"])
+    (tokens,) = tokenize(plain(other), ["the u. s. army came"], piece=1)
+    assert [other.id_to_token(int(i)) for i in tokens.ids] == ["the", "u. s. army", "came"]
+
+
 def test_long_text_is_tokenized_in_bounded_groups(tokenizer: Tokenizer) -> None:
     text = "Ada Lovelace, 1843. " * 60_000
     (tokens,) = tokenize(tokenizer, [text])

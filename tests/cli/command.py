@@ -1,0 +1,15 @@
+"""A command for a process of its own: see `test_batch_survives_kills_at_any_moment`."""
+
+import os
+import sys
+from pathlib import Path
+
+import dtbert.qa  # noqa: F401 - loaded once, by the process that the others are copies of
+from dtbert.cli import batch, main
+
+
+def run_command(arguments: list[str], chunk_lines: int, log: Path) -> None:
+    """Run `dtbert` with stderr appended to a file, and exit with its status."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), sys.stderr.fileno())
+    batch.CHUNK_LINES = chunk_lines
+    sys.exit(main(arguments))

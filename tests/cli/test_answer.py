@@ -1,0 +1,130 @@
+"""`dtbert answer` for one question."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtbert.cli.answer import excerpt, read_context
+from dtbert.qa import QuestionAnswerer
+from tests.cli.conftest import Run
+
+CONTEXT = "Ada wrote the letter in London. Zoe said it in 1995, and Ada said it in 1843."
+
+
+def test_answer_prints_the_models_answer_with_its_place(run: Run, model_folder: Path) -> None:
+    status, out, err = run("answer", "--question", "Who wrote it?", "--context", CONTEXT, "--model", model_folder)
+    answer = QuestionAnswerer.load(model_folder)("Who wrote it?", CONTEXT)
+    assert (status, err) == (0, "")
+    first, second, third = out.splitlines()
+    assert first == answer.text
+    assert second == f"   score {answer.score:.3g}, characters {answer.start} to {answer.end}"
+    assert f"[{answer.text}]" in third
+
+
+def test_answer_as_json_holds_the_top_answers_best_first(run: Run, model_folder: Path) -> None:
+    arguments = ("answer", "--question", "Who?", "--context", CONTEXT, "--model", model_folder, "--json")
+    best = json.loads(run(*arguments).out)
+    assert best.keys() == {"answer", "start", "end", "score"}
+    assert best["answer"] == CONTEXT[best["start"] : best["end"]]
+    three = json.loads(run(*arguments, "--top", 3).out)
+    assert three["answers"][0] == best == {name: three[name] for name in best}
+    scores = [answer["score"] for answer in three["answers"]]
+    assert scores == sorted(scores, reverse=True)
+    assert len({answer["answer"] for answer in three["answers"]}) == 3
+
+
+def test_answer_numbers_the_top_answers(run: Run, model_folder: Path) -> None:
+    out = run("answer", "--question", "Who?", "--context", CONTEXT, "--model", model_folder, "--top", 2).out
+    assert [line[:3] for line in out.splitlines() if not line.startswith(" ")] == ["1. ", "2. "]
+
+
+def test_answer_depends_on_the_schedule(run: Run, model_folder: Path) -> None:
+    arguments = ("answer", "--question", "Who?", "--context", CONTEXT, "--model", model_folder, "--json")
+    whole, ones, few = (run(*arguments, *more) for more in ((), ("--schedule", "1,1"), ("--schedule", "5,2")))
+    assert whole == ones
+    assert json.loads(whole.out)["score"] != json.loads(few.out)["score"]
+
+
+def test_answer_of_the_shipped_model_is_right(run: Run) -> None:
+    status, out, _ = run("answer", "--question", "Who wrote it?", "--context", "It was written by Ada Lovelace.")
+    assert status == 0
+    assert out.startswith("Ada Lovelace\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give either --question and --context, or --input and --output"),
+        (("--question", "Who?"), "give either"),
+        (("--input", "x"), "give either"),
+        (("--question", "Who?", "--context", "x", "--input", "y"), "give either"),
+        (("--input", "x", "--output", "y", "--json"), "--json is for one question"),
+        (("--question", " ", "--context", "Ada wrote it."), "the question is blank"),
+        (("--question", "Who?", "--context", ""), "the context is empty"),
+        (("--question", "who " * 400, "--context", "Ada wrote it."), "the question has 400 tokens"),
+        (("--question", "Who?", "--context", "\udcff"), "lone surrogate"),
+        (("--question", "Who?", "--context", "notes.txt"), "'notes.txt' looks like a file, and there is none"),
+        (("--question", "Who?", "--context", "Ada.", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),
+        (("--question", "Who?", "--context", "Ada.", "--device", "abacus"), "abacus"),
+    ],
+)
+def test_answer_says_what_is_wrong_in_one_line(
+    run: Run, model_folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    status, out, err = run("answer", "--model", model_folder, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("dtbert: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_context_is_a_file_a_text_or_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "letter"
+    path.write_bytes("Zo\u00eb\r\nwrote".encode())
+    assert read_context(str(path)) == "Zo\u00eb\r\nwrote"
+    assert read_context("Zo\u00eb wrote and/or said it.") == "Zo\u00eb wrote and/or said it."
+    assert read_context("word") == "word"
+    long = "She wrote it. " * 100_000
+    assert read_context(long) == long
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("a\r\nb\u00e9".encode()), encoding="ascii"))
+    assert read_context("-") == "a\r\nb\u00e9"
+
+
+@pytest.mark.parametrize("argument", ["a/b", "C:\\letter", "letter.TXT", "my letter.txt", "../x.json"])
+def test_context_that_looks_like_a_missing_file_is_refused(argument: str) -> None:
+    with pytest.raises(ValueError, match="looks like a file, and there is none"):
+        read_context(argument)
+
+
+def test_context_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"letter.txt: not UTF-8 text \(byte 3 is 0xe9\)"):
+        read_context(str(path))
+    with pytest.raises(OSError, match="directory"):
+        read_context(str(tmp_path))
+
+
+@given(st.text(), st.data())
+def test_excerpt_is_one_printable_line_with_the_answer(context: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(context)))
+    end = data.draw(st.integers(start, len(context)))
+    shown = excerpt(context, start, end)
+    assert shown.isprintable()
+    assert "[" in shown
+    assert len(shown) <= len(context[start:end]) + 120
+
+
+def test_excerpt_cuts_at_words_and_shows_no_control_characters() -> None:
+    context = "first words " * 10 + "\x1b[31mthe answer\x07 " + "last words " * 10
+    start = context.index("the answer")
+    shown = excerpt(context, start, start + len("the answer"))
+    assert shown.startswith("... ")
+    assert shown.endswith(" ...")
+    assert "[the answer]" in shown
+    assert "\x1b" not in shown
+    assert excerpt("Ada wrote it.", 0, 3) == "[Ada] wrote it."

@@ -1,0 +1,132 @@
+"""What all commands share: help, exit status, errors, signals, pipes."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import dtbert
+from dtbert.cli import answer, build_parser, convert, evaluate
+from dtbert.model.scorers import BUILT_IN_SCORERS
+from tests.cli.conftest import Run
+
+# Python's own buffering, whatever the surroundings ask for.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+MAIN = "import sys; from dtbert.cli import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("command", ["answer", "evaluate", "convert"])
+def test_help_of_each_command_shows_an_example(run: Run, command: str) -> None:
+    status, out, err = run(command, "--help")
+    assert (status, err) == (0, "")
+    assert f"  dtbert {command} " in out.partition("example")[2]
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("command", [answer, evaluate, convert], ids=lambda command: command.__name__)
+def test_examples_of_the_help_parse(command: ModuleType) -> None:
+    lines = command.EXAMPLES.replace("\\\n", " ").splitlines()
+    examples = [shlex.split(line.replace("< letter.txt", "")) for line in lines if line.startswith("  dtbert ")]
+    assert examples
+    for example in examples:
+        build_parser().parse_args(example[1:])
+
+
+def test_help_names_every_scorer(run: Run) -> None:
+    words = run("answer", "--help").out.replace(",", " ").replace(";", " ").split()
+    assert set(BUILT_IN_SCORERS) <= set(words)
+
+
+def test_version_is_the_packages(run: Run) -> None:
+    assert run("--version") == (0, f"dtbert {dtbert.__version__}\n", "")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from dtbert.cli import main; main(['answer', '--help']);"
+        "assert not {'torch', 'numpy', 'tqdm', 'tokenizers'} & sys.modules.keys(), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["answer", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["answer", "--quest", "x"], "unrecognized arguments: --quest x"),
+        (["answer", "--top", "0"], "argument --top: expected a whole number of at least 1, got '0'"),
+        (["answer", "--top", "two"], "got 'two'"),
+        (["answer", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["evaluate"], "required: FILE"),
+        (["convert", "x"], "required: DEST"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_points_to_the_help(run: Run, arguments: list[str], message: str) -> None:
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("dtbert: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert "--help`)" in err
+
+
+def test_interrupt_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(answer, "load_answerer", interrupt)
+    assert run("answer", "--question", "Who?", "--context", "Ada wrote it.") == (130, "", "")
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, OSError])
+def test_documented_errors_have_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def fail(*_: object) -> None:
+        raise error("what is wrong")
+
+    monkeypatch.setattr(answer, "load_answerer", fail)
+    outcome = run("answer", "--question", "Who?", "--context", "Ada wrote it.")
+    assert outcome == (2, "", "dtbert: error: what is wrong\n")
+
+
+def test_defects_of_dtbert_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(answer, "load_answerer", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run("answer", "--question", "Who?", "--context", "Ada wrote it.")
+
+
+def test_closed_pipe_is_quiet() -> None:
+    command = [sys.executable, "-c", MAIN, "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate()
+    assert (process.returncode, err) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")
+def test_full_disk_is_one_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", MAIN, "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"dtbert: error: ")
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_output_that_cannot_show_a_character_shows_its_escape() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "utf8=0", "-c", MAIN, "answer", "--question", "Who?", "--context", "Zo\u00eb.txt"],
+        capture_output=True,
+        env={"PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C.UTF-8"},
+    )
+    assert done.returncode == 2
+    assert b"'Zo\\xeb.txt' looks like a file" in done.stderr

@@ -1,0 +1,101 @@
+"""Schedules and models as the options give them."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dtbert.cli.options import add_model_options, add_schedule_options, load_answerer, parse_schedule, schedule_of
+from dtbert.model import LengthSchedule
+
+
+def parse(*arguments: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_model_options(parser)
+    add_schedule_options(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("spec", "schedule"),
+    [
+        ("269,253,252,202,104,34", LengthSchedule.absolute([269, 253, 252, 202, 104, 34])),
+        ("1,1,0.9,0.6,0.4,0.2", LengthSchedule.ratios([1, 1, 0.9, 0.6, 0.4, 0.2])),
+        ("1,1,1,1,1,1", LengthSchedule.ratios([1] * 6)),
+        ("1", LengthSchedule.ratios([1])),
+        ("384, 1, 1", LengthSchedule.absolute([384, 1, 1])),
+        ("1.0,1.0,5e-1", LengthSchedule.ratios([1, 1, 0.5])),
+        ("2,1", LengthSchedule.absolute([2, 1])),
+        ('{"kind": "absolute", "length_config": [1, 1]}', LengthSchedule.absolute([1, 1])),
+    ],
+)
+def test_schedule_spec_means(spec: str, schedule: LengthSchedule) -> None:
+    assert parse_schedule(spec) == schedule
+
+
+def test_schedule_spec_may_be_a_file(tmp_path: Path) -> None:
+    schedule = LengthSchedule.ratios([1, 0.5], scorer=("cls", "answer"), keep_cls=True)
+    path = tmp_path / "schedule.json"
+    path.write_text(schedule.to_json())
+    assert parse_schedule(str(path)) == schedule
+
+
+def test_schedule_options_override_the_files() -> None:
+    spec = LengthSchedule.ratios([1, 0.5], keep_cls=True).to_json()
+    changed = schedule_of(parse("--schedule", spec, "--scorer", "cls, answer", "--keep-question"))
+    assert changed == LengthSchedule.ratios([1, 0.5], scorer=("cls", "answer"), keep_cls=True, keep_question=True)
+    assert schedule_of(parse("--schedule", "1,0.5", "--scorer", "cls")) == LengthSchedule.ratios([1, 0.5], scorer="cls")
+    assert schedule_of(parse()) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--schedule", "1,,1"], "--schedule '1,,1': '' is not a number"),
+        (["--schedule", "1e,1"], "'1e' is not a number"),
+        (["--schedule", "1.5,1"], "--schedule '1.5,1': .*1.5: each entry must be a ratio"),
+        (["--schedule", "384,0.5"], "384.0: each entry must be a ratio"),
+        (["--schedule", "5,0"], "each entry must be a whole number of tokens, at least 1"),
+        (["--schedule", "-5,-6"], "each entry must be a ratio"),
+        (["--schedule", "1,2,3"], "grows from 1 to 2"),
+        (["--schedule", "nan,1"], "neither a list such as .*, nor JSON, nor a file"),
+        (["--schedule", ""], "'' is not a number"),
+        (["--schedule", "nothing.json"], "'nothing.json' is neither"),
+        (["--schedule", "{"], "--schedule: not a schedule in JSON"),
+        (["--schedule", '{"kind": "ratios"}'], "missing .'length_config'."),
+        (["--schedule", "1,0.5", "--scorer", "luck"], "unknown scorer 'luck'"),
+        (["--schedule", "1,0.5", "--scorer", "cls,cls,cls"], "3 scorers for 2 layers"),
+        (["--scorer", "cls"], "--scorer says which tokens stay: it needs --schedule"),
+        (["--keep-question"], "--keep-question says which"),
+    ],
+)
+def test_wrong_schedule_options_are_refused(arguments: list[str], message: str) -> None:
+    # A joined form, for values that begin with a dash.
+    joined = [f"{arguments[0]}={arguments[1]}", *arguments[2:]] if len(arguments) > 1 else arguments
+    with pytest.raises((ValueError, OSError), match=message):
+        schedule_of(parse(*joined))
+
+
+def test_model_options_reach_the_model(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    answerer = load_answerer(parse("--model", model_folder, "--threads", 3, "--device", "cpu"), None)
+    assert answerer.config.hidden_size == 16
+    assert answerer.model.dtype == torch.float32
+    assert threads == [3]
+
+
+def test_model_and_schedule_must_fit(model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="3 entries, the model 2 layers"):
+        load_answerer(parse("--model", model_folder), LengthSchedule.ratios([1, 1, 1]))
+    with pytest.raises(ValueError, match="give it with --model"):
+        load_answerer(parse("--revision", "main"), None)
+
+
+def test_schedule_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    path.write_bytes(json.dumps({"kind": "ratios"}).encode("utf-16"))
+    with pytest.raises(ValueError, match=r"schedule\.json"):
+        parse_schedule(str(path))
