@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="dtbert: %(message)s")
     try:
         status = _run(argv)
-        if sys.stdout:
+        if sys.stdout is not None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -86,6 +86,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _forget_output() -> None:
     # What is still buffered would fail again when the interpreter closes stdout, and say so.
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.flush()
     except OSError:

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             write_whole(_settings_path(output), json.dumps(settings) + "\n")
         sink.truncate(done.size)
         failed = done.failed
-        with tqdm(total=total, initial=done.lines, unit=" questions", disable=arguments.quiet or None) as bar:
+        with tqdm(total=total, initial=done.lines, unit="q", disable=arguments.quiet or None) as bar:
             for line, fields in results(answerer, source, done.lines, schedule, arguments.top):
                 sink.write(_dump(line, fields))
                 sink.flush()

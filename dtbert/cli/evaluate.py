@@ -122,9 +122,7 @@ def _answer(
 
     pairs = [(question.question, question.context) for question in questions]
     start = time.perf_counter()
-    answers = tqdm(
-        answerer.answer_many(pairs, schedule=schedule), total=len(pairs), unit=" questions", disable=quiet or None
-    )
+    answers = tqdm(answerer.answer_many(pairs, schedule=schedule), total=len(pairs), unit="q", disable=quiet or None)
     texts = [answer.text for answer in answers]
     seconds = time.perf_counter() - start
     return {question.id: text for question, text in zip(questions, texts, strict=True)}, seconds
