@@ -1,4 +1,4 @@
-"""The steps on a CPU: oneDNN products over weights packed once, attention one sequence at a time.
+"""The steps on a CPU: attention one sequence at a time and, with AVX512, oneDNN products over weights packed once.
 
 Steps that torch already does well are `reference`'s own. Everything here is inference only.
 """
@@ -21,12 +21,12 @@ __all__ = [
     "attention",
     "attention_significance",
     "embed_layer_norm",
-    "fuses_epilogues",
     "linear",
     "linear_add_layer_norm",
     "linear_gelu",
     "multiplies_natively",
     "pack_weight",
+    "packing_pays",
     "restore",
     "select_tokens",
 ]
@@ -80,41 +80,59 @@ def multiplies_natively(dtype: torch.dtype) -> bool:
 
 
 @functools.cache
-def fuses_epilogues() -> bool:
-    """Whether activation and residual are fused into the product on this CPU.
+def packing_pays() -> bool:
+    """Whether products over packed weights, with activation and residual fused in, are the faster ones here.
 
-    On AVX512 the fused forms cost next to nothing. On AVX2 oneDNN's fused erf-GELU takes 7 times as long as a
-    pass of its own, and the fused residual 90 times (measured at 384 tokens, 768 x 3072).
+    With AVX512 they run at twice the rate of torch's own. On AVX2 the rates are alike, oneDNN's fused erf-GELU takes
+    7 times as long as a pass of its own, and a fused residual 90 times (384 tokens, 768 x 3072).
     """
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """A weight ``[out, in]`` in oneDNN's own layout, or the weight itself where oneDNN cannot pack it.
+    """A weight ``[out, in]`` in oneDNN's own layout where that pays, else the weight itself.
 
     The packed tensor takes as many bytes as the plain one; ``to_dense()`` gives the plain one back.
     """
-    if weight.is_mkldnn or weight.device.type != "cpu" or not _packs(weight.dtype):
+    if weight.is_mkldnn or weight.device.type != "cpu" or not packing_pays() or not _packs(weight.dtype):
         return weight
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`reference.linear`; ``weight`` is plain or packed by `pack_weight`."""
-    if not weight.is_mkldnn:
-        return F.linear(x, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if weight.is_mkldnn:
+        return _packed_product(x, weight, bias, "none", "")
+    return F.linear(x, weight, bias)
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "gelu") -> Tensor:
-    """`reference.linear_gelu`; fused into the product where that pays."""
-    if weight.is_mkldnn and fuses_epilogues():
-        attribute, algorithm = _POST_OP[activation]
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, attribute, [], algorithm)
-    product = linear(x, weight, bias)
-    if activation == "gelu":
-        return torch.ops.aten.gelu_(product)
-    return activate(product, activation)
+    """`reference.linear_gelu`; fused into a packed product."""
+    if weight.is_mkldnn:
+        return _packed_product(x, weight, bias, *_POST_OP[activation])
+    product = F.linear(x, weight, bias)
+    return torch.ops.aten.gelu_(product) if activation == "gelu" else activate(product, activation)
+
+
+def _packed_product(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: str, algorithm: str) -> Tensor:
+    rows = _round_up(len(x))
+    return torch.ops.mkldnn._linear_pointwise(_extend(x, rows), weight, bias, attribute, [], algorithm)[: len(x)]
+
+
+def _round_up(rows: int) -> int:
+    # oneDNN compiles and keeps a program for each number of rows that it meets, and what lies between these in the
+    # heap stays with the process: some 8 MB for each, of a 6 x 384 model. A few tens of sizes bound that.
+    step = 8 if rows <= 64 else max(16, 1 << (rows - 1).bit_length() - 4)
+    return -(-rows // step) * step
+
+
+def _extend(x: Tensor, rows: int) -> Tensor:
+    # The further rows may hold anything, since a product's rows do not mix: those that a product before computed
+    # beyond its end serve.
+    size = x.untyped_storage().nbytes() // x.element_size() - x.storage_offset()
+    if x.is_contiguous() and size >= rows * x.shape[1]:
+        return x.as_strided((rows, x.shape[1]), x.stride())
+    return F.pad(x, (0, 0, 0, rows - len(x)))
 
 
 def linear_add_layer_norm(
@@ -127,13 +145,15 @@ def linear_add_layer_norm(
     eps: float,
     keep_indices: Tensor | None = None,
 ) -> Tensor:
-    """`reference.linear_add_layer_norm`; the residual is fused into the product where that pays."""
+    """`reference.linear_add_layer_norm`; the residual is fused into a packed product."""
     if keep_indices is not None:
         residual = residual.index_select(0, keep_indices)
-    if weight.is_mkldnn and fuses_epilogues():
-        summed = torch.ops.mkldnn._linear_pointwise(x, residual, weight, bias, "add")
+    if weight.is_mkldnn:
+        rows = _round_up(len(x))
+        operands = _extend(x, rows), _extend(residual, rows)
+        summed = torch.ops.mkldnn._linear_pointwise(*operands, weight, bias, "add")[: len(x)]
     else:
-        summed = linear(x, weight, bias).add_(residual)
+        summed = F.linear(x, weight, bias).add_(residual)
     return F.layer_norm(summed, norm_weight.shape, norm_weight, norm_bias, eps)
 
 

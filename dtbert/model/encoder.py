@@ -281,9 +281,9 @@ class Bert(nn.Module):
                         table.normal_(0, self.config.initializer_range, generator=generator)
 
     def pack_weights(self) -> None:
-        """Replace each product's weight by its packed form, one at a time; on a GPU, do nothing.
+        """Make the model ready for inference: no gradients, and weights packed, one at a time, where that pays.
 
-        Afterwards the model is for inference: parameters need no gradients.
+        `dtbert.kernels.cpu.packing_pays` tells where.
         """
         self.requires_grad_(False)
         if self.device.type != "cpu" or get_backend("cpu", self._backend_name) is not cpu:

@@ -1,7 +1,5 @@
 """The CPU's steps against the reference: packed and plain weights, fused and separate epilogues, every dtype."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -18,16 +16,11 @@ def name_of(value: object) -> str:
     return str(value).removeprefix("torch.").replace(" ", "")
 
 
-@pytest.fixture(params=[True, False], ids=["fused", "separate"])
-def _epilogues(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "fuses_epilogues", lambda: request.param)
-
-
 @pytest.fixture(params=[True, False], ids=["packed", "plain"])
-def packs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
-    if not request.param:
-        monkeypatch.setattr(cpu, "_packs", lambda dtype: False)
-    return request.param
+def packs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Packs weights, or does not, whatever pays on this machine."""
+    monkeypatch.setattr(cpu, "packing_pays", lambda: request.param)
+    return bool(request.param)
 
 
 def prefix_sums(seqlens: list[int]) -> torch.Tensor:
@@ -38,14 +31,30 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, dtype: torch.dtype) -> N
     torch.testing.assert_close(got.double(), want.double(), atol=STEP[dtype], rtol=STEP[dtype])
 
 
-def test_this_machine_packs_float32_weights() -> None:
+def test_this_machine_can_pack_float32_weights() -> None:
     # Without this the tests below would compare the plain path with itself.
-    assert cpu.pack_weight(torch.randn(32, 16)).is_mkldnn
+    assert cpu._packs(torch.float32)
+
+
+def test_packed_products_meet_few_numbers_of_rows() -> None:
+    rounded = [cpu._round_up(rows) for rows in range(1, 4097)]
+    assert all(0 <= more - rows < max(16, rows / 8) for rows, more in enumerate(rounded, start=1))
+    assert len(set(rounded)) < 64
+
+
+@given(rows=st.integers(1, 40), spare=st.integers(0, 40))
+def test_packed_product_does_not_see_what_lies_behind_its_rows(rows: int, spare: int) -> None:
+    weight, bias = torch.randn(24, 16), torch.randn(24)
+    storage = torch.full((rows + spare, 16), torch.nan)
+    storage[:rows] = torch.randn(rows, 16)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    assert_close(
+        cpu.linear(storage[:rows], packed, bias), reference.linear(storage[:rows], weight, bias), torch.float32
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("rows", [1, 7, 128, 200])
-@pytest.mark.usefixtures("_epilogues")
 def test_products_agree_with_reference(rows: int, dtype: torch.dtype, packs: bool) -> None:
     x, weight = torch.randn(rows, 96, dtype=dtype), torch.randn(72, 96, dtype=dtype) * 0.1
     bias, residual = torch.randn(72, dtype=dtype), torch.randn(rows + 3, 72, dtype=dtype)
@@ -67,7 +76,8 @@ def test_products_agree_with_reference(rows: int, dtype: torch.dtype, packs: boo
     torch.testing.assert_close(residual, untouched, rtol=0, atol=0)
 
 
-def test_packed_weight_gives_the_plain_one_back() -> None:
+def test_packed_weight_gives_the_plain_one_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "packing_pays", lambda: True)
     weight = torch.randn(24, 40)
     packed = cpu.pack_weight(weight)
     assert torch.equal(packed.to_dense(), weight)

@@ -49,12 +49,14 @@ def assert_logits_agree(model: BertForQuestionAnswering, peer: torch.nn.Module, 
     length=st.integers(1, 60),
     seed=st.integers(0, 2**16),
     backend=st.sampled_from([None, "reference"]),
+    pack=st.booleans(),
 )
 def test_logits_agree_with_transformers_on_odd_shapes(
-    config: transformers.BertConfig, batch: int, length: int, seed: int, backend: str | None
+    config: transformers.BertConfig, batch: int, length: int, seed: int, backend: str | None, pack: bool
 ) -> None:
     peer = make_peer(config, seed)
-    assert_logits_agree(make_dtbert(peer, backend=backend), peer, *random_batch(config, batch, length, seed))
+    model = make_dtbert(peer, backend=backend, pack=pack)
+    assert_logits_agree(model, peer, *random_batch(config, batch, length, seed))
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +68,13 @@ def full_size() -> transformers.BertForQuestionAnswering:
     return peer.eval().requires_grad_(False)
 
 
+@pytest.mark.parametrize("pack", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize("length", [1, 37, 384, 512])
 def test_full_size_logits_agree_with_transformers(
-    length: int, full_size: transformers.BertForQuestionAnswering
+    length: int, pack: bool, full_size: transformers.BertForQuestionAnswering
 ) -> None:
     ids, mask, segments = random_batch(full_size.config, 2, length, length)
-    assert_logits_agree(make_dtbert(full_size), full_size, ids, mask, segments)
+    assert_logits_agree(make_dtbert(full_size, pack=pack), full_size, ids, mask, segments)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -81,10 +84,9 @@ def test_half_precision_error_is_at_most_twice_transformers_own(
     ids, mask, segments = random_batch(full_size.config, 2, 64, 5)
     real = mask.bool()
     exact = full_size(ids, mask, segments)
-    model = make_dtbert(full_size)
-    state = {name: value.to_dense() if value.is_mkldnn else value for name, value in model.state_dict().items()}
+    model = make_dtbert(full_size, pack=False)
     half = BertForQuestionAnswering(model.config).eval()
-    half.load_state_dict(state)
+    half.load_state_dict(model.state_dict())
     half.to(dtype).pack_weights()
     got = half(ids, mask, segments)
     theirs = transformers.BertForQuestionAnswering(full_size.config).eval()
@@ -157,9 +159,15 @@ def oracle(
 
 @pytest.mark.parametrize("scorer", [name for name in BUILT_IN_SCORERS if name != "random"])
 @settings(max_examples=25)
-@given(data=st.data(), seed=st.integers(0, 2**16), absolute=st.booleans(), backend=st.sampled_from([None, "reference"]))
+@given(
+    data=st.data(),
+    seed=st.integers(0, 2**16),
+    absolute=st.booleans(),
+    backend=st.sampled_from([None, "reference"]),
+    pack=st.booleans(),
+)
 def test_dropping_agrees_with_an_oracle_of_transformers_modules(
-    scorer: str, data: st.DataObject, seed: int, absolute: bool, backend: str | None
+    scorer: str, data: st.DataObject, seed: int, absolute: bool, backend: str | None, pack: bool
 ) -> None:
     layers = data.draw(st.integers(1, 4))
     peer = make_peer(make_config(layers=layers, heads=3, head_size=8), seed)
@@ -177,7 +185,7 @@ def test_dropping_agrees_with_an_oracle_of_transformers_modules(
     wanted = [oracle(peer, *pair, schedule) for pair in zip(ids, segments, strict=True)]
     # Two scores closer than rounding may swap.
     assume(min(gap for _, _, gap in wanted) > 1e-5)
-    model = make_dtbert(peer, backend=backend)
+    model = make_dtbert(peer, backend=backend, pack=pack)
     batch = PackedBatch.from_lists([x.tolist() for x in ids], [x.tolist() for x in segments])
     got = model.forward_packed(batch, schedule)
     logits = torch.cat([logits for logits, _, _ in wanted])

@@ -186,7 +186,8 @@ def test_schedule_of_another_depth_is_refused() -> None:
         MODEL(torch.ones(1, 4, dtype=torch.int64), schedule=LengthSchedule.ratios([1, 1, 1]))
 
 
-def test_backend_is_a_visible_choice_and_gradients_take_the_reference() -> None:
+def test_backend_is_a_visible_choice_and_gradients_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "packing_pays", lambda: True)
     model = BertForQuestionAnswering(
         BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, intermediate_size=8)
     )

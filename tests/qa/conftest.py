@@ -1,6 +1,6 @@
 """A tiny model with random weights behind the tokenizer that ships with dtbert."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,12 +44,3 @@ def make_answerer(tokenizer: Tokenizer) -> Callable[..., QuestionAnswerer]:
 @pytest.fixture(scope="session")
 def answerer(make_answerer: Callable[..., QuestionAnswerer]) -> QuestionAnswerer:
     return make_answerer()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    # Steps this small take longer on two threads, and on busy cores a hundred times as long.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
