@@ -1,0 +1,196 @@
+"""Time dtbert against transformers, torch.compile, ONNX Runtime and OpenVINO on this CPU, in one process.
+
+    python scripts/bench_cpu.py --output docs/bench_cpu.json --plot docs/bench_cpu.png --threads 2
+
+Every engine's logits are compared with those of transformers in float32 before it is timed. Each provider first tries
+its settings, and at true lengths one window at a time against eight padded to the longest (dtbert: its budgets of
+tokens); its fastest is kept. Then rounds: in each, every provider in turn waits until the others' threads sleep, makes
+an untimed call, then timed ones. Figures are medians over all rounds; windows are dealt out to the rounds, and each
+time is scaled to all of them. Inputs are made before anything is timed.
+
+The JSON holds ``date``, ``commit``, ``device``, ``versions``, ``arguments`` and four lists:
+
+    comparisons  one per model, dtype and workload: ``windows``, ``tokens``, ``results``, ``not_timed`` (reasons).
+                 A result: ``provider``, ``setting``, ``batching``, ``computes_in`` (the dtype of the products: on a CPU
+                 that emulates bfloat16, dtbert and OpenVINO compute in float32), ``relative`` (time of transformers
+                 sdpa over its own), ``ms`` (median for the whole workload), ``quartiles_ms``, ``samples``,
+                 ``largest_error`` (as a part of the largest logit), ``tried_ms`` (each setting's first figure).
+    dropping     dtbert at lengths 269,253,252,202,104,34 against all tokens: ``ratio`` of ``time_saved`` and
+                 ``macs_saved`` (executed), ``ms``, ``quartiles_ms``, ``samples``, ``ms_without``.
+    scoring      one layer that scores and keeps all tokens but one against the same that keeps all: ``ratio``, ``ms``,
+                 ``quartiles_ms``, ``samples``, ``ms_without``.
+    aims         ``work``, ``aim``, ``measured``, ``met``.
+"""
+
+import argparse
+import datetime
+import functools
+import importlib.metadata
+import itertools
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from cpu_bench.comparison import DTYPES, Comparison, Effort, laggards
+from cpu_bench.peers import Engine, bf16_is_emulated, engines, random_checkpoint, shipped_checkpoint
+from cpu_bench.report import aims, plot, table
+from cpu_bench.savings import dropping, scoring
+from cpu_bench.windows import EQUAL_LENGTHS, SQUAD, random_windows, squad_windows
+
+Wanted = Callable[[str], bool]
+
+
+def main(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    wanted: Wanted = functools.partial(_matches, re.compile(options.only))
+    effort = Effort(options.rounds, options.seconds, tuple(options.batch_tokens))
+    results = describe(options)
+    lists = {name: results.setdefault(name, []) for name in ("comparisons", "dropping", "scoring", "aims")}
+    works = {name: random_windows([length] * size) for name, (size, length) in EQUAL_LENGTHS.items()}
+    works[SQUAD] = squad_windows(options.squad, options.windows)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = random_checkpoint(Path(folder, "random")), shipped_checkpoint(Path(folder, "shipped"))
+        for checkpoint, dtype in itertools.product(checkpoints, DTYPES):
+            comparisons = [Comparison(checkpoint, dtype, name, work) for name, work in works.items()]
+            for row in compare(comparisons, effort, options.threads, wanted):
+                lists["comparisons"].append(row)
+                save(results, options.output)
+        with torch.inference_mode():
+            for checkpoint, dtype in itertools.product(checkpoints, DTYPES):
+                if not bf16_is_emulated(DTYPES[dtype]):
+                    lists["dropping"] += dropping(checkpoint, dtype, effort, wanted)
+                    lists["scoring"] += scoring(checkpoint, dtype, effort, wanted)
+    if not any(lists.values()):
+        sys.exit(f"--only {options.only!r} matches nothing, such as '6x768 fp32 8x384 OpenVINO'")
+    lists["aims"] += aims(results)
+    save(results, options.output)
+    print(table(results))
+    if options.plot:
+        try:
+            plot(results, options.plot)
+        except ValueError as error:
+            sys.exit(str(error))
+
+
+def _matches(pattern: re.Pattern[str], name: str) -> bool:
+    return pattern.search(name) is not None
+
+
+def compare(comparisons: list[Comparison], effort: Effort, threads: int, wanted: Wanted) -> Iterator[dict[str, Any]]:
+    """The rows of one model and dtype, whose engines are built once."""
+    checkpoint, dtype = comparisons[0].checkpoint, DTYPES[comparisons[0].dtype]
+
+    def wanted_anywhere(provider: str) -> bool:
+        return any(wanted(f"{comparison.name} {provider}") for comparison in comparisons)
+
+    # Outside inference mode, whose tensors cannot be exported.
+    available = list(engines(checkpoint, dtype, threads, wanted_anywhere))
+    with torch.inference_mode():
+        for comparison in comparisons:
+            chosen = [entry for entry in available if wanted(f"{comparison.name} {entry.provider}")]
+            if not any(isinstance(entry, Engine) for entry in chosen):
+                continue
+            row = comparison.run(chosen, effort)
+            yield row
+            if bf16_is_emulated(dtype) and comparison.workload != "1x128":
+                too_slow = laggards(row)
+                available = [too_slow.get(entry.provider, entry) for entry in available]
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def describe(options: argparse.Namespace) -> dict[str, Any]:
+    """What the figures belong to: date, commit, device, versions and arguments."""
+    names = ("dtbert", "torch", "transformers", "onnxruntime", "openvino", "onnx", "numpy")
+    kept = ("threads", "rounds", "seconds", "only", "windows", "batch_tokens")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": _device() | {"threads": options.threads},
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
+        "arguments": {name: getattr(options, name) for name in kept},
+    }
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit} with changes" if changes else commit
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> dict[str, Any]:
+    fields: dict[str, str] = {}
+    if (info := Path("/proc/cpuinfo")).is_file():
+        fields = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in info.open())}
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return {
+        "cpu": fields.get("model name", platform.processor() or platform.machine()),
+        "flags": sorted(flag for flag in flags if re.match(r"avx|amx|fma$|f16c|asimd|sve|sme\d?$|i8mm|bf16", flag)),
+        "torch_capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16": "emulated" if bf16_is_emulated(torch.bfloat16) else "native",
+    }
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Time dtbert against transformers, torch.compile, ONNX Runtime and OpenVINO on this CPU.",
+        epilog="example: python scripts/bench_cpu.py --only '6x384 fp32' --rounds 3 --plot bench_cpu.png",
+    )
+    parser.add_argument("--output", type=Path, default=Path("bench_cpu.json"), help="JSON to write (%(default)s)")
+    parser.add_argument("--plot", type=Path, help="PNG to draw")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every provider (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=9, help="at most, for each workload (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=12, help="of rounds of one workload at equal lengths, about (%(default)s)"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="part of '6x768 fp32 8x384 OpenVINO', 'scoring 6x768 fp32 ...'"
+    )
+    parser.add_argument("--squad", type=Path, metavar="FILE", help="SQuAD's development set; else its lengths alone")
+    parser.add_argument("--windows", type=int, default=256, help="of SQuAD (%(default)s)")
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        nargs="+",
+        default=[384, 1024],
+        help="that dtbert tries at true lengths (%(default)s)",
+    )
+    options = parser.parse_args()
+    counts = {name: getattr(options, name) for name in ("threads", "rounds", "windows")}
+    for name, count in (*counts.items(), *(("batch-tokens", tokens) for tokens in options.batch_tokens)):
+        if count < 1:
+            parser.error(f"--{name} must be at least 1, not {count}")
+    if options.squad and not options.squad.is_file():
+        parser.error(f"--squad {options.squad}: there is no such file")
+    try:
+        re.compile(options.only)
+    except re.error as error:
+        parser.error(f"--only {options.only!r} is not a regular expression: {error}")
+    return options
+
+
+if __name__ == "__main__":
+    main(arguments())
