@@ -9,7 +9,6 @@ schedule = LengthSchedule.ratios([1, 1, 0.8, 0.6, 0.4, 0.2], scorer="shortest_fi
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -95,7 +94,7 @@ def _random(seed: int) -> Scorer:
 
 
 _SCORERS: dict[str, Scorer] = {"answer": _answer, "random": _random(0)}
-BUILT_IN_SCORERS: tuple[str, ...] = (*get_args(AttentionScore), *_SCORERS)
+BUILT_IN_SCORERS: tuple[str, ...] = (*ATTENTION_SCORES, *_SCORERS)
 
 
 def register_scorer(name: str, function: Scorer) -> None:
