@@ -127,7 +127,7 @@ def attention(
         query, key, value = _heads(qkv[rows], num_heads)
         if query_indices is not None:
             query = _heads(qkv[asked], num_heads)[0]
-        probabilities = _probabilities(query, key)
+        probabilities = attention_probabilities(query, key)
         context = probabilities @ value.to(probabilities.dtype)
         contexts.append(context.transpose(0, 1).flatten(1).to(qkv.dtype))
         if significance is not None:
@@ -163,7 +163,7 @@ def attention_significance(
     for begin, end in zip(starts, starts[1:], strict=False):
         query, key, value = _heads(qkv[begin:end], num_heads)
         segments = None if token_type_ids is None else token_type_ids[begin:end]
-        scores.append(score_from_probabilities(kind, _probabilities(query, key), value, segments))
+        scores.append(score_from_probabilities(kind, attention_probabilities(query, key), value, segments))
     return torch.cat(scores)
 
 
@@ -204,9 +204,10 @@ def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def _probabilities(query: Tensor, key: Tensor) -> Tensor:
+def attention_probabilities(query: Tensor, key: Tensor) -> Tensor:
+    """One sequence's probabilities ``[N, q, n]``, float32, from queries ``[N, q, D]`` and keys ``[N, n, D]``."""
     dtype = _statistics_dtype(query)
-    scores = query.to(dtype) @ key.to(dtype).transpose(1, 2) / query.shape[-1] ** 0.5
+    scores = (query.to(dtype) * query.shape[-1] ** -0.5) @ key.to(dtype).transpose(1, 2)
     return scores.softmax(-1)
 
 

@@ -1,12 +1,12 @@
 """The network: embeddings, layers that may drop tokens, and the encoder that restores them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import Backend, BackendName, cpu, get_backend, reference
+from dtbert.kernels import Backend, BackendName, choose_backend, cpu, get_backend, reference
 from dtbert.model.config import BertConfig
 from dtbert.model.packing import PackedBatch, Packing, pack_padded, unpack
 from dtbert.model.schedule import LengthSchedule
@@ -176,7 +176,7 @@ class PackedEncoding(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers over packed batches, with drop-and-restore."""
+    """Embeddings and layers over packed batches, with drop-and-restore; ``skip_layers`` are passed by."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -193,15 +193,17 @@ class Encoder(nn.Module):
         restore: bool = True,
         keep_hidden_states: bool = False,
         span_head: SpanHead | None = None,
+        skip_layers: Collection[int] = (),
     ) -> PackedEncoding:
         original, targets = batch, self._targets(batch.packing, schedule)
         states = self.embeddings(batch, backend)
         inputs: list[tuple[Tensor, Tensor]] = []  # what entered each dropping layer, and the rows that left it
         rows, kept = None, []
         hidden_states = [states]
-        for layer, target in zip(self.layers, targets, strict=True):
-            entered = states
-            states, batch, keep_indices = layer(states, batch, backend, target, schedule, span_head)
+        for index, (layer, target) in enumerate(zip(self.layers, targets, strict=True)):
+            entered, keep_indices = states, None
+            if index not in skip_layers:
+                states, batch, keep_indices = layer(states, batch, backend, target, schedule, span_head)
             if keep_indices is not None:
                 inputs.append((entered, keep_indices))
                 rows = keep_indices if rows is None else rows[keep_indices]
@@ -259,9 +261,25 @@ class Bert(nn.Module):
     @property
     def backend(self) -> Backend:
         """The module of kernels that the next call uses: `dtbert.kernels.get_backend`."""
+        return get_backend(self.device, self.backend_name)
+
+    @property
+    def backend_name(self) -> BackendName:
+        """Which kernels the next call uses: those asked for, else by device, dtype and head size.
+
+        Where gradients are needed that is ``"reference"``, unless another was asked for.
+
+        Raises:
+            ValueError: the backend that was asked for does not run there.
+        """
         if self._backend_name is None and self._needs_gradients():
-            return reference
-        return get_backend(self.device, self._backend_name)
+            return "reference"
+        return choose_backend(
+            self.device,
+            self._backend_name,
+            dtype=self.dtype,
+            head_size=self.config.hidden_size // self.config.num_attention_heads,
+        )
 
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())

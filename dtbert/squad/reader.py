@@ -16,6 +16,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _JSON_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", type(None): "null"}
 
 
+class MisplacedAnswerError(ValueError):
+    """An answer that its context does not have at the place it names."""
+
+
 class GoldAnswer(NamedTuple):
     """An accepted answer: its text, and the character of the context at which it starts."""
 
@@ -38,11 +42,13 @@ class SquadQuestion:
     answers: tuple[GoldAnswer, ...]
 
 
-def read_squad(path: str | PathLike[str]) -> list[SquadQuestion]:
+def read_squad(path: str | PathLike[str], *, misplaced: list[str] | None = None) -> list[SquadQuestion]:
     """All questions of a SQuAD 1.1 file, in the file's order.
 
     Args:
         path: JSON, plain or compressed with gzip; which of the two is seen from the content.
+        misplaced: where given, a question with an answer that the context does not have at its place is left out, and
+            what is wrong with it added to this list; otherwise it is an error.
 
     Raises:
         OSError: the file cannot be read.
@@ -50,7 +56,7 @@ def read_squad(path: str | PathLike[str]) -> list[SquadQuestion]:
             such as ``data[3].paragraphs[0].qas[12].id``.
     """
     try:
-        questions = list(_questions(_load(Path(path).read_bytes())))
+        questions = list(_questions(_load(Path(path).read_bytes()), misplaced))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not questions:
@@ -72,7 +78,7 @@ def _load(raw: bytes) -> Any:
         raise ValueError(f"not JSON ({error})") from error
 
 
-def _questions(document: Any) -> Iterator[SquadQuestion]:
+def _questions(document: Any, misplaced: list[str] | None) -> Iterator[SquadQuestion]:
     places: dict[str, str] = {}
     for article, at in _items(document, "", "data"):
         title = _field(article, at, "title", str) if isinstance(article, dict) and "title" in article else ""
@@ -84,7 +90,13 @@ def _questions(document: Any) -> Iterator[SquadQuestion]:
                     raise ValueError(f"{at_question}.id: {identifier!r} is the id of {places[identifier]} already")
                 places[identifier] = at_question
                 question = _field(entry, at_question, "question", str)
-                answers = tuple(_answer(answer, place, context) for answer, place in _answers(entry, at_question))
+                try:
+                    answers = tuple(_answer(answer, place, context) for answer, place in _answers(entry, at_question))
+                except MisplacedAnswerError as error:
+                    if misplaced is None:
+                        raise
+                    misplaced.append(f"{identifier}: {error}")
+                    continue
                 yield SquadQuestion(identifier, title, question, context, answers)
 
 
@@ -98,7 +110,7 @@ def _answers(entry: Any, at: str) -> list[tuple[Any, str]]:
 def _answer(answer: Any, at: str, context: str) -> GoldAnswer:
     text, start = _field(answer, at, "text", str), _field(answer, at, "answer_start", int)
     if start < 0 or context[start : start + len(text)] != text:
-        raise ValueError(f"{at}: the context does not have {text!r} at answer_start {start}")
+        raise MisplacedAnswerError(f"{at}: the context does not have {text!r} at answer_start {start}")
     return GoldAnswer(text, start)
 
 

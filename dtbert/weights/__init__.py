@@ -2,7 +2,7 @@
 
 from dtbert.weights.checkpoint import CheckpointError
 from dtbert.weights.hub import resolve_source
-from dtbert.weights.load import load_encoder, load_model
+from dtbert.weights.load import load_encoder, load_model, load_trainable
 from dtbert.weights.save import convert, save_model, to_hub_tensors
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "convert",
     "load_encoder",
     "load_model",
+    "load_trainable",
     "resolve_source",
     "save_model",
     "to_hub_tensors",

@@ -1,0 +1,140 @@
+"""Training data: windows of questions with the place of the answer, in batches of a number of tokens."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from dtbert.model import BertConfig, PackedBatch
+from dtbert.qa.tokenize import Tokens, special_ids, tokenize
+from dtbert.qa.windows import Example, Part, WindowSize, pack
+from dtbert.squad import SquadQuestion
+
+# Questions that go through the tokenizer together.
+_GROUP = 4096
+# [CLS] and the [SEP] after the question.
+_NUM_BEFORE_CONTEXT = 2
+
+
+class LabelledBatch(NamedTuple):
+    """A packed batch of W windows, and the token at which the answer starts and ends.
+
+    ``starts`` and ``ends`` are int64 ``[W]``, counted from the window's first token; 0, which is [CLS], where the
+    window does not hold the answer. ``ids`` are the questions'.
+    """
+
+    batch: PackedBatch
+    starts: Tensor
+    ends: Tensor
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Questions cut into windows.
+
+    Attributes:
+        examples: tokens of each question and its context.
+        ids: of the questions, one per example.
+        parts: the windows of all examples.
+        labels: first and last token of the answer in each window, int64 ``[W, 2]``.
+        unusable: what is wrong with each question that was left out.
+    """
+
+    examples: list[Example]
+    ids: list[str]
+    parts: list[Part]
+    labels: np.ndarray
+    special: tuple[int, int]
+    unusable: list[str]
+
+    @classmethod
+    def from_questions(
+        cls,
+        questions: Sequence[SquadQuestion],
+        tokenizer: Tokenizer,
+        config: BertConfig,
+        *,
+        window: int = 384,
+        stride: int = 128,
+    ) -> "TrainingSet":
+        """Tokenize questions and label their windows with the first accepted answer.
+
+        Args:
+            questions: of `dtbert.squad.read_squad`.
+            tokenizer: made plain, as `dtbert.qa.load_tokenizer` gives it.
+            config: of the model to be trained.
+            window, stride: tokens, as of `dtbert.QuestionAnswerer`.
+
+        Raises:
+            ValueError: no question is left, or window and stride do not fit the model.
+        """
+        size = WindowSize(window, stride, config)
+        special = special_ids(tokenizer, config.vocab_size)
+        found = cls([], [], [], np.empty((0, 2), np.int64), special, [])
+        labels: list[tuple[int, int]] = []
+        for begin in range(0, len(questions), _GROUP):
+            group = questions[begin : begin + _GROUP]
+            tokens = tokenize(tokenizer, [text for one in group for text in (one.question, one.context)])
+            for one, question, context in zip(group, tokens[::2], tokens[1::2], strict=True):
+                answer = one.answers[0]
+                try:
+                    example = size.example(question, context)
+                    span = _answer_tokens(context, answer.start, answer.start + len(answer.text))
+                except ValueError as error:
+                    found.unusable.append(f"{one.id}: {error}")
+                    continue
+                labels += found._add(one.id, example, span)
+        if not found.parts:
+            raise ValueError(f"none of {len(questions)} questions can be trained on: {'; '.join(found.unusable[:3])}")
+        return cls(found.examples, found.ids, found.parts, np.array(labels, np.int64), special, found.unusable)
+
+    def _add(self, identifier: str, example: Example, span: tuple[int, int]) -> list[tuple[int, int]]:
+        labels = []
+        before = _NUM_BEFORE_CONTEXT + len(example.question.ids)
+        for begin, end in example.parts:
+            self.parts.append(Part(len(self.examples), begin, end, before + end - begin + 1))
+            inside = begin <= span[0] and span[1] < end
+            labels.append((before + span[0] - begin, before + span[1] - begin) if inside else (0, 0))
+        self.examples.append(example)
+        self.ids.append(identifier)
+        return labels
+
+    def batches(self, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+        """The windows of an epoch in random order, as many in each batch as ``batch_tokens`` holds.
+
+        A pure function of its arguments, so that a run that was interrupted finds its place again.
+        """
+        order = list(range(len(self.parts)))
+        random.Random(f"data {seed} {epoch}").shuffle(order)
+        found: list[list[int]] = []
+        room = 0
+        for index in order:
+            tokens = self.parts[index].num_tokens
+            if tokens > room:
+                found.append([])
+                room = batch_tokens
+            found[-1].append(index)
+            room -= tokens
+        return found
+
+    def collate(self, indices: Sequence[int], device: torch.device) -> LabelledBatch:
+        """The packed batch of some windows."""
+        parts = [self.parts[index] for index in indices]
+        batch, _, _ = pack(self.examples, parts, *self.special, device)
+        labels = torch.from_numpy(self.labels[list(indices)]).to(device)
+        return LabelledBatch(batch, labels[:, 0], labels[:, 1], tuple(self.ids[part.row] for part in parts))
+
+
+def _answer_tokens(context: Tokens, start: int, end: int) -> tuple[int, int]:
+    """First and last token of the characters ``start`` to ``end``."""
+    first = int(np.searchsorted(context.offsets[:, 1], start, side="right"))
+    last = int(np.searchsorted(context.offsets[:, 0], end, side="left")) - 1
+    if first > last:
+        raise ValueError(f"the answer {context.text[start:end]!r} has only characters that the tokenizer skips")
+    return first, last
