@@ -7,11 +7,11 @@ from pathlib import Path
 from dtbert.cli import batch
 from dtbert.cli.options import (
     SCHEDULE_HELP,
+    add_budget_option,
     add_model_options,
     add_schedule_options,
-    load_answerer,
+    load_for_schedule,
     positive,
-    schedule_of,
 )
 from dtbert.cli.output import print_json
 
@@ -38,7 +38,7 @@ examples:
   dtbert answer --question "Who wrote it?" --context letter.txt --top 3
   dtbert answer --question "Who wrote it?" --context - < letter.txt \\
     --schedule 1,1,0.9,0.6,0.4,0.2 --scorer cls
-  dtbert answer --input questions.jsonl --output answers.jsonl
+  dtbert answer --input questions.jsonl --output answers.jsonl --budget 0.5
 
 {SCHEDULE_HELP}"""
 
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)
     add_schedule_options(parser)
+    add_budget_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,8 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _answer_one(arguments: argparse.Namespace) -> int:
     context = read_context(arguments.context)
-    schedule = schedule_of(arguments)
-    answerer = load_answerer(arguments, schedule)
+    answerer, schedule = load_for_schedule(arguments)
     answers = answerer.top(arguments.question, context, arguments.top, schedule=schedule)
     if arguments.json:
         print_json(batch.answer_fields(answers, arguments.top))

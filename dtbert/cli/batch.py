@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dtbert import __version__
-from dtbert.cli.options import load_answerer, schedule_of
+from dtbert.cli.options import load_for_schedule
 from dtbert.cli.output import check_folder, write_whole
 
 if sys.platform != "win32":
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     source, output = Path(arguments.input), Path(arguments.output)
     _check_paths(source, output)
-    schedule = schedule_of(arguments)
+    answerer, schedule = load_for_schedule(arguments)
     digest, total = survey(source)
     settings = {
         "dtbert": __version__,
@@ -67,7 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
         "top": arguments.top,
     }
     _check_settings(output, settings)
-    answerer = load_answerer(arguments, schedule)
     with output.open("ab") as sink:
         _lock(sink, output)
         done = progress(source, output)

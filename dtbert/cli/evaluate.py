@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from dtbert.cli.options import (
     SCHEDULE_HELP,
+    add_budget_option,
     add_model_options,
     add_schedule_options,
-    load_answerer,
+    describe_schedule,
+    load_for_schedule,
     positive,
-    schedule_of,
 )
 from dtbert.cli.output import check_folder, print_json, write_whole
 
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
     add_model_options(parser)
     add_schedule_options(parser)
+    add_budget_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,9 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.predictions is not None:
         check_folder("--predictions", Path(arguments.predictions))
-    schedule = schedule_of(arguments)
     questions = spread(read_squad(arguments.file), arguments.limit)
-    answerer = load_answerer(arguments, schedule)
+    answerer, schedule = load_for_schedule(arguments)
     good = [question for question in questions if _is_answerable(answerer, question)]
     predictions, seconds = _answer(answerer, good, schedule, arguments.quiet)
     if arguments.predictions is not None:
@@ -82,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = {
         "file": str(arguments.file),
         "model": arguments.model,
+        "budget": arguments.budget,
         "schedule": None if schedule is None else schedule.to_dict(),
         "window": answerer.window,
         "questions": len(questions),
@@ -94,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report)
     else:
+        if arguments.budget is not None:
+            print(f"budget {arguments.budget:g} chose: {describe_schedule(schedule)}\n")
         print(_table(report))
     return 1 if scores.missing else 0
 

@@ -48,6 +48,15 @@ def add_schedule_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--keep-question", action="store_true", help="keep the question before the context")
 
 
+def add_budget_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="X",
+        help="instead of --schedule: the most accurate one of the model's schedules.json within this part of all MACs",
+    )
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
@@ -131,3 +140,31 @@ def load_answerer(arguments: argparse.Namespace, schedule: "LengthSchedule | Non
     if schedule is not None:
         schedule.check_layers(answerer.config.num_hidden_layers)
     return answerer
+
+
+def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, LengthSchedule | None]":
+    """The model that the options name, and the schedule that ``--schedule`` gives or ``--budget`` chooses.
+
+    Raises:
+        ValueError, OSError: as `schedule_of`, `load_answerer` and `QuestionAnswerer.within_budget`.
+    """
+    schedule = schedule_of(arguments)
+    if arguments.budget is None:
+        return load_answerer(arguments, schedule), schedule
+    if schedule is not None:
+        raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
+    from dtbert.qa.budgets import check_budget
+
+    check_budget(arguments.budget)
+    answerer = load_answerer(arguments, None)
+    return answerer, answerer.within_budget(arguments.budget).schedule
+
+
+def describe_schedule(schedule: "LengthSchedule | None") -> str:
+    """A schedule in a few words: the ratios or lengths, the scorer, and what is always kept."""
+    if schedule is None:
+        return "everything"
+    scorer = schedule.scorer if isinstance(schedule.scorer, str) else ",".join(schedule.scorer)
+    kept = [name for name in ("cls", "question") if getattr(schedule, f"keep_{name}")]
+    lengths = " ".join(f"{length:.3g}" for length in schedule.length_config)
+    return f"{lengths} {scorer}{''.join(f' +{name}' for name in kept)}"

@@ -1,27 +1,29 @@
-"""`dtbert train`: a span head on any BERT, with LengthDrop."""
+"""`dtbert train`: a span head on any BERT, with LengthDrop, and with a teacher."""
 
 import argparse
 import hashlib
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.cli.evaluate import spread
 from dtbert.cli.options import SCHEDULE_HELP, parse_schedule, positive
 from dtbert.cli.output import print_json
+from dtbert.cli.processes import agree, joined
 
 if TYPE_CHECKING:
-    from dtbert.model import BertForQuestionAnswering
+    from tokenizers import Tokenizer
+
+    from dtbert.model import BertConfig, BertForQuestionAnswering
     from dtbert.squad import SquadQuestion
-    from dtbert.training import TrainingOptions, TrainingSet
+    from dtbert.training import HeldOut, RunFolder, Teacher, Trainer, TrainingOptions, TrainingSet
 
 SUMMARY = "train a model on SQuAD files, to answer with fewer tokens too"
 DESCRIPTION = """\
 Train a BERT, an encoder alone or one with a span head, on questions in SQuAD
 1.1's format. With --length-drop it also learns to answer when tokens are
-dropped between its layers.
+dropped between its layers; with --teacher it learns from a larger BERT.
 
 OUT is the run's folder: `best` and `last` are models for the other commands,
 metrics.jsonl has a line per step. The same command goes on where an
@@ -32,9 +34,28 @@ examples:
   dtbert train --model bert-folder --train train.json --dev dev.json --out run
   dtbert train --model run/best --train train.json --dev dev.json \\
       --length-drop --eval-schedule 1,0.9,0.6,0.4,0.2,0.1 --out dropping
+  dtbert train --model tinybert --teacher bert-base-squad \\
+      --distill intermediate --train train.json --out distilled
   torchrun --nproc-per-node 4 -m dtbert.cli train ... --device cuda
 
 {SCHEDULE_HELP}"""
+
+# Options that say nothing without another one, and what they are by default.
+_LENGTH_DROP = {
+    "num_sandwich": 2,
+    "ratio_bound": 0.2,
+    "layer_dropout": 0.0,
+    "scorers": "received",
+    "sub_model_loss": "cross_entropy",
+}
+_TEACHER = {
+    "teacher_revision": None,
+    "distill": "prediction",
+    "temperature": 1.0,
+    "hard_label_weight": 0.0,
+    "match_attention": "probabilities",
+}
+_DEV: dict[str, Any] = {"eval_every": 0, "eval_limit": None, "eval_schedule": []}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,17 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="OUT", required=True, help="the run's folder")
     _add_optimisation(parser.add_argument_group("optimisation"))
     _add_length_drop(parser.add_argument_group("length drop"))
+    _add_teacher(parser.add_argument_group("teacher"))
     group = parser.add_argument_group("evaluation and checkpoints")
-    group.add_argument("--eval-every", type=int, default=0, metavar="N", help="steps (default: each epoch)")
+    group.add_argument("--eval-every", type=int, metavar="N", help="steps (default: each epoch)")
     group.add_argument("--eval-limit", type=positive, metavar="N", help="N held-out questions, evenly spread")
     group.add_argument(
         "--eval-schedule",
         metavar="SPEC",
         action="append",
-        default=[],
         help="also measure with tokens dropped; best is by the mean F1; may be repeated",
     )
-    group.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between checkpoints (100)")
+    group.add_argument("--save-every", type=positive, default=100, metavar="N", help="steps between checkpoints (100)")
     group = parser.add_argument_group("machine and output")
     group.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda, ... (default: cpu)")
     group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
@@ -66,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_optimisation(group: Any) -> None:
-    group.add_argument("--epochs", type=float, default=2.0, help="passes over the data, 0.5 for half of one (2)")
+    group.add_argument("--epochs", type=float, default=2.0, metavar="X", help="passes over the data, 0.5: half (2)")
     group.add_argument("--batch-tokens", type=positive, default=6144, metavar="N", help="tokens of a step (6144)")
     group.add_argument("--learning-rate", type=float, default=3e-5, metavar="X", help="the highest (3e-5)")
     group.add_argument("--warmup", type=float, default=0.06, metavar="X", help="part of the steps (0.06)")
@@ -81,75 +102,68 @@ def _add_optimisation(group: Any) -> None:
 
 def _add_length_drop(group: Any) -> None:
     group.add_argument("--length-drop", action="store_true", help="train sub-models that drop tokens, too")
-    group.add_argument("--num-sandwich", type=int, default=2, metavar="N", help="random sub-models a step (2)")
+    group.add_argument("--num-sandwich", type=int, metavar="N", help="random sub-models a step (2)")
+    group.add_argument("--ratio-bound", type=float, metavar="X", help="most of its tokens that a layer drops (0.2)")
+    group.add_argument("--layer-dropout", type=float, metavar="P", help="random sub-models leave a layer out (0)")
     group.add_argument(
-        "--ratio-bound", type=float, default=0.2, metavar="X", help="largest part of its tokens a layer drops (0.2)"
+        "--scorers", metavar="A,B", help="a sub-model draws one; NAME+question keeps the question first (received)"
     )
     group.add_argument(
-        "--layer-dropout", type=float, default=0.0, metavar="P", help="random sub-models leave a layer out (0)"
-    )
-    group.add_argument(
-        "--scorers",
-        default="received",
-        metavar="NAMES",
-        help="a sub-model draws one; NAME+question keeps the question first (received)",
-    )
-    group.add_argument(
-        "--distillation",
+        "--sub-model-loss",
         choices=("cross_entropy", "kl"),
-        default="cross_entropy",
         help="sub-models learn by cross-entropy of full against sub, or KL(sub || full) (cross_entropy)",
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    import torch
+def _add_teacher(group: Any) -> None:
+    group.add_argument("--teacher", metavar="SOURCE", help="a BERT with a span head, of the same vocabulary")
+    group.add_argument("--teacher-revision", metavar="R", help="branch, tag or commit of a hub id")
+    group.add_argument(
+        "--distill",
+        choices=("intermediate", "prediction"),
+        help="learn its hidden states and attention, or its predictions (prediction)",
+    )
+    group.add_argument("--temperature", type=float, metavar="X", help="of the predictions (1)")
+    group.add_argument("--hard-label-weight", type=float, metavar="X", help="of the data's own labels (0)")
+    group.add_argument(
+        "--match-attention",
+        choices=("probabilities", "scores"),
+        help="intermediate: attention after the softmax, or before it as TinyBERT's code (probabilities)",
+    )
 
-    from dtbert.training import RunFolder, Trainer
-    from dtbert.weights import load_trainable, resolve_source
+
+def run(arguments: argparse.Namespace) -> int:
+    from dtbert.training import Trainer
 
     options = _options(arguments)
-    schedules = {spec: parse_schedule(spec) for spec in arguments.eval_schedule}
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    rank = _join(arguments.device)
-    questions, dev = _read(arguments)
-    device = f"cuda:{os.environ['LOCAL_RANK']}" if arguments.device == "cuda" and rank is not None else arguments.device
-    source = resolve_source(arguments.model, arguments.revision)
-    model = load_trainable(source, device=device, generator=torch.Generator().manual_seed(arguments.seed))
-    for schedule in schedules.values():
-        schedule.check_layers(model.config.num_hidden_layers)
-    tokenizer_folder = source if source.is_dir() else source.parent
-    data, tokenizer = _training_set(questions, tokenizer_folder, model, arguments)
-
-    def evaluate(current: "BertForQuestionAnswering") -> Mapping[str, float]:
-        return _measure(current, tokenizer, dev, schedules, arguments)
-
-    identity = _identity(arguments, options, questions)
-    if rank:
-        torch.distributed.barrier()
-    folder = RunFolder(Path(arguments.out), identity)
-    if rank == 0:
-        torch.distributed.barrier()
-    trainer = Trainer(model, data, options, folder, tokenizer_folder, evaluate if dev else None)
-    record = _run(trainer, arguments.quiet or bool(rank))
-    if rank is not None:
-        torch.distributed.destroy_process_group()
-    if not rank:
-        if arguments.json:
-            print_json(record)
-        else:
-            print(_summary(record, Path(arguments.out), trainer.num_steps))
+    with joined(arguments.device) as rank:
+        parts = agree(lambda: _prepare(arguments, options, rank))
+        trainer = Trainer(*parts)
+        trained = _train(trainer, arguments, rank)
+    if parts.folder is None:
+        return 0
+    record = parts.folder.last_record()
+    if arguments.json:
+        print_json(record)
+    else:
+        print(_summary(record, Path(arguments.out), trainer.num_steps, trained))
     return 0
 
 
 def _options(arguments: argparse.Namespace) -> "TrainingOptions":
-    from dtbert.training import LengthDrop, TrainingOptions
+    from dtbert.training import Distillation, LengthDrop, TrainingOptions
 
-    length_drop = None
+    length_drop = distillation = None
+    dropping = _dependent(arguments, _LENGTH_DROP, "--length-drop", arguments.length_drop)
+    teacher = _dependent(arguments, _TEACHER, "--teacher", arguments.teacher is not None)
+    held_out = _dependent(arguments, _DEV, "--dev", arguments.dev is not None)
     if arguments.length_drop:
-        scorers = tuple(name.strip() for name in arguments.scorers.split(","))
-        length_drop = LengthDrop(arguments.num_sandwich, arguments.ratio_bound, arguments.layer_dropout, scorers)
+        scorers = tuple(name.strip() for name in dropping["scorers"].split(","))
+        length_drop = LengthDrop(dropping["num_sandwich"], dropping["ratio_bound"], dropping["layer_dropout"], scorers)
+    if arguments.teacher is not None:
+        _check_kind(arguments, teacher["distill"])
+        names = ("distill", "temperature", "hard_label_weight", "match_attention")
+        distillation = Distillation(*(teacher[name] for name in names))
     return TrainingOptions(
         epochs=arguments.epochs,
         batch_tokens=arguments.batch_tokens,
@@ -161,128 +175,186 @@ def _options(arguments: argparse.Namespace) -> "TrainingOptions":
         attention_dropout=arguments.attention_dropout,
         seed=arguments.seed,
         length_drop=length_drop,
-        distillation=arguments.distillation,
+        sub_model_loss=dropping["sub_model_loss"],
+        distillation=distillation,
         save_every=arguments.save_every,
-        eval_every=arguments.eval_every,
+        eval_every=held_out["eval_every"],
         bf16=arguments.bf16,
     )
 
 
-def _join(device: str) -> int | None:
-    """This process's rank among those that torchrun started, or None."""
-    if "RANK" not in os.environ:
-        return None
+def _dependent(
+    arguments: argparse.Namespace, defaults: Mapping[str, Any], needed: str, is_given: bool
+) -> dict[str, Any]:
+    """The values of options that mean something only together with another one."""
+    given = [name for name in defaults if getattr(arguments, name) is not None]
+    if given and not is_given:
+        raise ValueError(f"--{given[0].replace('_', '-')} needs {needed}")
+    return {name: getattr(arguments, name) if name in given else default for name, default in defaults.items()}
+
+
+def _check_kind(arguments: argparse.Namespace, kind: str) -> None:
+    other = {"prediction": "match_attention", "intermediate": "temperature"}[kind]
+    if getattr(arguments, other) is not None:
+        raise ValueError(f"--{other.replace('_', '-')} has no part in --distill {kind}: leave it out")
+
+
+class _Parts(NamedTuple):
+    """What a `Trainer` takes, in its order."""
+
+    model: "BertForQuestionAnswering"
+    data: "TrainingSet"
+    options: "TrainingOptions"
+    folder: "RunFolder | None"
+    tokenizer_folder: Path
+    evaluate: "HeldOut | None"
+    teacher: "Teacher | None"
+
+
+def _prepare(arguments: argparse.Namespace, options: "TrainingOptions", rank: int) -> _Parts:
+    """All that a run needs, checked before it starts; the first process alone writes and warns."""
     import torch
 
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return int(torch.distributed.get_rank())
+    from dtbert.qa import QuestionAnswerer, load_tokenizer
+    from dtbert.training import HeldOut, RunFolder, TrainingSet
+    from dtbert.weights import load_trainable, resolve_source
 
-
-def _read(arguments: argparse.Namespace) -> "tuple[list[SquadQuestion], list[SquadQuestion]]":
-    from dtbert.squad import read_squad
-
-    misplaced: list[str] | None = None if arguments.strict else []
-    questions = [one for file in arguments.train for one in read_squad(file, misplaced=misplaced)]
-    _warn("have an answer that the context does not have at its place", misplaced or [])
-    dev = [one for file in arguments.dev or [] for one in read_squad(file)]
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    schedules = {spec: parse_schedule(spec) for spec in arguments.eval_schedule or []}
+    questions, misplaced = _read(arguments.train, None if arguments.strict else [])
+    dev, _ = _read(arguments.dev or [], None)
     both = {one.id for one in questions} & {one.id for one in dev}
     if both:
         raise ValueError(f"{len(both)} questions are in --train and in --dev, such as {min(both)!r}: hold them out")
-    return questions, spread(dev, arguments.eval_limit)
+    source = resolve_source(arguments.model, arguments.revision)
+    generator = torch.Generator().manual_seed(options.seed)
+    model = load_trainable(source, device=arguments.device, generator=generator)
+    tokenizer_folder = source if source.is_dir() else source.parent
+    tokenizer = load_tokenizer(tokenizer_folder)
+    size = {"window": arguments.window, "stride": arguments.stride}
+    data = TrainingSet.from_questions(questions, tokenizer, model.config, **size)
+    if data.unusable and arguments.strict:
+        raise ValueError(f"{len(data.unusable)} questions cannot be trained on, such as {data.unusable[0]}")
+    held_out = None
+    if dev:
+        answerer = QuestionAnswerer(model, tokenizer, **size)
+        held_out = HeldOut(answerer, spread(dev, arguments.eval_limit), schedules)
+    teacher = _teacher(arguments, options, model.config, tokenizer)
+    folder = None
+    if rank == 0:
+        _warn("are left out: they have an answer that the context does not have at its place", misplaced)
+        _warn("are left out: they cannot be trained on", data.unusable)
+        _warn("of --dev count as wrong: they cannot be answered", held_out.unanswerable if held_out else [])
+        folder = RunFolder(Path(arguments.out), _identity(arguments, options, questions, dev))
+    return _Parts(model, data, options, folder, tokenizer_folder, held_out, teacher)
+
+
+def _read(files: Sequence[str], misplaced: list[str] | None) -> "tuple[list[SquadQuestion], list[str]]":
+    """The questions of all files; those with an answer out of place are listed, or an error without a list."""
+    from dtbert.squad import read_squad
+
+    found: dict[str, SquadQuestion] = {}
+    for file in files:
+        for one in read_squad(file, misplaced=misplaced):
+            if one.id in found:
+                raise ValueError(f"{file}: the question {one.id!r} is in a file before it, too: give each file once")
+            found[one.id] = one
+    return list(found.values()), misplaced or []
 
 
 def _warn(what: str, found: list[str]) -> None:
     if not found:
         return
-    print(f"dtbert: {len(found)} questions are left out: they {what}", file=sys.stderr)
+    print(f"dtbert: {len(found)} questions {what}", file=sys.stderr)
     for line in found[:20]:
         print(f"dtbert:   {line}", file=sys.stderr)
     if len(found) > 20:
         print(f"dtbert:   and {len(found) - 20} more", file=sys.stderr)
 
 
-def _training_set(
-    questions: "list[SquadQuestion]", folder: Path, model: "BertForQuestionAnswering", arguments: argparse.Namespace
-) -> "tuple[TrainingSet, Any]":
+def _teacher(
+    arguments: argparse.Namespace, options: "TrainingOptions", student: "BertConfig", tokenizer: "Tokenizer"
+) -> "Teacher | None":
+    if options.distillation is None:
+        return None
     from dtbert.qa import load_tokenizer
-    from dtbert.training import TrainingSet
+    from dtbert.training import Teacher
+    from dtbert.weights import load_model, resolve_source
 
-    tokenizer = load_tokenizer(folder)
-    data = TrainingSet.from_questions(
-        questions, tokenizer, model.config, window=arguments.window, stride=arguments.stride
+    source = resolve_source(arguments.teacher, arguments.teacher_revision)
+    # Its tokens must be the student's, one by one.
+    own, other = (
+        one.get_vocab(with_added_tokens=True)
+        for one in (tokenizer, load_tokenizer(source if source.is_dir() else source.parent))
     )
-    if data.unusable and arguments.strict:
-        raise ValueError(f"{len(data.unusable)} questions cannot be trained on, such as {data.unusable[0]}")
-    _warn("cannot be trained on", data.unusable)
-    return data, tokenizer
+    if own != other:
+        differing = min(token for token, _ in own.items() ^ other.items())
+        raise ValueError(
+            f"the teacher's vocabulary is not the student's: they differ in {differing!r}, id {own.get(differing)} in "
+            f"the student's and {other.get(differing)} in the teacher's; choose a teacher with the same vocab.txt"
+        )
+    model = load_model(source, device=arguments.device, backend="reference")
+    if model.config.max_position_embeddings < arguments.window:
+        raise ValueError(
+            f"the teacher has {model.config.max_position_embeddings} positions, a window {arguments.window} tokens: "
+            "give a smaller --window"
+        )
+    return Teacher(model, options.distillation, student)
 
 
 def _identity(
-    arguments: argparse.Namespace, options: "TrainingOptions", questions: "list[SquadQuestion]"
-) -> dict[str, Any]:
-    from dtbert.training.loop import describe
-
-    ids = hashlib.sha256("\n".join(one.id for one in questions).encode()).hexdigest()
-    fields = describe(options)
-    # How often a run is saved changes nothing in what it makes.
-    fields.pop("save_every")
-    return {
-        "model": arguments.model,
-        "questions": len(questions),
-        "question_ids_sha256": ids,
-        "window": arguments.window,
-        "stride": arguments.stride,
-        **fields,
-    }
-
-
-def _measure(
-    model: "BertForQuestionAnswering",
-    tokenizer: Any,
-    dev: "list[SquadQuestion]",
-    schedules: Mapping[str, Any],
     arguments: argparse.Namespace,
-) -> dict[str, float]:
-    """F1 and exact match at full length, F1 at each schedule, and their mean F1 as ``main``."""
+    options: "TrainingOptions",
+    questions: "list[SquadQuestion]",
+    dev: "list[SquadQuestion]",
+) -> dict[str, Any]:
+    """What a run's folder is compared by: all that has a part in what the run makes."""
+    names = ("model", "revision", "teacher", "teacher_revision", "window", "stride", "eval_limit", "eval_schedule")
+    fields = {**{name: getattr(arguments, name) for name in names}, **options.to_dict()}
+    # How often a run is saved changes nothing in what it makes.
+    del fields["save_every"]
+    return {**fields, "train_sha256": _digest(questions), "dev_sha256": _digest(dev)}
+
+
+def _digest(questions: "list[SquadQuestion]") -> str:
+    return hashlib.sha256(repr(questions).encode("utf-8")).hexdigest()
+
+
+def _train(trainer: "Trainer", arguments: argparse.Namespace, rank: int) -> bool:
+    """Train to the end, with a progress bar; False where there was nothing left to do."""
     import torch
-
-    from dtbert.qa import QuestionAnswerer
-    from dtbert.squad import evaluate
-
-    answerer = QuestionAnswerer(model, tokenizer, window=arguments.window, stride=arguments.stride)
-    pairs = [(one.question, one.context) for one in dev]
-    measured: dict[str, float] = {}
-    with torch.no_grad():
-        for spec, schedule in {"": None, **schedules}.items():
-            answers = answerer.answer_many(pairs, schedule=schedule)
-            scores = evaluate(dev, {one.id: answer.text for one, answer in zip(dev, answers, strict=True)})
-            suffix = f" {spec}" if spec else ""
-            measured |= {f"f1{suffix}": scores.f1, f"exact_match{suffix}": scores.exact_match}
-    f1 = [value for name, value in measured.items() if name.startswith("f1")]
-    return {**measured, "main": sum(f1) / len(f1)}
-
-
-def _run(trainer: Any, quiet: bool) -> dict[str, Any]:
     from tqdm import tqdm
 
-    last: dict[str, Any] = {}
-    with tqdm(total=trainer.num_steps, unit="step", disable=quiet or None) as bar:
+    if rank == 0 and 0 < trainer.step < trainer.num_steps:
+        print(f"dtbert: going on after step {trainer.step} of {trainer.num_steps}", file=sys.stderr)
+    hide = True if arguments.quiet or rank else None
+    with tqdm(total=trainer.num_steps, initial=trainer.step, unit="step", disable=hide) as bar:
 
         def report(record: dict[str, Any]) -> None:
-            last.update(record)
-            # A run that goes on starts past the first step.
-            bar.update(record["step"] - bar.n)
             rate = record["tokens"] / record["seconds"]
             bar.set_postfix({"loss": f"{record['loss']:.3f}", "tokens/s": f"{rate:,.0f}"}, refresh=False)
+            bar.update()
             if "f1" in record:
                 measured = [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("f1")]
                 bar.write(f"step {record['step']}: {', '.join(measured)}", file=sys.stderr)
 
-        trainer.run(report)
-    return last
+        try:
+            return trainer.run(report)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"a step of {arguments.batch_tokens} tokens: {reason}; give fewer --batch-tokens"
+            ) from error
 
 
-def _summary(record: dict[str, Any], out: Path, num_steps: int) -> str:
-    lines = [f"trained {num_steps:,} steps; models in {out}/last" + (f" and {out}/best" if "f1" in record else "")]
-    lines += [f"  {name:<12} {record[name]:8.2f}" for name in record if name.startswith(("f1", "exact_match"))]
+def _summary(record: dict[str, Any], out: Path, num_steps: int, trained: bool) -> str:
+    models = f"{out / 'last'}" + (f" and {out / 'best'}" if "f1" in record else "")
+    if trained:
+        lines = [f"trained {num_steps:,} steps; models in {models}"]
+    else:
+        lines = [f"nothing to do: this run of {num_steps:,} steps has ended; models in {models}"]
+    measured = [name for name in record if name.startswith(("f1", "exact_match"))]
+    width = max(map(len, measured), default=0)
+    lines += [f"  {name:<{width}} {record[name]:8.2f}" for name in measured]
     return "\n".join(lines)

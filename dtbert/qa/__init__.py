@@ -1,8 +1,21 @@
 """Text in, answer out: tokens, windows over long contexts, the best spans, and the answerer that joins them."""
 
 from dtbert.qa.answerer import QuestionAnswerer
+from dtbert.qa.budgets import Latency, MeasuredSchedule, ScheduleFront, read_schedules, write_schedules
 from dtbert.qa.spans import Answer
 from dtbert.qa.tokenize import check_pair, load_tokenizer
-from dtbert.qa.windows import Window
+from dtbert.qa.windows import Prepared, Window
 
-__all__ = ["Answer", "QuestionAnswerer", "Window", "check_pair", "load_tokenizer"]
+__all__ = [
+    "Answer",
+    "Latency",
+    "MeasuredSchedule",
+    "Prepared",
+    "QuestionAnswerer",
+    "ScheduleFront",
+    "Window",
+    "check_pair",
+    "load_tokenizer",
+    "read_schedules",
+    "write_schedules",
+]

@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer
 
 from dtbert.model import BertForQuestionAnswering, LengthSchedule
+from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, schedules_of
 from dtbert.qa.spans import Answer, BestAnswers, WindowSpans
 from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, tokenize
-from dtbert.qa.windows import Example, Window, WindowSize, batches, pack, windows
+from dtbert.qa.windows import Example, Prepared, Window, WindowSize, batches, pack, windows
 from dtbert.weights import load_model, resolve_source
 
 # `answer_many` reads this many pairs ahead, or fewer: until it has this many characters per token of a batch.
@@ -37,15 +38,16 @@ class QuestionAnswerer:
         max_answer_tokens: longest answer, in tokens.
         batch_tokens: tokens, padding counted, that go through the model together; by default 2,048 on a CPU
             and 32,768 elsewhere.
+        front: schedules that were measured for this model, for calls with a ``budget``.
 
     Attributes:
-        model, tokenizer, window, stride, max_answer_tokens, batch_tokens: as given.
+        model, tokenizer, window, stride, max_answer_tokens, batch_tokens, front: as given.
         config: the model's sizes.
 
     Raises:
         TypeError: not a model, a tokenizer or whole numbers.
         ValueError: the window exceeds the model's positions, leaves no room beside the stride or exceeds
-            ``batch_tokens``, or the tokenizer is not the model's.
+            ``batch_tokens``, the tokenizer is not the model's, or a schedule of ``front`` does not fit the model.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class QuestionAnswerer:
         stride: int = 128,
         max_answer_tokens: int = 30,
         batch_tokens: int | None = None,
+        front: ScheduleFront | None = None,
     ) -> None:
         if not isinstance(model, BertForQuestionAnswering):
             raise TypeError(f"the model must be a BertForQuestionAnswering, not {type(model).__name__}")
@@ -68,6 +71,9 @@ class QuestionAnswerer:
         self.model, self.tokenizer, self.config = model, plain(tokenizer), model.config
         self._cls, self._sep = special_ids(self.tokenizer, model.config.vocab_size)
         self.max_answer_tokens, self.batch_tokens = max_answer_tokens, batch_tokens
+        if front is not None:
+            front.check_layers(model.config.num_hidden_layers)
+        self.front = front
 
     @property
     def window(self) -> int:
@@ -76,6 +82,11 @@ class QuestionAnswerer:
     @property
     def stride(self) -> int:
         return self._size.stride
+
+    @property
+    def schedules(self) -> tuple[MeasuredSchedule, ...]:
+        """The measured schedules that a ``budget`` chooses from, the cheapest first; empty where there are none."""
+        return () if self.front is None else self.front.schedules
 
     @classmethod
     def load(
@@ -90,7 +101,9 @@ class QuestionAnswerer:
         max_answer_tokens: int = 30,
         batch_tokens: int | None = None,
     ) -> "QuestionAnswerer":
-        """Load a model and its tokenizer.
+        """Load a model, its tokenizer, and its `schedules.json` where there is one.
+
+        Schedules that were measured with other weights are loaded with a warning in the log.
 
         Args:
             source: a local folder, or a hub id; by default the model that ships with dtbert.
@@ -105,6 +118,7 @@ class QuestionAnswerer:
         path = resolve_source(source, revision)
         tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
         model = load_model(path, device=device, dtype=dtype)
+        front = schedules_of(path, model.config.num_hidden_layers)
         return cls(
             model,
             tokenizer,
@@ -112,44 +126,72 @@ class QuestionAnswerer:
             stride=stride,
             max_answer_tokens=max_answer_tokens,
             batch_tokens=batch_tokens,
+            front=front,
         )
 
-    def __call__(self, question: str, context: str, *, schedule: LengthSchedule | None = None) -> Answer:
+    def __call__(
+        self, question: str, context: str, *, schedule: LengthSchedule | None = None, budget: float | None = None
+    ) -> Answer:
         """The best answer to a question about a context.
 
         Args:
             question: at most as long as a window leaves room for.
             context: of any length.
             schedule: tokens that each layer keeps; all by default.
+            budget: instead of a schedule: the part of the full model's MACs that the call may cost, above 0 and at
+                most 1; the most accurate of `schedules` that fits is used, see `within_budget`.
 
         Raises:
-            TypeError: not strings, or not a `LengthSchedule`.
+            TypeError: not strings, not a `LengthSchedule`, or a budget that is not a number.
             ValueError: a text is empty, blank, without tokens or with lone surrogates; a question too long for the
-                window; a schedule with another number of layers than the model.
+                window; a schedule with another number of layers than the model; as `within_budget`.
         """
-        return self.top(question, context, 1, schedule=schedule)[0]
+        return self.top(question, context, 1, schedule=schedule, budget=budget)[0]
 
-    def top(self, question: str, context: str, k: int, *, schedule: LengthSchedule | None = None) -> list[Answer]:
+    def top(
+        self,
+        question: str,
+        context: str,
+        k: int,
+        *,
+        schedule: LengthSchedule | None = None,
+        budget: float | None = None,
+    ) -> list[Answer]:
         """The ``k`` best answers of distinct text, best first; fewer where the context has no more.
 
         A text that occurs several times counts once, at its best place. Otherwise as calling the answerer.
         """
         _check_count("k", k, 1)
-        self._check_schedule(schedule)
+        schedule = self._choose(schedule, budget)
         return self._answer([self._example(question, context)], schedule, k)[0]
 
     @overload
     def answer_many(
-        self, pairs: Iterable[Pair], *, schedule: LengthSchedule | None = None, top_k: Literal[1] = 1
+        self,
+        pairs: Iterable[Pair],
+        *,
+        schedule: LengthSchedule | None = None,
+        top_k: Literal[1] = 1,
+        budget: float | None = None,
     ) -> Iterator[Answer]: ...
 
     @overload
     def answer_many(
-        self, pairs: Iterable[Pair], *, schedule: LengthSchedule | None = None, top_k: int
+        self,
+        pairs: Iterable[Pair],
+        *,
+        schedule: LengthSchedule | None = None,
+        top_k: int,
+        budget: float | None = None,
     ) -> Iterator[Answer] | Iterator[list[Answer]]: ...
 
     def answer_many(
-        self, pairs: Iterable[Pair], *, schedule: LengthSchedule | None = None, top_k: int = 1
+        self,
+        pairs: Iterable[Pair],
+        *,
+        schedule: LengthSchedule | None = None,
+        top_k: int = 1,
+        budget: float | None = None,
     ) -> Iterator[Answer] | Iterator[list[Answer]]:
         """Answer any number of questions, in order, in bounded memory.
 
@@ -160,18 +202,61 @@ class QuestionAnswerer:
             pairs: ``(question, context)``; may be endless.
             schedule: tokens that each layer keeps; all by default.
             top_k: answers to each question.
+            budget: instead of a schedule, as calling the answerer.
 
         Returns:
             An iterator over an `Answer` per pair, or over a list of them, as `top` gives, where ``top_k`` is above 1.
 
         Raises:
-            TypeError, ValueError: at once for ``schedule`` and ``top_k``; for a pair as calling the answerer, with
-                its number, from 0, when all answers before it are out. `check_pair` finds such a pair beforehand.
+            TypeError, ValueError: at once for ``schedule``, ``budget`` and ``top_k``; for a pair as calling the
+                answerer, with its number, from 0, when all answers before it are out. `check_pair` finds such a pair
+                beforehand.
         """
         _check_count("top_k", top_k, 1)
-        self._check_schedule(schedule)
+        schedule = self._choose(schedule, budget)
         answers = self._stream(enumerate(pairs), schedule, top_k)
         return (best[0] for best in answers) if top_k == 1 else answers
+
+    def prepare(self, pairs: Iterable[Pair]) -> Prepared:
+        """Tokenize questions once, to answer them with many schedules by `answer_prepared`; all are held in memory.
+
+        Raises:
+            TypeError, ValueError: as `answer_many`, at once.
+        """
+        numbered = enumerate(pairs)
+        examples: list[Example] = []
+        while True:
+            more, failure = self._read(numbered)
+            if failure is not None:
+                raise failure
+            if not more:
+                return Prepared(tuple(examples))
+            examples += more
+
+    def answer_prepared(self, prepared: Prepared, *, schedule: LengthSchedule | None = None) -> list[Answer]:
+        """The best answer to each of the prepared questions; errors of the schedule as calling the answerer."""
+        self._check_schedule(schedule)
+        return [best[0] for best in self._answer(prepared.examples, schedule, 1)]
+
+    def within_budget(self, budget: float) -> MeasuredSchedule:
+        """The most accurate of `schedules` whose MACs are at most this part of the full model's.
+
+        The full model itself is the choice where nothing cheaper is as accurate; its ``schedule`` is None.
+
+        Args:
+            budget: above 0 and at most 1.
+
+        Raises:
+            TypeError: not a number.
+            ValueError: out of range, below the cheapest schedule, or the model has no `schedules.json`.
+        """
+        check_budget(budget)
+        if self.front is None:
+            raise ValueError(
+                f"budget {budget}: this model has no {SCHEDULES_FILE} to choose a schedule from; make one in its "
+                "folder with `dtbert search`, or pass schedule= (`--schedule`) instead"
+            )
+        return self.front.within(budget)
 
     def check_pair(self, question: str, context: str) -> None:
         """Raise what calling the answerer would raise for this pair, without running the model."""
@@ -189,6 +274,14 @@ class QuestionAnswerer:
             TypeError, ValueError: as calling the answerer.
         """
         return windows(self._example(question, context), self._cls, self._sep)
+
+    def _choose(self, schedule: LengthSchedule | None, budget: float | None) -> LengthSchedule | None:
+        if budget is None:
+            self._check_schedule(schedule)
+            return schedule
+        if schedule is not None:
+            raise ValueError("schedule and budget exclude each other: a budget chooses a schedule; give one of them")
+        return self.within_budget(budget).schedule
 
     def _check_schedule(self, schedule: LengthSchedule | None) -> None:
         if schedule is None:

@@ -41,6 +41,27 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """Questions ready to be answered any number of times; a slice of them is one too."""
+
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, rows: slice) -> "Prepared":
+        return Prepared(self.examples[rows])
+
+    def window_lengths(self) -> list[tuple[int, int]]:
+        """Of each window of all questions: its tokens, and how many of them are of segment 0."""
+        return [
+            (len(example.question.ids) + _NUM_SPECIAL + end - begin, len(example.question.ids) + 2)
+            for example in self.examples
+            for begin, end in example.parts
+        ]
+
+
+@dataclass(frozen=True)
 class WindowSize:
     """Tokens in a window, and tokens of context that consecutive windows share.
 

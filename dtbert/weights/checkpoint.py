@@ -206,7 +206,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ValueError: the config is not a BERT encoder's.
         CheckpointError: the file of weights is damaged, or refused.
     """
-    folder, file = (path.parent, path) if path.is_file() else (path, _weight_file(path))
+    file = weights_file(path)
+    folder = file.parent
     if file.suffix not in (".safetensors", ".bin"):
         raise CheckpointError(f"{file}: weights come in a .safetensors or a .bin file, or in a folder with one")
     if not (folder / "config.json").is_file():
@@ -221,7 +222,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(folder, config, tensors, stored)
 
 
-def _weight_file(folder: Path) -> Path:
+def weights_file(path: Path) -> Path:
+    """The file of weights in a folder, or the path itself where it is a file; FileNotFoundError where there is none."""
+    if path.is_file():
+        return path
+    folder = path
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import BackendName, cpu, get_backend
+from dtbert.kernels import BackendName, choose_backend, cpu
 from dtbert.model import BertEncoder, BertForQuestionAnswering
 from dtbert.weights.checkpoint import Checkpoint, Source, TensorFile, open_checkpoint
 from dtbert.weights.hub import resolve_source
-from dtbert.weights.names import POOLER, hub_names
+from dtbert.weights.names import POOLER, SPAN_HEAD, hub_names
 from dtbert.weights.quantize import dequantize_rows
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,7 +41,8 @@ def load_model(
         dtype: ``torch.float32`` (the default, whatever the file holds), ``torch.bfloat16`` or ``torch.float16``. A CPU
             without matrix instructions for the dtype emulates it at a fraction of the speed of float32, so there
             the weights are rounded to the dtype, then held and computed in float32: `model.dtype` tells.
-        backend: the kernels, ``"reference"`` or ``"cpu"``; by device if left out.
+        backend: the kernels, ``"reference"``, ``"cpu"`` or ``"triton"``; by device if left out, and
+            `model.backend_name` tells which.
 
     Raises:
         CheckpointError: weights that are damaged, refused, not finite, or do not fit the config; every tensor is named.
@@ -78,6 +79,40 @@ def load_encoder(
     return model.eval()
 
 
+def load_trainable(
+    source: str | PathLike[str] | None,
+    *,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> BertForQuestionAnswering:
+    """Load a BERT to be trained: plain float32 parameters that need gradients, in training mode.
+
+    Args:
+        source, revision, device: as `load_model`.
+        generator: of the random numbers for the span head, where the checkpoint is an encoder alone.
+
+    Raises:
+        As `load_model`.
+    """
+    placement = _placement(device, torch.float32, None)
+    checkpoint = open_checkpoint(resolve_source(source, revision))
+    model: BertForQuestionAnswering | BertEncoder
+    if checkpoint.has(SPAN_HEAD):
+        with torch.device("meta"):
+            model = BertForQuestionAnswering(checkpoint.config)
+        _fill(model, checkpoint, placement)
+    else:
+        with torch.device("meta"):
+            bare = BertEncoder(checkpoint.config, pooler=checkpoint.has(POOLER))
+        _fill(bare, checkpoint, placement)
+        model = BertForQuestionAnswering(checkpoint.config)
+        model.reset_parameters(generator)
+        model = model.to(placement.device)
+        model.encoder = bare.encoder
+    return model.requires_grad_(True).train()
+
+
 def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shape of each of the model's tensors, by its hub name."""
     expected = {}
@@ -99,7 +134,7 @@ def _placement(device: torch.device | str | None, dtype: torch.dtype | None, bac
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error
-    get_backend(place, backend)
+    choose_backend(place, backend)
     native = place.type != "cpu" or cpu.multiplies_natively(precision)
     return _Placement(place, precision, precision if native else torch.float32)
 

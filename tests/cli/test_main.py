@@ -80,7 +80,7 @@ def test_interrupt_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(answer, "load_answerer", interrupt)
+    monkeypatch.setattr(answer, "load_for_schedule", interrupt)
     assert run("answer", "--question", "Who?", "--context", "Ada wrote it.") == (130, "", "")
 
 
@@ -89,7 +89,7 @@ def test_documented_errors_have_no_traceback(run: Run, monkeypatch: pytest.Monke
     def fail(*_: object) -> None:
         raise error("what is wrong")
 
-    monkeypatch.setattr(answer, "load_answerer", fail)
+    monkeypatch.setattr(answer, "load_for_schedule", fail)
     outcome = run("answer", "--question", "Who?", "--context", "Ada wrote it.")
     assert outcome == (2, "", "dtbert: error: what is wrong\n")
 
@@ -98,7 +98,7 @@ def test_defects_of_dtbert_keep_their_traceback(run: Run, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(answer, "load_answerer", fail)
+    monkeypatch.setattr(answer, "load_for_schedule", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         run("answer", "--question", "Who?", "--context", "Ada wrote it.")
 

@@ -1,0 +1,287 @@
+"""`dtbert search`: the schedules of a model that are worth their cost."""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtbert.cli.options import add_model_options, describe_schedule, load_answerer, parse_schedule, positive
+from dtbert.cli.output import check_folder, print_json
+
+if TYPE_CHECKING:
+    from dtbert.model import LengthSchedule
+    from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
+    from dtbert.search import Search
+    from dtbert.squad import SquadQuestion
+
+SUMMARY = "find the schedules of a model that are worth their cost"
+DESCRIPTION = """\
+Search schedules with Optuna: F1 up, and multiply-accumulates (MACs) or measured
+time down. Those that no other beats go to --out; a file schedules.json in the
+model's folder is what --budget of the other commands chooses from.
+
+Use questions that the model was not trained on, and report on others than
+these: F1 of a schedule that was chosen on them is a little too high.
+
+Trials are kept in a study, by default in a SQLite file beside --out. The same
+command goes on where an interrupted one stopped, and a larger --trials adds to
+it; several processes with different --seed may work on one study, each with
+one thread unless --threads says otherwise. Constant ratios are tried first. A
+trial is given up when, on its first questions, a schedule that costs no more is
+clearly better.
+"""
+EXAMPLES = """\
+examples:
+  dtbert search held-out.json --model run/best --out run/best/schedules.json
+  dtbert search held-out.json --model run/best --out front.json --trials 400 \\
+      --scorers cls,answer --budget-range 0.3,0.8 --plot front.png
+  dtbert answer --model run/best --budget 0.5 --question Q --context FILE
+"""
+
+_BASELINE = (0.97, 0.93, 0.88, 0.8, 0.7)
+_SCORERS = "received,cls,from_question,value_norm,answer"
+_KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="questions in SQuAD 1.1's format, .json or .json.gz")
+    parser.add_argument("--out", metavar="FILE", required=True, help="where the schedules go, as JSON")
+    parser.add_argument("--plot", metavar="PNG", help="draw the front and all trials")
+    parser.add_argument("--published", metavar="TSV", help="draw published points too: length_config, macs, f1")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
+    group = parser.add_argument_group("search")
+    group.add_argument("--trials", type=positive, default=200, metavar="N", help="in the whole study (default: 200)")
+    group.add_argument("--objective", choices=("macs", "latency"), default="macs", help="the cost (default: macs)")
+    group.add_argument(
+        "--sampler", choices=("nsga2", "tpe"), default="tpe", help="Bayesian (tpe, default), or evolution"
+    )
+    group.add_argument("--scorers", default=_SCORERS, metavar="A,B", help=f"to choose from (default: {_SCORERS})")
+    group.add_argument(
+        "--keep-question", choices=("yes", "no", "both"), default="both", help="keep the question first (default: both)"
+    )
+    group.add_argument(
+        "--budget-range",
+        type=_range,
+        default=(0.1, 1.0),
+        metavar="LOW,HIGH",
+        help="parts of the full model's MACs to search in (default: 0.1,1)",
+    )
+    group.add_argument(
+        "--start", metavar="SPEC", action="append", default=[], help="try a schedule first, or all of a schedules.json"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="each process its own (default: 0)")
+    group.add_argument("--storage", metavar="URL", help="of the study, as Optuna's (default: SQLite beside --out)")
+    group.add_argument("--study", metavar="NAME", help="of the study (default: made from model, questions, options)")
+    group = parser.add_argument_group("effort")
+    group.add_argument("--limit", type=positive, metavar="N", help="N questions only, evenly spread over the articles")
+    group.add_argument(
+        "--rungs",
+        type=_rungs,
+        default=(100, 200, 400, 800),
+        metavar="N,N",
+        help="questions after which bad trials end, or none (default: 100,200,400,800)",
+    )
+    group.add_argument(
+        "--margin", type=float, default=1.5, metavar="X", help="how clearly, in standard errors (default: 1.5)"
+    )
+    add_model_options(parser)
+    parser.set_defaults(threads=1)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from dtbert.qa import write_schedules
+
+    _check(arguments)
+    import optuna
+
+    from dtbert.search import front_of
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    questions, file = _questions(arguments)
+    answerer = load_answerer(arguments, None)
+    model_sha256 = _weights_sha256(arguments)
+    # Work is behind this: what could be said about the options has been said.
+    with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
+        bar.set_description("full model")
+        search = _search(arguments, answerer, questions, model_sha256)
+        bar.set_description("search")
+
+        def show() -> None:
+            bar.n = min(search.num_finished(), arguments.trials)
+            bar.refresh()
+
+        show()
+        try:
+            search.run(arguments.trials, show)
+        except KeyboardInterrupt:
+            bar.close()
+            done = search.num_finished()
+            print(f"dtbert: interrupted after {done} trials; the same command goes on from there", file=sys.stderr)
+            raise
+    _report_failures(search)
+    front = front_of(search, questions, file, model_sha256)
+    write_schedules(arguments.out, front)
+    if arguments.plot is not None:
+        _plot(arguments, search, front, answerer)
+    if arguments.json:
+        print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
+    else:
+        print(_table(search, front))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Say what is wrong with the options before the model is loaded."""
+    try:
+        import dtbert.search
+
+        if arguments.plot is not None:
+            dtbert.search.plot.check()
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from error
+    for option in ("out", "plot"):
+        if getattr(arguments, option) is not None:
+            check_folder(f"--{option}", Path(getattr(arguments, option)))
+    if arguments.published is not None and arguments.plot is None:
+        raise ValueError("--published says what to draw: it needs --plot")
+    dtbert.search.Effort(arguments.rungs, arguments.margin)
+
+
+def _questions(arguments: argparse.Namespace) -> "tuple[list[SquadQuestion], str]":
+    """The questions in the order of evaluation, and the name of their file."""
+    from dtbert.search import in_search_order
+    from dtbert.squad import read_squad
+
+    return in_search_order(read_squad(arguments.file))[: arguments.limit], Path(arguments.file).name
+
+
+def _weights_sha256(arguments: argparse.Namespace) -> str:
+    from dtbert.qa.budgets import weights_sha256
+    from dtbert.weights import resolve_source
+
+    return weights_sha256(resolve_source(arguments.model, arguments.revision))
+
+
+def _search(
+    arguments: argparse.Namespace,
+    answerer: "QuestionAnswerer",
+    questions: "list[SquadQuestion]",
+    model_sha256: str,
+) -> "Search":
+    from dtbert.search import Effort, QuestionEvaluator, Search, SearchSpace, constant_ratio, ids_sha256, open_study
+
+    scorers = tuple(name.strip() for name in arguments.scorers.split(","))
+    num_layers = answerer.config.num_hidden_layers
+    space = SearchSpace(num_layers, scorers, _KEEP_QUESTION[arguments.keep_question])
+    settings: dict[str, Any] = {
+        "model_sha256": model_sha256,
+        "question_ids_sha256": ids_sha256(questions),
+        "window": answerer.window,
+        "scorers": list(scorers),
+        "keep_question": arguments.keep_question,
+        "objective": arguments.objective,
+    }
+    if arguments.objective == "latency":
+        # Times of different devices do not compare.
+        settings |= {"device": str(answerer.model.device), "dtype": str(answerer.model.dtype)}
+        settings |= {"threads": arguments.threads}
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    storage = arguments.storage or f"sqlite:///{Path(arguments.out).with_suffix('.study.db')}"
+    name = arguments.study or f"dtbert-{digest[:12]}"
+    study = open_study(storage, name, settings, arguments.sampler, arguments.seed)
+    search = Search(
+        study,
+        space,
+        QuestionEvaluator(answerer, questions),
+        objective=arguments.objective,
+        macs_range=arguments.budget_range,
+        effort=Effort(arguments.rungs, arguments.margin),
+    )
+    search.add_starts(_starts(arguments.start), "start")
+    # With the question kept where that is the only choice.
+    kept = _KEEP_QUESTION[arguments.keep_question][0]
+    baseline = [constant_ratio(factor, num_layers, scorer, kept) for factor in _BASELINE for scorer in scorers]
+    search.add_starts(baseline, "constant ratio")
+    return search
+
+
+def _starts(specs: list[str]) -> "list[LengthSchedule]":
+    """The schedules that ``--start`` names."""
+    from dtbert.qa import read_schedules
+
+    schedules = []
+    for spec in specs:
+        if spec.endswith(".json") and '"schedules"' in Path(spec).read_text("utf-8"):
+            schedules += [entry.schedule for entry in read_schedules(spec).schedules if entry.schedule is not None]
+        else:
+            schedules.append(parse_schedule(spec))
+    return schedules
+
+
+def _plot(
+    arguments: argparse.Namespace, search: "Search", front: "ScheduleFront", answerer: "QuestionAnswerer"
+) -> None:
+    from dtbert.search import plot
+
+    published = []
+    if arguments.published is not None:
+        published = plot.read_published(arguments.published, answerer.config, search.evaluator)
+    plot.plot_front(search, front, Path(arguments.plot), published)
+
+
+def _counts(search: "Search") -> dict[str, Any]:
+    counts, savings = search.counts(), search.savings()
+    return {
+        "study": search.study.study_name,
+        "trials": counts._asdict(),
+        "questions_answered": savings.answered,
+        "questions_without_rungs": savings.without_rungs,
+    }
+
+
+def _report_failures(search: "Search") -> None:
+    errors = search.errors()
+    if errors:
+        print(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}", file=sys.stderr)
+
+
+def _table(search: "Search", front: "ScheduleFront") -> str:
+    counts, savings = search.counts(), search.savings()
+    saved = 1 - savings.answered / savings.without_rungs
+    return "\n".join(
+        [
+            f"trials      {counts.finished:,}: {counts.all_questions} answered all questions, "
+            f"{counts.ended_early} ended early, {counts.failed} failed",
+            f"questions   {savings.answered:,} answered instead of {savings.without_rungs:,}: {saved:.0%} saved",
+            "",
+            "   MACs     F1   95% interval     EM   kept after each layer, scorer",
+            *(_row(entry) for entry in (*front.schedules, front.full_model)),
+        ]
+    )
+
+
+def _row(entry: "MeasuredSchedule") -> str:
+    low, high = entry.f1_interval
+    figures = f"  {entry.macs_fraction:5.3f}  {entry.f1:5.2f}  {low:5.1f} to {high:5.1f}  {entry.exact_match:5.2f}"
+    return f"{figures}   {describe_schedule(entry.schedule)}"
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected two numbers such as 0.2,0.9, got {text!r}") from None
+    if not 0 <= low < high <= 1:
+        raise argparse.ArgumentTypeError(f"expected two growing numbers from 0 to 1, got {text!r}")
+    return low, high
+
+
+def _rungs(text: str) -> tuple[int, ...]:
+    if text == "none":
+        return ()
+    return tuple(positive(part.strip()) for part in text.split(","))

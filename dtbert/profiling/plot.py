@@ -1,0 +1,224 @@
+"""A profile as a picture: a roofline with each step as a point, and the time of each layer by step."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtbert.profiling.forward import STEP_NAMES, ForwardProfile
+from dtbert.profiling.labels import Box, Dot, place_labels
+from dtbert.profiling.report import Profile
+from dtbert.profiling.table import format_rate
+from dtbert.profiling.timed import StepName
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+_ENDINGS = (".png", ".pdf", ".svg")
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and greys for what is no product.
+_COLORS: dict[StepName, str] = {
+    "embeddings": "#444444",
+    "qkv": "#0072B2",
+    "attention": "#D55E00",
+    "significance": "#F0E442",
+    "selection": "#CC79A7",
+    "attention_output": "#56B4E9",
+    "intermediate": "#009E73",
+    "output": "#E69F00",
+    "restore": "#882255",
+    "span_head": "#000000",
+    "other": "#BBBBBB",
+}
+_FAINT = 0.45  # strength of the colours of what drops nothing, beside what drops
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+def check_plot(path: Path) -> None:
+    """Raise ValueError unless a picture can be drawn and the file's ending names a format."""
+    if path.suffix.lower() not in _ENDINGS:
+        raise ValueError(f"--plot {path}: the ending must be one of {', '.join(_ENDINGS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ValueError("--plot needs matplotlib, which is not installed: pip install 'dtbert[plot]'") from error
+
+
+def save_plot(profile: Profile, path: Path) -> None:
+    """Draw the profile and save it; the file's ending names the format."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(12, 5.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        roofline, bars = figure.subplots(1, 2, width_ratios=(1.05, 1))
+        figure.suptitle(_title(profile), fontsize=11)
+        _draw_bars(bars, profile)
+        _draw_legend(figure, profile)
+        roof = _draw_roofline(roofline, profile)
+        _name_points(figure, roofline, profile, roof)
+        figure.savefig(path, dpi=200)
+
+
+def _title(profile: Profile) -> str:
+    setting = profile.setting
+    size = f"{setting.config.num_hidden_layers} x {setting.config.hidden_size}"
+    first = f"{setting.model} ({size}), {setting.batch}, {setting.dtype}"
+    return f"{first}\n{setting.place}, kernels: {setting.backend}".replace(" x ", " \N{MULTIPLICATION SIGN} ")
+
+
+def _variants(profile: Profile) -> list[tuple[str, ForwardProfile, float]]:
+    """Name, forward and strength of colours of what is drawn, from back to front."""
+    if profile.dropping is None:
+        return [("nothing dropped", profile.everything, 1.0)]
+    return [("nothing dropped", profile.everything, _FAINT), ("with schedule", profile.dropping, 1.0)]
+
+
+def _points(forward: ForwardProfile) -> dict[StepName, tuple[float, float, float]]:
+    """Of each step with a product: FLOPs a byte, FLOPs a second, and the radius of its mark in 1/72 inch."""
+    total = forward.total().spread.median
+    return {
+        name: (
+            one.work.intensity,
+            one.work.flops / one.spread.median,
+            math.sqrt(8 + 140 * one.spread.median / total),
+        )
+        for name, one in forward.by_step().items()
+        if one.work.flops
+    }
+
+
+def _draw_roofline(axes: "Axes", profile: Profile) -> list["Text"]:
+    """Draw ceilings and points; returns the ceilings' names."""
+    for _, forward, strength in _variants(profile):
+        # Small marks last, so that large ones do not hide them.
+        for name, (x, y, radius) in sorted(_points(forward).items(), key=lambda item: -item[1][2]):
+            style: dict[str, Any] = {"color": _shade(name, strength), "markeredgecolor": "black"}
+            axes.plot(x, y, "o", markersize=2 * radius, markeredgewidth=0.6, zorder=3, **style)
+    places = [place for _, forward, _ in _variants(profile) for place in _points(forward).values()]
+    ceilings = profile.ceilings
+    peak, slope, ridge = ceilings.flops_per_second, ceilings.bytes_per_second, ceilings.ridge
+    left, right = min(ridge / 3, *(x / 2 for x, _, _ in places)), max(ridge * 3, *(x * 3 for x, _, _ in places))
+    # Whole decades, with room for names above the roof.
+    lowest, highest = min(left * slope, *(y for _, y, _ in places)), max(peak, *(y for _, y, _ in places))
+    bottom, top = 10 ** math.floor(math.log10(lowest)), 10 ** math.ceil(math.log10(2 * highest))
+    axes.plot([left, ridge, right], [left * slope, peak, peak], color="black", linewidth=1.4, zorder=2)
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
+    axes.set_xlabel("arithmetic intensity (FLOP/byte)")
+    axes.set_ylabel("achieved rate (FLOP/s)")
+    axes.set_title("Roofline of the steps with a product (area: share of the time)")
+    axes.grid(which="major", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    slant: dict[str, Any] = {"ha": "center", "va": "bottom", "rotation_mode": "anchor"}
+    middle = math.sqrt(left * ridge)
+    return [
+        axes.text(ridge, peak * 1.1, f"large product: {format_rate(peak)}", ha="left", va="bottom"),
+        axes.text(middle, middle * slope * 1.15, f"large copy: {slope / 1e9:,.1f} GB/s", **slant),
+    ]
+
+
+def _name_points(figure: "Figure", axes: "Axes", profile: Profile, roof: list["Text"]) -> None:
+    """Write each step's name beside its last point, where it covers nothing; a line leads to it from further away."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    scale = 72 / figure.dpi
+    # The slope of the memory's ceiling on paper, which the layout has only now settled.
+    (x0, y0), (x1, y1) = axes.transData.transform([(1, 1), (10, 10)])
+    roof[1].set_rotation(math.degrees(math.atan2(y1 - y0, x1 - x0)))
+
+    def dot(place: tuple[float, float, float]) -> Dot:
+        x, y = axes.transData.transform(place[:2])
+        return Dot(x * scale, y * scale, place[2])
+
+    def extent(artist: "Text | Axes") -> Box:
+        return Box(*(edge * scale for edge in artist.get_window_extent().extents))
+
+    def square(dot: Dot) -> Box:
+        return Box(dot.x - dot.radius, dot.y - dot.radius, dot.x + dot.radius, dot.y + dot.radius)
+
+    marks = [square(dot(place)) for _, forward, _ in _variants(profile) for place in _points(forward).values()]
+    lines = [square(dot(place)) for place in _along_roof(profile)] + [extent(text) for text in roof]
+    named = _points(profile.forward)
+    texts = [axes.annotate(_words(name), place[:2], fontsize=9) for name, place in named.items()]
+    sizes = [(box.right - box.left, box.top - box.bottom) for box in map(extent, texts)]
+    dots = [dot(place) for place in named.values()]
+    boxes = place_labels(dots, sizes, marks, lines, extent(axes))
+    for text, (name, place), one, box in zip(texts, named.items(), dots, boxes, strict=True):
+        text.remove()
+        middle = (box.left + box.right) / 2 - one.x, (box.bottom + box.top) / 2 - one.y
+        far = box.distance(one.x, one.y) > one.radius + 4
+        line = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0} if far else None
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9}
+        axes.annotate(_words(name), place[:2], middle, arrowprops=line, zorder=2.8, **style)
+
+
+def _along_roof(profile: Profile) -> list[tuple[float, float, float]]:
+    """Places on the roof, close enough that no label fits between them."""
+    ceilings = profile.ceilings
+    intensities = [ceilings.ridge * 10 ** (exponent / 25) for exponent in range(-100, 101)]
+    return [(x, min(x * ceilings.bytes_per_second, ceilings.flops_per_second), 2.0) for x in intensities]
+
+
+def _draw_bars(axes: "Axes", profile: Profile) -> None:
+    variants = _variants(profile)
+    num_layers = len(profile.forward.tokens) - 1
+    width = 0.8 / len(variants)
+    for number, (_, forward, strength) in enumerate(variants):
+        offset = (number - (len(variants) - 1) / 2) * width
+        for place, layer in enumerate([*range(num_layers), None]):
+            height = 0.0
+            for name in (name for name in STEP_NAMES if (layer, name) in forward.steps):
+                milliseconds = forward.steps[layer, name].spread.median * 1e3
+                axes.bar(place + offset, milliseconds, width * 0.94, height, color=_shade(name, strength))
+                height += milliseconds
+    tokens = profile.forward.tokens[1:]
+    axes.set_xticks(
+        range(num_layers + 1), [*(f"{layer}\n{left:,}" for layer, left in enumerate(tokens)), "outside\nof layers"]
+    )
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlabel("layer, and the tokens of the batch that leave it")
+    axes.set_ylabel("time (ms)")
+    axes.set_title("Time of each layer by step (medians)")
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _draw_legend(figure: "Figure", profile: Profile) -> None:
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
+    variants = _variants(profile)
+    names = [name for name in STEP_NAMES if any(name in forward.by_step() for _, forward, _ in variants)]
+    handles: list[Any] = [Patch(color=_COLORS[name]) for name in names]
+    labels = [_words(name) for name in names]
+    if len(variants) > 1:
+        shown: tuple[StepName, ...] = ("qkv", "attention", "output")
+        handles += [tuple(Patch(color=_shade(name, strength)) for name in shown) for _, _, strength in variants]
+        labels += [name for name, _, _ in variants]
+    figure.legend(
+        handles,
+        labels,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
+        loc="outside lower center",
+        ncols=math.ceil(len(handles) / 2),
+        frameon=False,
+    )
+
+
+def _words(name: StepName) -> str:
+    return name.replace("_", " ")
+
+
+def _shade(name: StepName, strength: float) -> str:
+    """A step's colour, mixed with white."""
+    channels = (int(_COLORS[name][start : start + 2], 16) for start in (1, 3, 5))
+    return "#" + "".join(f"{round(255 - strength * (255 - channel)):02X}" for channel in channels)

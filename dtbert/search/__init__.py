@@ -1,0 +1,34 @@
+"""Schedule search: which schedules are worth their cost, on which questions; the Pareto front, and its picture."""
+
+try:
+    import optuna  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"the search needs {error.name}, which is not installed: pip install 'dtbert[search]'", name=error.name
+    ) from error
+
+from dtbert.search import plot
+from dtbert.search.evaluation import Evaluator, QuestionEvaluator, ids_sha256, in_search_order
+from dtbert.search.front import bootstrap_intervals, front_of
+from dtbert.search.records import Record, is_beaten, pareto, records_of
+from dtbert.search.space import SearchSpace, constant_ratio
+from dtbert.search.study import Effort, Search, open_study
+
+__all__ = [
+    "Effort",
+    "Evaluator",
+    "QuestionEvaluator",
+    "Record",
+    "Search",
+    "SearchSpace",
+    "bootstrap_intervals",
+    "constant_ratio",
+    "front_of",
+    "ids_sha256",
+    "in_search_order",
+    "is_beaten",
+    "open_study",
+    "pareto",
+    "plot",
+    "records_of",
+]

@@ -1,0 +1,121 @@
+"""What a schedule is worth: the scores of its answers, its multiply-accumulates, its time."""
+
+import hashlib
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from dtbert.model import LengthSchedule, Macs
+from dtbert.qa import Latency, Prepared, QuestionAnswerer
+from dtbert.squad import Score, SquadQuestion, score_prediction
+
+_TIMED_QUESTIONS = 32
+_TIMED_ROUNDS = 5
+
+
+class Evaluator(Protocol):
+    """What a search asks about schedules; the schedule None is the full model."""
+
+    @property
+    def num_questions(self) -> int: ...
+
+    def macs(self, schedule: LengthSchedule | None) -> Macs:
+        """Multiply-accumulates a question, in the mean over all questions; must be quick."""
+
+    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+        """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
+
+    def latency(self, schedule: LengthSchedule | None) -> Latency:
+        """Seconds a question, and the full model's beside it."""
+
+
+class QuestionEvaluator:
+    """Scores a model's answers to questions, which are tokenized once.
+
+    Args:
+        answerer: the model.
+        questions: in the order of evaluation, see `in_search_order`.
+
+    Raises:
+        ValueError: there are no questions, or one that the model cannot read; the message has its id.
+    """
+
+    def __init__(self, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> None:
+        if not questions:
+            raise ValueError("there are no questions to search with")
+        for question in questions:
+            try:
+                answerer.check_pair(question.question, question.context)
+            except ValueError as error:
+                raise ValueError(f"question {question.id}: {error}; take it out of the file") from error
+        self.answerer = answerer
+        self._prepared = answerer.prepare((question.question, question.context) for question in questions)
+        self._answers = [[answer.text for answer in question.answers] for question in questions]
+        self._windows = Counter(self._prepared.window_lengths())
+
+    @property
+    def num_questions(self) -> int:
+        return len(self._answers)
+
+    def macs(self, schedule: LengthSchedule | None) -> Macs:
+        config = self.answerer.config
+        schedule = schedule or LengthSchedule.ratios([1] * config.num_hidden_layers)
+        published = executed = 0
+        for (length, question_length), count in self._windows.items():
+            macs = schedule.macs(config, length, question_length=question_length)
+            published += count * macs.published
+            executed += count * macs.executed
+        return Macs(round(published / self.num_questions), round(executed / self.num_questions))
+
+    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+        answers = self.answerer.answer_prepared(self._prepared[begin:end], schedule=schedule)
+        return [
+            score_prediction(answer.text, gold) for answer, gold in zip(answers, self._answers[begin:end], strict=True)
+        ]
+
+    def latency(self, schedule: LengthSchedule | None) -> Latency:
+        """Medians of rounds in which the schedule and the full model take turns on the first questions."""
+        sample = self._prepared[:_TIMED_QUESTIONS]
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(_TIMED_ROUNDS + 1):
+            for full in times:
+                times[full].append(self._seconds(sample, None if full else schedule) / len(sample))
+        # The first round warms up.
+        own, full_model = (statistics.median(times[full][1:]) for full in (False, True))
+        device, dtype = self.answerer.model.device, str(self.answerer.model.dtype).removeprefix("torch.")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return Latency(own, full_model, name, dtype, torch.get_num_threads())
+
+    def _seconds(self, sample: Prepared, schedule: LengthSchedule | None) -> float:
+        start = time.perf_counter()
+        self.answerer.answer_prepared(sample, schedule=schedule)  # its answers are on the CPU: the device is done
+        return time.perf_counter() - start
+
+
+def in_search_order(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
+    """The questions in an order of which every beginning is spread evenly over the articles.
+
+    It depends on titles and ids alone, so that processes and later runs agree on it.
+    """
+    articles: dict[str, list[SquadQuestion]] = {}
+    for question in sorted(questions, key=lambda question: _hash(question.id)):
+        articles.setdefault(question.title, []).append(question)
+    placed = [
+        ((rank + 0.5) / len(article), _hash(question.title + question.id), question)
+        for article in articles.values()
+        for rank, question in enumerate(article)
+    ]
+    return [question for _, _, question in sorted(placed, key=lambda item: item[:2])]
+
+
+def ids_sha256(questions: Sequence[SquadQuestion]) -> str:
+    """The SHA-256 of the sorted ids, one a line."""
+    return _hash("\n".join(sorted(question.id for question in questions)))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,75 @@
+"""From the trials of a study to a front of schedules with intervals."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+import dtbert
+from dtbert.qa import MeasuredSchedule, ScheduleFront
+from dtbert.search.evaluation import ids_sha256
+from dtbert.search.records import Record, pareto, records_of
+from dtbert.search.study import Search
+from dtbert.squad import SquadQuestion
+
+_RESAMPLES = 1000
+
+
+def full_records(search: Search) -> list[Record]:
+    """The trials that answered all questions: these alone may enter a front."""
+    return [record for record in records_of(search.study) if len(record.f1) == search.evaluator.num_questions]
+
+
+def bootstrap_intervals(f1: Sequence[NDArray[np.float64]], seed: int = 0) -> list[tuple[float, float]]:
+    """The 95% interval of each mean, in percent: percentiles over questions drawn with replacement.
+
+    Args:
+        f1: of each question, from 0 to 1, one array per schedule over the same questions, which are drawn together.
+    """
+    scores = np.stack(f1)
+    count = scores.shape[1]
+    random = np.random.default_rng(seed)
+    means = np.stack([scores[:, random.integers(count, size=count)].mean(1) for _ in range(_RESAMPLES)])
+    low, high = np.percentile(100 * means, [2.5, 97.5], axis=0).round(4)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def front_of(
+    search: Search, questions: Sequence[SquadQuestion], questions_file: str, model_sha256: str
+) -> ScheduleFront:
+    """The front that a search has found so far.
+
+    Args:
+        search: its study holds the trials.
+        questions: those of its evaluator.
+        questions_file: their file's name, for the record.
+        model_sha256: of the model's file of weights.
+
+    Raises:
+        ValueError: no trial has answered all questions yet.
+    """
+    records = full_records(search)
+    if not records:
+        raise ValueError("no trial has answered all questions yet: give the search more trials")
+    chosen = [records[index] for index in pareto(records, [record.f1.mean() for record in records])]
+    full = search.full_model
+    *intervals, full_interval = bootstrap_intervals([*(record.f1 for record in chosen), full.f1])
+    return ScheduleFront(
+        tuple(_entry(record, interval) for record, interval in zip(chosen, intervals, strict=True)),
+        MeasuredSchedule(None, 1.0, full.macs, *_percent(full.f1, full.exact_matches), full_interval),
+        questions_file,
+        len(questions),
+        ids_sha256(questions),
+        model_sha256,
+        dtbert.__version__,
+    )
+
+
+def _entry(record: Record, interval: tuple[float, float]) -> MeasuredSchedule:
+    f1, exact_match = _percent(record.f1, record.exact_matches)
+    fraction = round(record.macs_fraction, 6)
+    return MeasuredSchedule(record.schedule, fraction, record.macs, f1, exact_match, interval, record.latency)
+
+
+def _percent(f1: NDArray[np.float64], exact_matches: int) -> tuple[float, float]:
+    return round(100 * float(f1.mean()), 4), round(100 * exact_matches / len(f1), 4)

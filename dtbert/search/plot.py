@@ -1,0 +1,151 @@
+"""The picture of a search: all trials, the baseline, and the front with its intervals."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dtbert.model import LengthSchedule
+from dtbert.search.evaluation import Evaluator
+from dtbert.search.records import Record, records_of
+
+if TYPE_CHECKING:
+    from dtbert.model import BertConfig
+    from dtbert.qa import MeasuredSchedule, ScheduleFront
+    from dtbert.search.study import Search
+
+_NOMINAL_LENGTH = 384
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.92",
+    "axes.axisbelow": True,
+}
+# Okabe and Ito's colours, which most eyes tell apart; black is the front's.
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999933", "#882255")
+# Trials far below the cheapest point of the front say little and would flatten the rest.
+_MARGIN_BELOW = 6.0
+
+
+class PublishedPoint(NamedTuple):
+    """A published schedule: its executed MACs as part of the full model's on the questions at hand, and its F1."""
+
+    macs_fraction: float
+    f1: float
+
+
+def check() -> None:
+    """Raise ModuleNotFoundError, with what to install, where pictures cannot be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("a plot needs matplotlib: pip install 'dtbert[search]'", name="matplotlib") from error
+
+
+def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: Sequence[PublishedPoint] = ()) -> None:
+    """Draw a search as PNG: F1 against executed MACs as part of the full model's.
+
+    Args:
+        search: its trials are drawn, those that ended early with their estimated F1.
+        front: of `front_of`.
+        published: of `read_published`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(_STYLE):
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.6))
+        _draw_trials(axes, search)
+        _draw_baseline(axes, search)
+        if published:
+            label = "published, on SQuAD's development set"
+            axes.plot(*zip(*published, strict=True), "x", color="#D55E00", markersize=6, label=label, zorder=7)
+        _draw_front(axes, front, search.space.scorers)
+        _finish(axes, front)
+        figure.tight_layout()
+        figure.savefig(path, dpi=160, format="png")
+        pyplot.close(figure)
+
+
+def read_published(path: str, config: "BertConfig", evaluator: Evaluator) -> list[PublishedPoint]:
+    """Published schedules of a model of the same sizes, each at what its lengths cost on the questions at hand.
+
+    Args:
+        path: a table with tabs and the columns length_config, macs and f1; lengths and MACs for 384 tokens.
+        config: of the model at hand.
+        evaluator: counts the MACs.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: not such a table, or its MACs are not those of a model of these sizes.
+    """
+    head, *rows = Path(path).read_text("utf-8").splitlines()
+    if head.split("\t") != ["length_config", "macs", "f1"]:
+        raise ValueError(f"{path}: expected the columns length_config, macs and f1 with tabs, found {head!r:.80}")
+    full = evaluator.macs(None).executed
+    points = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            lengths, macs, f1 = row.split("\t")
+            schedule = LengthSchedule.absolute([int(length) for length in lengths.split(",")])
+            own = schedule.macs(config, _NOMINAL_LENGTH).published
+            if own != int(macs):
+                raise ValueError(f"{macs} MACs, a model of these sizes has {own}: the points do not compare")
+            points.append(PublishedPoint(evaluator.macs(schedule).executed / full, float(f1)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+    return points
+
+
+def _draw_trials(axes: Any, search: "Search") -> None:
+    drawn = records_of(search.study)
+    everything = search.evaluator.num_questions
+    for color, scorer in zip(_COLORS * 9, search.space.scorers, strict=False):
+        of_scorer = [record for record in drawn if record.schedule.scorer == scorer]
+        for whole, style in ((False, {"facecolors": "none"}), (True, {"label": scorer})):
+            points = [record for record in of_scorer if (len(record.f1) == everything) == whole]
+            where = _places(search, points)
+            axes.scatter(*where, s=14, color=color, linewidths=0.7, alpha=0.75, zorder=3, **style)
+    axes.scatter([], [], s=14, facecolors="none", edgecolors="0.4", linewidths=0.7, label="ended early (estimate)")
+
+
+def _draw_baseline(axes: Any, search: "Search") -> None:
+    records = [record for record in records_of(search.study) if record.origin == "constant ratio"]
+    scorer = search.space.scorers[0]
+    points = sorted(zip(*_places(search, [r for r in records if r.schedule.scorer == scorer]), strict=True))
+    if points:
+        label = f"constant ratio, {scorer}"
+        axes.plot(*zip(*points, strict=True), "s--", color="0.45", markersize=4, linewidth=1, label=label, zorder=4)
+
+
+def _draw_front(axes: Any, front: "ScheduleFront", scorers: Sequence[str]) -> None:
+    entries = front.schedules
+    x, y = [entry.macs_fraction for entry in entries], [entry.f1 for entry in entries]
+    low, high = zip(*(entry.f1_interval for entry in entries), strict=True)
+    axes.fill_between(x, low, high, color="black", alpha=0.09, linewidth=0, label="95% interval", zorder=1)
+    axes.plot(x, y, "-", color="black", linewidth=1.3, label="front", zorder=5)
+    colors = dict(zip(scorers, _COLORS * 9, strict=False))
+    filled = [colors.get(str(entry.schedule.scorer), "0.5") if entry.schedule else "0.5" for entry in entries]
+    axes.scatter(x, y, s=26, color=filled, edgecolors="black", linewidths=0.9, zorder=6)
+    full, (low_full, high_full) = front.full_model, front.full_model.f1_interval
+    error = [[full.f1 - low_full], [high_full - full.f1]]
+    axes.errorbar(1, full.f1, error, fmt="D", color="black", markersize=5, capsize=3, label="full model", zorder=6)
+
+
+def _finish(axes: Any, front: "ScheduleFront") -> None:
+    entries: list[MeasuredSchedule] = [*front.schedules, front.full_model]
+    lowest = min(entry.f1_interval[0] for entry in entries) - _MARGIN_BELOW
+    highest = max(entry.f1_interval[1] for entry in entries)
+    axes.set_ylim(max(0, lowest), min(100, highest + 0.06 * (highest - lowest)))
+    axes.set_xlim(max(0, min(entry.macs_fraction for entry in entries) - 0.03), 1.03)
+    axes.set_xlabel("executed MACs, part of the full model's at each window's own length")
+    axes.set_ylabel(f"F1 on {front.num_questions:,} questions")
+    axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def _places(search: "Search", records: Sequence[Record]) -> tuple[list[float], list[float]]:
+    full = search.full_model.f1
+    return [record.macs_fraction for record in records], [record.estimated_f1(full) for record in records]

@@ -1,0 +1,92 @@
+"""Trials as what they measured, and the comparison that ends a bad one early."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from dtbert.model import LengthSchedule, Macs
+from dtbert.qa import Latency
+
+# What a trial's user attributes are called.
+SCHEDULE, MACS, MACS_FRACTION, F1, EXACT_MATCHES = "schedule", "macs", "macs_fraction", "f1", "exact_matches"
+LATENCY, COST, ORIGIN, SAME_AS, ERROR = "latency", "cost", "origin", "same_as", "error"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a trial measured.
+
+    Attributes:
+        cost: what the search brings down: the part of the full model's MACs, or of its time.
+        f1: of each question it answered, from 0 to 1, in the order of evaluation.
+        exact_matches: how many of them were matched exactly.
+        origin: of a start, what it is; empty for a schedule that the sampler drew.
+    """
+
+    number: int
+    schedule: LengthSchedule
+    macs: Macs
+    macs_fraction: float
+    cost: float
+    f1: NDArray[np.float64]
+    exact_matches: int
+    latency: Latency | None
+    origin: str
+
+    def estimated_f1(self, full_model: NDArray[np.float64]) -> float:
+        """F1 in percent over all questions: what the full model has there, and the difference where both answered."""
+        answered = len(self.f1)
+        return float(100 * (full_model.mean() + (self.f1 - full_model[:answered]).mean()))
+
+
+def records_of(study: Study) -> list[Record]:
+    """The trials of a study that answered questions, running ones included; one record for each schedule."""
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+    return [_record(trial) for trial in trials if F1 in trial.user_attrs]
+
+
+def is_beaten(f1: NDArray[np.float64], cost: float, peers: Iterable[Record], margin: float) -> bool:
+    """Whether a peer that costs no more is better on the same questions, beyond doubt.
+
+    Args:
+        f1: of the questions answered so far.
+        margin: standard errors of the mean difference, question by question, that are beyond doubt.
+    """
+    count = len(f1)
+    for peer in peers:
+        if peer.cost > cost or len(peer.f1) < count:
+            continue
+        difference = peer.f1[:count] - f1
+        if difference.mean() > margin * difference.std(ddof=min(1, count - 1)) / count**0.5:
+            return True
+    return False
+
+
+def pareto(records: Sequence[Record], f1: Sequence[float]) -> list[int]:
+    """Which records no other one beats in both cost and F1, the cheapest first; of equals the first stays."""
+    chosen: list[int] = []
+    for index in sorted(range(len(records)), key=lambda index: (records[index].cost, -f1[index])):
+        if not chosen or f1[index] > f1[chosen[-1]]:
+            chosen.append(index)
+    return chosen
+
+
+def _record(trial: FrozenTrial) -> Record:
+    attributes: dict[str, Any] = trial.user_attrs
+    latency = attributes.get(LATENCY)
+    return Record(
+        trial.number,
+        LengthSchedule.from_dict(attributes[SCHEDULE]),
+        Macs(*attributes[MACS]),
+        attributes[MACS_FRACTION],
+        attributes[COST],
+        np.array(attributes[F1]),
+        attributes[EXACT_MATCHES],
+        None if latency is None else Latency(**latency),
+        attributes.get(ORIGIN, ""),
+    )

@@ -1,0 +1,340 @@
+"""The search itself: an Optuna study of two objectives, F1 up and cost down, whose bad trials end early."""
+
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna import Study, Trial
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from optuna.trial import TrialState
+from sqlalchemy import make_url
+
+from dtbert.model import LengthSchedule, Macs
+from dtbert.search import records
+from dtbert.search.evaluation import Evaluator
+from dtbert.search.records import is_beaten, records_of
+from dtbert.search.space import SearchSpace
+
+if sys.platform != "win32":
+    import fcntl
+
+SamplerName = Literal["nsga2", "tpe"]
+Objective = Literal["macs", "latency"]
+
+_POPULATION = 32
+# When so many draws in a row are outside the range or repeated, there is nothing left to try.
+_MOST_IDLE = 500
+_SQLITE_PATIENCE = 60  # seconds that a process waits for another one's write
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on a trial before it may be given up.
+
+    Attributes:
+        rungs: numbers of questions after which a trial is compared with those that cost no more.
+        margin: it ends there if one of them is better by more than this many standard errors.
+    """
+
+    rungs: tuple[int, ...] = (100, 200, 400, 800)
+    margin: float = 1.5
+
+    def __post_init__(self) -> None:
+        if any(rung < 1 for rung in self.rungs) or list(self.rungs) != sorted(set(self.rungs)):
+            raise ValueError(f"rungs must be growing numbers of questions, not {list(self.rungs)}")
+        if not 0 <= self.margin < math.inf:
+            raise ValueError(f"margin must be a number of standard errors, 0 or more, not {self.margin}")
+
+    def steps(self, num_questions: int) -> list[int]:
+        """The numbers of questions at which a trial stops to look, the last being all."""
+        return [*(rung for rung in self.rungs if rung < num_questions), num_questions]
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Questions that were answered for trials, and those that it would have been without rungs."""
+
+    answered: int
+    without_rungs: int
+
+
+class Counts(NamedTuple):
+    """Trials of a study: ``finished`` sums up the next three; those repeated or outside the range cost nothing."""
+
+    finished: int
+    all_questions: int
+    ended_early: int
+    failed: int
+    repeated: int
+    outside_range: int
+
+
+@dataclass(frozen=True)
+class FullModel:
+    """The scores of the model with nothing dropped, on all questions."""
+
+    macs: Macs
+    f1: NDArray[np.float64]
+    exact_matches: int
+
+
+class _OutsideRangeError(Exception):
+    """The schedule's MACs are outside the range of interest; no question was answered."""
+
+
+class Search:
+    """A search over a study, which other processes may share.
+
+    Args:
+        study: of `open_study`.
+        space: the schedules to choose from.
+        evaluator: what they are worth.
+        objective: the cost that goes down: executed MACs, or measured seconds, as parts of the full model's.
+        macs_range: parts of the full model's MACs; schedules outside are drawn anew.
+        effort: when to give up on a trial.
+
+    Raises:
+        ValueError: a range that is none.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: SearchSpace,
+        evaluator: Evaluator,
+        *,
+        objective: Objective = "macs",
+        macs_range: tuple[float, float] = (0.0, 1.0),
+        effort: Effort | None = None,
+    ) -> None:
+        low, high = macs_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"the range of MACs must be two growing parts of the full model's, not {low} to {high}")
+        self.study, self.space, self.evaluator = study, space, evaluator
+        self.objective, self.macs_range, self.effort = objective, macs_range, effort or Effort()
+        self.full_model = self._full_model()
+
+    def add_starts(self, schedules: Sequence[LengthSchedule], origin: str) -> int:
+        """Put schedules in line to be tried first, those inside the range and not yet in the study; how many.
+
+        Raises:
+            ValueError: one is not in the search space.
+        """
+        tried = [trial.params for trial in self.study.get_trials(deepcopy=False)]
+        tried += [trial.system_attrs.get("fixed_params", {}) for trial in self.study.get_trials(deepcopy=False)]
+        added = 0
+        for schedule in schedules:
+            parameters = self.space.parameters_of(schedule)
+            if self._is_inside(self._macs_fraction(self.evaluator.macs(schedule))) and parameters not in tried:
+                self.study.enqueue_trial(parameters, user_attrs={records.ORIGIN: origin})
+                tried.append(parameters)
+                added += 1
+        return added
+
+    def run(self, num_trials: int, on_trial: Callable[[], None] = lambda: None) -> None:
+        """Go on until the study has so many trials, other processes' and earlier ones included.
+
+        A trial that raises is recorded as failed, with its message; an interrupted one is put in line again.
+
+        Args:
+            num_trials: finished ones, failed ones included, those repeated or outside the range not.
+            on_trial: called after each trial.
+
+        Raises:
+            ValueError: no new schedule inside the range is drawn any more.
+        """
+        idle = 0
+        while self.num_finished() < num_trials:
+            trial = self.study.ask()
+            try:
+                values, is_new = self._evaluate(trial)
+            except _OutsideRangeError:
+                self.study.tell(trial, state=TrialState.PRUNED)
+                idle += 1
+            except KeyboardInterrupt:
+                self._fail(trial, "interrupted")
+                origin = {name: value for name, value in trial.user_attrs.items() if name == records.ORIGIN}
+                self.study.enqueue_trial(trial.params, user_attrs=origin)
+                raise
+            except Exception as error:  # whatever it is, the others may do
+                self._fail(trial, f"{type(error).__name__}: {error}")
+                idle = 0
+            else:
+                self.study.tell(trial, values)
+                idle = 0 if is_new else idle + 1
+            on_trial()
+            if idle == _MOST_IDLE:
+                low, high = self.macs_range
+                raise ValueError(
+                    f"{idle} draws in a row were tried before, or had MACs outside {low} to {high} of the full "
+                    f"model's: give a wider range, or no more than the {self.num_finished()} trials that are there"
+                )
+
+    def num_finished(self) -> int:
+        """Trials that count: those that answered questions to the end, and failed ones."""
+        return self.counts().finished
+
+    def counts(self) -> Counts:
+        """How the trials ended."""
+        trials = self.study.get_trials(deepcopy=False)
+        states = [trial.state for trial in trials]
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        repeated = sum(records.SAME_AS in trial.user_attrs for trial in complete)
+        everything = sum(
+            len(trial.user_attrs.get(records.F1, ())) == self.evaluator.num_questions for trial in complete
+        )
+        failed = states.count(TrialState.FAIL)
+        return Counts(
+            len(complete) - repeated + failed,
+            everything,
+            len(complete) - everything - repeated,
+            failed,
+            repeated,
+            states.count(TrialState.PRUNED),
+        )
+
+    def errors(self) -> list[str]:
+        """Messages of the trials that failed, in their order."""
+        failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return [str(trial.user_attrs.get(records.ERROR, "no message")) for trial in failed]
+
+    def savings(self) -> Savings:
+        """What the rungs saved so far."""
+        answered = [len(record.f1) for record in records_of(self.study)]
+        return Savings(sum(answered), len(answered) * self.evaluator.num_questions)
+
+    def _full_model(self) -> FullModel:
+        """Its scores, measured once a study."""
+        stored: dict[str, Any] | None = self.study.user_attrs.get("full_model")
+        if stored is None:
+            scores = self.evaluator.scores(None, 0, self.evaluator.num_questions)
+            stored = {
+                records.MACS: list(self.evaluator.macs(None)),
+                records.F1: [round(score.f1, 6) for score in scores],
+                records.EXACT_MATCHES: round(sum(score.exact_match for score in scores)),
+            }
+            self.study.set_user_attr("full_model", stored)
+        return FullModel(Macs(*stored[records.MACS]), np.array(stored[records.F1]), stored[records.EXACT_MATCHES])
+
+    def _evaluate(self, trial: Trial) -> tuple[tuple[float, float], bool]:
+        """Estimated F1 and cost, and whether the schedule is new; what is measured is stored with the trial."""
+        schedule = self.space.suggest(trial)
+        macs = self.evaluator.macs(schedule)
+        fraction = self._macs_fraction(macs)
+        trial.set_user_attr(records.MACS_FRACTION, fraction)
+        if not self._is_inside(fraction):
+            raise _OutsideRangeError
+        peers = [record for record in records_of(self.study) if record.number != trial.number]
+        for peer in peers:
+            if peer.schedule == schedule and len(peer.f1) == self.evaluator.num_questions:
+                trial.set_user_attr(records.SAME_AS, peer.number)
+                return (peer.estimated_f1(self.full_model.f1), peer.cost), False
+        trial.set_user_attr(records.SCHEDULE, schedule.to_dict())
+        trial.set_user_attr(records.MACS, list(macs))
+        cost = fraction
+        if self.objective == "latency":
+            latency = self.evaluator.latency(schedule)
+            trial.set_user_attr(records.LATENCY, vars(latency))
+            cost = latency.seconds / latency.full_model_seconds
+        trial.set_user_attr(records.COST, cost)
+        f1 = self._climb(trial, schedule, cost)
+        full = self.full_model.f1
+        return (float(100 * (full.mean() + (f1 - full[: len(f1)]).mean())), cost), True
+
+    def _climb(self, trial: Trial, schedule: LengthSchedule, cost: float) -> NDArray[np.float64]:
+        """F1 of the questions up to the rung where the trial was beaten, or of all."""
+        f1: list[float] = []
+        exact_matches = 0.0
+        for step in self.effort.steps(self.evaluator.num_questions):
+            scores = self.evaluator.scores(schedule, len(f1), step)
+            f1 += [round(score.f1, 6) for score in scores]
+            exact_matches += sum(score.exact_match for score in scores)
+            trial.set_user_attr(records.EXACT_MATCHES, round(exact_matches))
+            trial.set_user_attr(records.F1, f1)
+            peers = (record for record in records_of(self.study) if record.number != trial.number)
+            if step < self.evaluator.num_questions and is_beaten(np.array(f1), cost, peers, self.effort.margin):
+                break
+        return np.array(f1)
+
+    def _macs_fraction(self, macs: Macs) -> float:
+        return macs.executed / self.full_model.macs.executed
+
+    def _is_inside(self, fraction: float) -> bool:
+        return self.macs_range[0] <= fraction <= self.macs_range[1]
+
+    def _fail(self, trial: Trial, message: str) -> None:
+        trial.set_user_attr(records.ERROR, message)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+
+def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler: SamplerName, seed: int) -> Study:
+    """The study of a name, made if it is not there.
+
+    Args:
+        storage: an Optuna URL such as ``sqlite:///search.db``; None keeps the study in memory.
+        settings: plain values on which the trials depend; a study is of one such set.
+        sampler: ``"nsga2"``, an evolution, or ``"tpe"``, Bayesian.
+        seed: of the sampler; each of several processes needs its own.
+
+    Raises:
+        ValueError: the storage cannot be opened, or holds a study of that name with other settings.
+    """
+    try:
+        study = optuna.create_study(
+            storage=None if storage is None else _open_storage(storage),
+            study_name=name,
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+    except Exception as error:  # the errors of the storages have nothing in common
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"cannot open the study {name!r} in {storage}: {reason}") from error
+    before = study.user_attrs.get("settings")
+    if before is None:
+        study.set_user_attr("settings", settings)
+    elif before != settings:
+        changed = sorted(field for field in {*before, *settings} if before.get(field) != settings.get(field))
+        raise ValueError(
+            f"the study {name!r} in {storage} was made with other settings ({', '.join(changed)}): name another one"
+        )
+    # A continued search must not repeat the draws it began with.
+    number = int(np.random.SeedSequence([seed, len(study.get_trials(deepcopy=False))]).generate_state(1)[0])
+    if sampler == "nsga2":
+        study.sampler = optuna.samplers.NSGAIISampler(population_size=_POPULATION, seed=number)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Layers matter together: what the first one drops the last one cannot use.
+            study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
+    return study
+
+
+def _open_storage(url: str) -> BaseStorage:
+    if not url.startswith("sqlite"):
+        return get_storage(url)
+    with _folder_lock(Path(make_url(url).database or "").absolute().parent):
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_PATIENCE}})
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time make its tables: two at once would be in each other's way."""
+    if sys.platform == "win32" or not folder.is_dir():
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,199 @@
+"""Measure a model at budgets, beside a constant ratio at the same cost, and draw the figures.
+
+    python scripts/results.py measure run/best docs/results.json squad=dev-v1.1.json.gz reddit=report-reddit.json
+    python scripts/results.py baseline run/best docs/results.json squad=dev-v1.1.json.gz --limit 2000
+    python scripts/results.py time run/best docs/results.json squad=dev-v1.1.json.gz --threads 1
+    python scripts/results.py show docs/results.json --plot docs/results.png
+
+Each row is `dtbert evaluate` with a budget; rows that the JSON file has already are not measured again, so an
+interrupted run goes on. Processes that write different files may work side by side; `show` takes several files.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dtbert.cli.evaluate import cost, spread
+from dtbert.model import LengthSchedule
+from dtbert.qa import QuestionAnswerer
+from dtbert.search import constant_ratio
+from dtbert.squad import SquadQuestion, evaluate, read_squad
+
+BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
+_TIMED = 64
+_ROUNDS = 7
+
+Row = dict[str, Any]
+
+
+def load(path: Path) -> list[Row]:
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+
+def save(path: Path, rows: list[Row]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", "utf-8")
+    partial.replace(path)
+
+
+def measured(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedule: LengthSchedule | None) -> Row:
+    """F1, exact match and cost of a schedule, and questions a second."""
+    pairs = [(one.question, one.context) for one in questions]
+    start = time.perf_counter()
+    texts = [answer.text for answer in answerer.answer_many(pairs, schedule=schedule)]
+    seconds = time.perf_counter() - start
+    scores = evaluate(questions, {one.id: text for one, text in zip(questions, texts, strict=True)})
+    costs = cost(answerer, questions, schedule)
+    return {
+        "f1": round(scores.f1, 3),
+        "exact_match": round(scores.exact_match, 3),
+        "executed": round(costs.executed / costs.own_length, 4),
+        "published": round(costs.published / costs.own_length, 4),
+        "padded": round(costs.executed / costs.padded, 4),
+        "questions_per_second": round(len(questions) / seconds, 2),
+    }
+
+
+def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[float, LengthSchedule | None]]:
+    for budget in budgets:
+        assert answerer.front is not None
+        yield budget, None if budget == 1 else answerer.front.within(budget).schedule
+
+
+def cheapest_match(answerer: QuestionAnswerer, questions: list[SquadQuestion], like: LengthSchedule) -> LengthSchedule:
+    """The constant ratio, with the same scorer and options, that costs as much as a schedule."""
+    sample = questions[:: max(1, len(questions) // 200)]
+    goal = cost(answerer, sample, like).executed
+    low, high = 0.05, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        made = constant_ratio(middle, like.num_layers, like.scorers[0], like.keep_question)
+        low, high = (middle, high) if cost(answerer, sample, made).executed < goal else (low, middle)
+    return constant_ratio(high, like.num_layers, like.scorers[0], like.keep_question)
+
+
+def time_schedules(answerer: QuestionAnswerer, questions: list[SquadQuestion], budgets: list[float]) -> list[Row]:
+    """Seconds a question, all budgets in turns, and the part of the executed MACs saved that is time saved."""
+    pairs = [(one.question, one.context) for one in spread(questions, _TIMED)]
+    schedules = dict(chosen(answerer, budgets))
+    seconds: dict[float, list[float]] = {budget: [] for budget in schedules}
+    for _ in range(_ROUNDS + 1):
+        for budget, schedule in schedules.items():
+            start = time.perf_counter()
+            list(answerer.answer_many(pairs, schedule=schedule))
+            seconds[budget].append((time.perf_counter() - start) / len(pairs))
+    # The first round warms up. Ratios are within a round, so that a machine that slows down slows both.
+    rows = []
+    sample = spread(questions, _TIMED)
+    for budget, schedule in schedules.items():
+        own = seconds[budget][1:]
+        ratio = statistics.median(mine / full for mine, full in zip(own, seconds[1.0][1:], strict=True))
+        costs = cost(answerer, sample, schedule)
+        executed = costs.executed / costs.own_length
+        saved = None if budget == 1 else round((1 - ratio) / (1 - executed), 3)
+        row = {"budget": budget, "executed": round(executed, 4), "time": round(ratio, 4), "time_per_macs_saved": saved}
+        rows.append(row | {"questions_per_second": round(1 / statistics.median(own), 2)})
+    return rows
+
+
+def run(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    answerer = QuestionAnswerer.load(arguments.model, dtype=getattr(torch, arguments.dtype))
+    if answerer.front is None:
+        sys.exit(f"{arguments.model} has no schedules.json: make one with `dtbert search`")
+    rows = load(arguments.json)
+    for name, _, path in (given.partition("=") for given in arguments.questions):
+        everything = read_squad(path)
+        questions = spread(everything, arguments.limit)
+        about = {"what": arguments.what, "questions": name, "count": len(questions)}
+        if arguments.what == "time":
+            about |= {"threads": arguments.threads, "dtype": arguments.dtype}
+            rows += [about | row for row in time_schedules(answerer, questions, arguments.budgets)]
+            save(arguments.json, rows)
+            continue
+        for budget, schedule in chosen(answerer, arguments.budgets):
+            runs = {arguments.what: schedule}
+            if arguments.what == "baseline":
+                if schedule is None:
+                    continue
+                runs = {"searched": schedule, "constant": cheapest_match(answerer, questions, schedule)}
+            for what, one in runs.items():
+                row = about | {"what": what, "budget": budget}
+                if any(row.items() <= old.items() for old in rows):
+                    continue
+                row |= {"schedule": None if one is None else one.to_dict(), **measured(answerer, questions, one)}
+                rows.append(row)
+                save(arguments.json, rows)
+                print({**row, "schedule": None if one is None else one.length_config}, flush=True)
+
+
+def show(arguments: argparse.Namespace) -> None:
+    rows = [row for path in arguments.json for row in load(path)]
+    for what, columns in (
+        ("measure", ("questions", "budget", "f1", "exact_match", "executed", "published", "padded")),
+        ("searched", ("questions", "count", "budget", "f1", "executed")),
+        ("constant", ("questions", "count", "budget", "f1", "executed")),
+        ("time", ("threads", "dtype", "budget", "executed", "time", "time_per_macs_saved", "questions_per_second")),
+    ):
+        picked = [row for row in rows if row["what"] == what]
+        if picked:
+            print(f"\n{what}\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+            for row in picked:
+                print(f"| {' | '.join(str(row[column]) for column in columns)} |")
+    if arguments.plot is not None:
+        draw(rows, arguments.plot)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """F1 against executed MACs, a line per question file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    names = {"squad": "SQuAD 1.1, development", "reddit": "Reddit, held out", "amazon": "Amazon, held out"}
+    for color, (name, label) in zip(("#0072B2", "#E69F00", "#009E73"), names.items(), strict=True):
+        points = sorted(
+            (row["executed"], row["f1"]) for row in rows if row["what"] == "measure" and row["questions"] == name
+        )
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=color, label=label)
+    axes.set_xlabel("executed multiply-accumulates, part of the full model's at each text's own length")
+    axes.set_ylabel("F1")
+    axes.grid(color="0.92")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=160)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="what", required=True)
+    for name in ("measure", "baseline", "time"):
+        one = actions.add_parser(name)
+        one.add_argument("model")
+        one.add_argument("json", type=Path)
+        one.add_argument("questions", nargs="+", metavar="NAME=FILE")
+        one.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+        one.add_argument("--limit", type=int, help="questions of each file, evenly spread")
+        one.add_argument("--threads", type=int, default=1)
+        one.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+        one.set_defaults(run=run)
+    one = actions.add_parser("show")
+    one.add_argument("json", type=Path, nargs="+")
+    one.add_argument("--plot", type=Path)
+    one.set_defaults(run=show)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""`dtbert search`, and what `--budget` of the other commands makes of its schedules."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dtbert.model import LengthSchedule
+from dtbert.qa import QuestionAnswerer, read_schedules
+from tests.cli.conftest import Run
+
+pytest.importorskip("optuna", reason="the search needs the extra: pip install 'dtbert[search]'")
+CONTEXT = "Ada wrote it in London in 1843, and Zoe said it in Paris."
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with questions and a model whose folder may be written to."""
+    shutil.copytree(model_folder, tmp_path / "model")
+    articles = []
+    for article in range(3):
+        questions = []
+        for number, (word, text) in enumerate([("who", "Ada"), ("where", "London"), ("when", "1843")]):
+            answers = [{"text": text, "answer_start": CONTEXT.index(text)}]
+            questions.append({"id": f"{article}-{number}", "question": f"{word} wrote it?", "answers": answers})
+        paragraph = {"context": CONTEXT + " the" * article, "qas": questions}
+        articles.append({"title": f"t{article}", "paragraphs": [paragraph]})
+    (tmp_path / "squad.json").write_text(json.dumps({"data": articles}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SEARCH = ("search", "squad.json", "--model", "model", "--out", "model/schedules.json", "--trials", 4, "--rungs", "4")
+
+
+def test_search_then_answer_within_a_budget(run: Run, folder: Path) -> None:
+    start = LengthSchedule.ratios([0.8, 0.3], scorer="cls")
+    options = ("--scorers", "cls,answer", "--start", start.to_json(), "--budget-range", "0.2,0.97")
+    status, out, err = run(*SEARCH, *options, "--plot", "front.png")
+    assert (status, err) == (0, "")
+    assert out.startswith("trials      4: ")
+    assert "everything" in out
+    assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+    front = read_schedules("model/schedules.json")
+    assert (front.questions_file, front.num_questions) == ("squad.json", 9)
+    answerer = QuestionAnswerer.load("model")
+    assert answerer.front == front
+    cheapest = front.schedules[0]
+    assert cheapest.schedule is not None
+    assert 0.2 <= cheapest.macs_fraction < 1
+    # What the file says is what the other commands find.
+    report = json.loads(run("evaluate", "squad.json", "--model", "model", "--budget", 0.97, "--json").out)
+    chosen = front.within(0.97)
+    assert report["budget"] == 0.97
+    assert report["schedule"] == (chosen.schedule.to_dict() if chosen.schedule else None)
+    assert report["f1"] == pytest.approx(chosen.f1, abs=1e-3)
+    assert report["exact_match"] == pytest.approx(chosen.exact_match, abs=1e-3)
+    assert report["ratio_to_own_length"]["executed"] == pytest.approx(chosen.macs_fraction, abs=1e-4)
+    assert report["macs_per_question"] == report["macs_per_question"] | chosen.macs._asdict()
+    budget = f"{cheapest.macs_fraction + 1e-6:.6f}"
+    question = ("--question", "who wrote it?", "--context", CONTEXT, "--model", "model", "--json")
+    answer = json.loads(run("answer", *question, "--budget", budget).out)
+    assert answer == json.loads(run("answer", *question, "--schedule", cheapest.schedule.to_json()).out)
+    assert "budget 0.97 chose: " in run("evaluate", "squad.json", "--model", "model", "--budget", 0.97).out
+
+
+def test_same_command_goes_on_and_json_says_what_was_done(run: Run, folder: Path) -> None:
+    run(*SEARCH, "--scorers", "cls")
+    more = ("--scorers", "cls", "--trials", 6, "--sampler", "nsga2", "--json")
+    report = json.loads(run(*SEARCH, *more).out)
+    assert report["trials"]["finished"] == 6
+    assert report["trials"]["all_questions"] + report["trials"]["ended_early"] == 6
+    assert 6 * 4 <= report["questions_answered"] <= report["questions_without_rungs"] == 6 * 9
+    assert report["out"] == "model/schedules.json"
+    assert report["front"] == json.loads((folder / "model/schedules.json").read_text())
+    again = json.loads(run(*SEARCH, *more).out)
+    assert again == report
+    assert json.loads(run(*SEARCH, "--scorers", "answer", "--json").out)["study"] != report["study"]
+
+
+def test_latency_can_be_the_objective(run: Run, folder: Path) -> None:
+    assert run(*SEARCH, "--objective", "latency", "--limit", 4, "--threads", 1, "--trials", 2).status == 0
+    for entry in read_schedules("model/schedules.json").schedules:
+        assert entry.latency is not None
+        assert entry.latency.seconds > 0
+        assert (entry.latency.device, entry.latency.dtype, entry.latency.threads) == ("cpu", "float32", 1)
+
+
+def test_batch_answers_within_a_budget(run: Run, folder: Path) -> None:
+    run(*SEARCH, "--scorers", "cls")
+    Path("in.jsonl").write_text(json.dumps({"question": "who wrote it?", "context": CONTEXT}) + "\n")
+    many = ("answer", "--model", "model", "--input", "in.jsonl", "--output", "out.jsonl", "--budget", 0.95)
+    assert run(*many).status == 0
+    chosen = read_schedules("model/schedules.json").within(0.95).schedule
+    expected = QuestionAnswerer.load("model")("who wrote it?", CONTEXT, schedule=chosen)
+    assert json.loads(Path("out.jsonl").read_text())["answer"] == expected.text
+    settings = json.loads(Path("out.jsonl.settings.json").read_text())
+    assert settings["schedule"] == (None if chosen is None else chosen.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--out", "no/such.json"), "--out no/such.json: there is no folder no"),
+        (("--plot", "no/such.png"), "--plot no/such.png: there is no folder no"),
+        (("--published", "points.tsv"), "--published says what to draw: it needs --plot"),
+        (("--scorers", "luck"), "unknown scorer 'luck'"),
+        (("--budget-range", "0.9"), "expected two numbers such as 0.2,0.9, got '0.9'"),
+        (("--budget-range", "0.9,0.2"), "expected two growing numbers from 0 to 1"),
+        (("--rungs", "400,100"), "rungs must be growing numbers of questions, not [400, 100]"),
+        (("--rungs", "many"), "expected a whole number of at least 1, got 'many'"),
+        (("--margin", "-1"), "margin must be a number of standard errors"),
+        (("--start", "100,50"), "lengths are absolute"),
+        (("--start", "0.8,0.3", "--scorers", "cls,answer"), "the scorer 'received' is not among cls, answer"),
+        (("--start", "nothing.json"), "nothing.json"),
+        (("--storage", "somewhere"), "cannot open the study"),
+    ],
+)
+def test_search_says_what_is_wrong_in_one_line(
+    run: Run, folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    status, out, err = run(*SEARCH, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (folder / "model/schedules.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--budget", "0.5"), "this model has no schedules.json to choose a schedule from"),
+        (("--budget", "1.5"), "budget must be above 0 and at most 1"),
+        (("--budget", "half"), "invalid float value: 'half'"),
+        (("--budget", "0.5", "--schedule", "1,0.5"), "--schedule and --budget exclude each other"),
+        (("--budget", "0.5", "--scorer", "cls"), "--scorer says which tokens stay: it needs --schedule"),
+    ],
+)
+def test_budget_says_what_is_wrong_in_one_line(
+    run: Run, folder: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    for command in (("evaluate", "squad.json"), ("answer", "--question", "who?", "--context", "the letter")):
+        status, out, err = run(*command, "--model", "model", *arguments)
+        assert (status, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("missing", ["optuna", "matplotlib"])
+def test_missing_extra_is_named(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    import sys
+
+    for name in [name for name in sys.modules if name.split(".")[0] == missing or name.startswith("dtbert.search")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    status, _, err = run(*SEARCH, "--plot", "front.png")
+    assert status == 2
+    assert f"{missing}" in err
+    assert "pip install 'dtbert[search]'" in err
+    assert err.count("\n") == 1

@@ -1,0 +1,135 @@
+"""The backend under a watch: the same numbers as without, each step in its layer, the work that the schedule counts."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtbert.kernels import cpu
+from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.model.scorers import BUILT_IN_SCORERS
+from dtbert.profiling import random_batch
+from dtbert.profiling.steps import Work
+from dtbert.profiling.timed import Clock, Stopwatch, watched_forward
+from tests.profiling.conftest import CONFIG
+
+
+class Log:
+    """A watch that notes what begins, and at the end of a layer its number."""
+
+    def __init__(self) -> None:
+        self.layers: list[str] = []
+        self.steps: list[tuple[int | None, str]] = []
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[None]:
+        self.layers.append(f"+{index}")
+        yield
+        self.layers.append(f"-{index}")
+
+    @contextmanager
+    def step(self, layer: int | None, name: str, work: Callable[[], Work]) -> Iterator[None]:
+        self.steps.append((layer, name))
+        yield
+
+
+def watch_forward(model: BertForQuestionAnswering, batch: PackedBatch, schedule: LengthSchedule | None) -> Log:
+    log = Log()
+    with torch.inference_mode():
+        watched_forward(model, batch, schedule, log)
+    return log
+
+
+def counted(model: BertForQuestionAnswering, batch: PackedBatch, schedule: LengthSchedule | None) -> int:
+    watch = Stopwatch(Clock(model.device))
+    with torch.inference_mode():
+        watched_forward(model, batch, schedule, watch)
+    return sum(span.work().flops for span in watch.spans)
+
+
+def counted_by_schedule(schedule: LengthSchedule, seqlens: list[int]) -> int:
+    """Two FLOPs for each executed MAC but those of LayerNorm and of the span head's bias, which are no products'."""
+    total = 0
+    for length in seqlens:
+        lengths = [length, *schedule.lengths(length)]
+        norms = length + sum(before + kept for before, kept in zip(lengths, lengths[1:], strict=False))
+        macs = schedule.macs(CONFIG, length, question_length=min(length, 12))
+        total += 2 * (macs.executed - CONFIG.hidden_size * norms - 2 * length)
+    return total
+
+
+@pytest.mark.parametrize("scorer", BUILT_IN_SCORERS)
+@pytest.mark.parametrize("schedule", [None, [18, 16, 5]], ids=["all", "dropping"])
+def test_watched_forward_gives_the_same_bits(
+    model: BertForQuestionAnswering, batch: PackedBatch, schedule: list[int] | None, scorer: str
+) -> None:
+    lengths = None if schedule is None else LengthSchedule.absolute(schedule, scorer=scorer)
+    with torch.inference_mode():
+        expected = model.forward_packed(batch, lengths)
+        got = watched_forward(model, batch, lengths, Log())
+    assert torch.equal(got.start_logits, expected.start_logits)
+    assert torch.equal(got.end_logits, expected.end_logits)
+
+
+@given(
+    # Of one length: where only some sequences of a batch drop, the others are scored too, which no schedule counts.
+    seqlens=st.builds(lambda count, length: [length] * count, st.integers(1, 3), st.integers(1, 40)),
+    ratios=st.lists(st.floats(0.05, 1), min_size=3, max_size=3).map(lambda ratios: sorted(ratios, reverse=True)),
+    scorer=st.sampled_from(BUILT_IN_SCORERS),
+)
+def test_flops_are_twice_the_macs_that_the_schedule_counts(
+    model: BertForQuestionAnswering, seqlens: list[int], ratios: list[float], scorer: str
+) -> None:
+    # With keep_question the question's tokens that are left are known beforehand.
+    schedule = LengthSchedule.ratios(ratios, scorer=scorer, keep_question=True)
+    batch = random_batch(CONFIG, seqlens, model.device)
+    assert counted(model, batch, schedule) == counted_by_schedule(schedule, seqlens)
+
+
+def test_flops_without_a_schedule_are_those_of_keeping_all(model: BertForQuestionAnswering, batch: PackedBatch) -> None:
+    everything = LengthSchedule.ratios([1] * 3)
+    assert counted(model, batch, None) == counted_by_schedule(everything, list(batch.packing.seqlens))
+
+
+def test_steps_belong_to_their_layers(model: BertForQuestionAnswering, batch: PackedBatch) -> None:
+    log = watch_forward(model, batch, LengthSchedule.absolute([18, 18, 5], scorer=("cls", "cls", "answer")))
+    kept = ["attention_output", "intermediate", "output"]
+    names = [
+        *["qkv", "significance", "selection", "attention", *kept],
+        *["qkv", "attention", *kept],
+        *["qkv", "span_head", "selection", "attention", *kept],
+    ]
+    layers = [0] * 7 + [1] * 5 + [2] * 7
+    assert log.steps == [
+        (None, "embeddings"),
+        *zip(layers, names, strict=True),
+        (2, "restore"),
+        (0, "restore"),
+        (None, "span_head"),
+    ]
+    assert log.layers == ["+0", "-0", "+1", "-1", "+2", "-2"]
+
+
+def test_watch_leaves_nothing_behind(model: BertForQuestionAnswering, batch: PackedBatch) -> None:
+    watch_forward(model, batch, None)
+    with pytest.raises(ValueError, match="4 entries, the model 3 layers"):
+        watch_forward(model, batch, LengthSchedule.ratios([1] * 4))
+    for layer in model.encoder.layers:
+        assert not layer._forward_hooks
+        assert not layer._forward_pre_hooks
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_packed_weights_and_other_kernels_count_the_same(
+    batch: PackedBatch, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "packing_pays", lambda: True)
+    model = BertForQuestionAnswering(CONFIG, backend=backend)
+    model.reset_parameters()
+    model.pack_weights()
+    assert model.span.weight.is_mkldnn == (backend == "cpu")
+    schedule = LengthSchedule.absolute([18, 16, 5])
+    assert counted(model, batch, schedule) == counted_by_schedule(schedule, list(batch.packing.seqlens))

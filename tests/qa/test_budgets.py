@@ -1,0 +1,276 @@
+"""Budgets: the file of schedules, the choice among them, and the answerer that makes it."""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from dtbert.model import LengthSchedule, Macs
+from dtbert.qa import Latency, MeasuredSchedule, QuestionAnswerer, ScheduleFront, read_schedules, write_schedules
+from dtbert.weights import save_model
+from tests.qa.conftest import make_model
+
+QUESTION, CONTEXT = "Who wrote the letter?", "The letter was written by Ada Lovelace in London, in 1843. " * 12
+HALF = LengthSchedule.ratios([0.6, 0.3], scorer="cls", keep_question=True)
+
+
+def entry(schedule: LengthSchedule | None, fraction: float, f1: float) -> MeasuredSchedule:
+    return MeasuredSchedule(schedule, fraction, Macs(round(1e6 * fraction), round(9e5 * fraction)), f1, f1, (f1, f1))
+
+
+def front(*entries: MeasuredSchedule, full_f1: float = 80.0, sha256: str = "0" * 64) -> ScheduleFront:
+    return ScheduleFront(entries, entry(None, 1.0, full_f1), "held-out.json", 10, "1" * 64, sha256, "0.1.0")
+
+
+FRONT = front(entry(LengthSchedule.ratios([0.3, 0.1]), 0.21234, 50.0), entry(HALF, 0.5, 70.0))
+
+RATIOS = st.lists(st.floats(0.01, 1), min_size=2, max_size=2).map(lambda ratios: sorted(ratios, reverse=True))
+SCHEDULES = st.one_of(
+    st.builds(LengthSchedule.ratios, RATIOS, scorer=st.sampled_from(["cls", ["received", "answer"]])),
+    st.builds(
+        LengthSchedule.absolute,
+        st.lists(st.integers(1, 384), min_size=2, max_size=2).map(lambda lengths: sorted(lengths, reverse=True)),
+        keep_cls=st.booleans(),
+    ),
+)
+PERCENT = st.floats(0, 100)
+SECONDS = st.floats(1e-6, 1e3)
+LATENCIES = st.builds(Latency, SECONDS, SECONDS, st.text(), st.just("float32"), st.integers(1, 64))
+ENTRIES = st.builds(
+    MeasuredSchedule,
+    SCHEDULES,
+    st.floats(1e-6, 1),
+    st.builds(Macs, st.integers(0, 10**13), st.integers(0, 10**13)),
+    PERCENT,
+    PERCENT,
+    st.tuples(PERCENT, PERCENT),
+    st.none() | LATENCIES,
+)
+FRONTS = st.builds(
+    ScheduleFront,
+    st.lists(ENTRIES, max_size=6).map(tuple),
+    ENTRIES.map(lambda entry: replace(entry, schedule=None, macs_fraction=1.0)),
+    st.text(),
+    st.integers(1, 10**6),
+    st.text(),
+    st.text(),
+    st.text(),
+)
+
+
+@given(FRONTS)
+def test_front_survives_json(front: ScheduleFront) -> None:
+    text = front.to_json()
+    assert ScheduleFront.from_json(text) == front
+    assert ScheduleFront.from_json(text).to_json() == text
+    assert len(json.loads(text)["schedules"]) == len(front.schedules)
+
+
+@given(FRONTS, st.floats(0, 1, exclude_min=True))
+def test_choice_is_the_best_that_the_budget_allows(front: ScheduleFront, budget: float) -> None:
+    affordable = [entry for entry in (*front.schedules, front.full_model) if entry.macs_fraction <= budget]
+    if not affordable:
+        with pytest.raises(ValueError, match="below the cheapest schedule"):
+            front.within(budget)
+        return
+    chosen = front.within(budget)
+    assert chosen in affordable
+    assert chosen.f1 == max(entry.f1 for entry in affordable)
+    assert all(chosen.macs_fraction <= entry.macs_fraction for entry in affordable if entry.f1 == chosen.f1)
+
+
+def test_full_model_is_the_choice_at_a_budget_of_one() -> None:
+    assert FRONT.within(1) == FRONT.full_model
+    assert FRONT.within(0.99).schedule == HALF
+    better = front(entry(HALF, 0.5, 81.0))
+    assert better.within(1).schedule == HALF
+
+
+def test_budget_below_the_cheapest_names_what_is_enough() -> None:
+    with pytest.raises(ValueError, match=r"budget 0.2 is .* takes 0.2124 of the full .* \(F1 50.0\)"):
+        FRONT.within(0.2)
+    assert FRONT.within(0.2124).f1 == 50
+
+
+@pytest.mark.parametrize("budget", [0, -0.5, 1.01, 50, math.nan, math.inf])
+def test_budget_out_of_range_is_refused(budget: float) -> None:
+    with pytest.raises(ValueError, match=r"budget must be above 0 and at most 1, .*, not"):
+        FRONT.within(budget)
+
+
+@pytest.mark.parametrize("budget", ["0.5", True, None])
+def test_budget_that_is_no_number_is_refused(budget: Any) -> None:
+    with pytest.raises(TypeError, match="budget must be a number"):
+        FRONT.within(budget)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("format",), 2, "format is 2, this dtbert reads 1"),
+        (("schedules",), {}, "schedules: expected a list, found an object"),
+        (("schedules",), ..., r"missing \['schedules'\]"),
+        (("more",), 1, r"unknown \['more'\]"),
+        (("model_sha256",), 5, "model_sha256: expected a text, found a whole number"),
+        (("questions", "count"), "ten", "count: expected a whole number, found a text"),
+        (("questions", "file"), ..., r"questions: expected the fields .* missing \['file'\]"),
+        (("full_model", "f1"), None, "full_model: f1: expected a number, found None"),
+        (("full_model", "f1"), math.nan, "full_model: f1: expected a number"),
+        (("full_model", "schedule"), HALF.to_dict(), "full_model has a schedule"),
+        (("schedules", 1, "schedule"), None, "an entry has no schedule"),
+        (("schedules", 1, "macs_fraction"), 1.5, r"schedules\[1\]: macs_fraction must be above 0 and at most 1"),
+        (("schedules", 1, "f1"), 101, r"schedules\[1\]: f1, exact_match and f1_interval are percent"),
+        (("schedules", 1, "f1_interval"), [1], r"schedules\[1\]: f1_interval: expected two numbers, found 1"),
+        (("schedules", 1, "macs", "executed"), 1.5, "executed: expected a whole number, found a number"),
+        (("schedules", 1, "latency"), {"seconds": 1}, r"schedules\[1\]: latency: expected the fields seconds"),
+        (("schedules", 1, "schedule", "scorer"), "luck", r"schedules\[1\]: unknown scorer 'luck'"),
+        (("schedules", 1, "schedule", "length_config"), [0.3, 0.6], r"grows from 0.3 to 0.6"),
+        (("schedules", 1, "schedule", "keep_cls"), 1, r"schedules\[1\]: keep_cls must be True or False"),
+    ],
+)
+def test_wrong_field_is_named(place: tuple[str | int, ...], value: Any, message: str, tmp_path: Path) -> None:
+    document = json.loads(FRONT.to_json())
+    parent: Any = document
+    for step in place[:-1]:
+        parent = parent[step]
+    if value is ...:
+        del parent[place[-1]]
+    else:
+        parent[place[-1]] = value
+    path = tmp_path / "schedules.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_schedules(path)
+    assert str(caught.value).startswith(str(path))
+    assert "make it anew with `dtbert search`, or remove it" in str(caught.value)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"5", b"\xff\xfe", b'{"format": 1}', b"[" * 100_000])
+def test_damaged_file_is_an_error_that_names_it(raw: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "schedules.json"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"schedules\.json: .*make it anew"):
+        read_schedules(path)
+
+
+def test_writing_leaves_what_was_there_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "schedules.json"
+    write_schedules(path, FRONT)
+    before = path.read_bytes()
+
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_schedules(path, front())
+    assert [entry.name for entry in tmp_path.iterdir()] == ["schedules.json"]
+    assert path.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def budgeted(make_answerer: Callable[..., QuestionAnswerer]) -> QuestionAnswerer:
+    return make_answerer(front=FRONT)
+
+
+def test_answer_with_a_budget_is_the_answer_with_its_schedule(budgeted: QuestionAnswerer) -> None:
+    expected = budgeted(QUESTION, CONTEXT, schedule=HALF)
+    assert expected != budgeted(QUESTION, CONTEXT)
+    assert budgeted(QUESTION, CONTEXT, budget=0.6) == expected
+    assert budgeted.top(QUESTION, CONTEXT, 3, budget=0.6) == budgeted.top(QUESTION, CONTEXT, 3, schedule=HALF)
+    assert list(budgeted.answer_many([(QUESTION, CONTEXT)] * 2, budget=0.6)) == [expected] * 2
+    assert budgeted(QUESTION, CONTEXT, budget=1) == budgeted(QUESTION, CONTEXT)
+    assert budgeted.schedules == FRONT.schedules
+
+
+def test_schedule_and_budget_exclude_each_other(budgeted: QuestionAnswerer) -> None:
+    with pytest.raises(ValueError, match="schedule and budget exclude each other"):
+        budgeted(QUESTION, CONTEXT, schedule=HALF, budget=0.5)
+    with pytest.raises(ValueError, match="schedule and budget exclude each other"):
+        budgeted.answer_many([], schedule=HALF, budget=0.5)
+
+
+def test_model_without_schedules_says_how_to_get_them(answerer: QuestionAnswerer) -> None:
+    assert answerer.schedules == ()
+    with pytest.raises(ValueError, match=r"no schedules\.json .* `dtbert search`, or pass schedule="):
+        answerer(QUESTION, CONTEXT, budget=0.5)
+    with pytest.raises(ValueError, match="budget must be above 0 and at most 1"):
+        answerer(QUESTION, CONTEXT, budget=2)
+
+
+def test_schedules_for_another_depth_are_refused(make_answerer: Callable[..., QuestionAnswerer]) -> None:
+    with pytest.raises(ValueError, match="3 entries, the model 2 layers"):
+        make_answerer(front=front(entry(LengthSchedule.ratios([1, 1, 0.5]), 0.9, 60)))
+
+
+def test_prepared_questions_have_the_same_answers(answerer: QuestionAnswerer) -> None:
+    pairs = [("Who wrote it?", CONTEXT), (QUESTION, "In Paris, Zoe said it."), ("Where?", CONTEXT * 6)]
+    prepared = answerer.prepare(iter(pairs))
+    assert len(prepared) == 3
+    for schedule in (None, HALF):
+        expected = [answerer(*pair, schedule=schedule) for pair in pairs]
+        for found, wanted in (
+            (answerer.answer_prepared(prepared, schedule=schedule), expected),
+            (answerer.answer_prepared(prepared[1:], schedule=schedule), expected[1:]),
+        ):
+            assert [answer[:3] for answer in found] == [answer[:3] for answer in wanted]
+            assert [answer.score for answer in found] == pytest.approx([answer.score for answer in wanted], rel=1e-4)
+    windows = [window for pair in pairs for window in answerer.windows(*pair)]
+    expected_lengths = [(len(window.input_ids), window.token_type_ids.count(0)) for window in windows]
+    assert len(windows) > 3
+    assert prepared.window_lengths() == expected_lengths
+    assert len(answerer.prepare([])) == 0
+    with pytest.raises(ValueError, match="pair 1: the question is empty"):
+        answerer.prepare([pairs[0], ("", CONTEXT)])
+    with pytest.raises(ValueError, match="3 entries, the model 2 layers"):
+        answerer.answer_prepared(prepared, schedule=LengthSchedule.ratios([1, 1, 1]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    folder = save_model(make_model(), tmp_path / "model")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_loading_reads_the_schedules_beside_the_weights(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert QuestionAnswerer.load(folder).schedules == ()
+    weights = folder / "model.safetensors"
+    own = front(*FRONT.schedules, sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
+    write_schedules(folder / "schedules.json", own)
+    for source in (folder, weights):
+        loaded = QuestionAnswerer.load(source)
+        assert loaded.front == own
+        assert loaded(QUESTION, CONTEXT, budget=0.5) == loaded(QUESTION, CONTEXT, schedule=HALF)
+    assert caplog.records == []
+
+
+def test_schedules_of_other_weights_are_loaded_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_schedules(folder / "schedules.json", FRONT)
+    assert QuestionAnswerer.load(folder).schedules == FRONT.schedules
+    ((_, level, message),) = caplog.record_tuples
+    assert level == logging.WARNING
+    assert "schedules.json was measured with other weights than these" in message
+
+
+def test_wrong_schedules_stop_the_loading_and_are_named(folder: Path, tmp_path: Path) -> None:
+    path = folder / "schedules.json"
+    write_schedules(path, front(entry(LengthSchedule.ratios([1, 1, 0.5]), 0.9, 60)))
+    with pytest.raises(ValueError, match=r"schedules\.json: the schedule has 3 entries, the model 2 layers.*anew"):
+        QuestionAnswerer.load(folder)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"schedules\.json: not JSON .*; make it anew"):
+        QuestionAnswerer.load(folder)
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    (copied / "schedules.json").unlink()
+    assert QuestionAnswerer.load(copied).schedules == ()

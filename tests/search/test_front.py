@@ -1,0 +1,122 @@
+"""Fronts, their intervals, and the order of questions."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dtbert
+from dtbert.model import LengthSchedule, Macs
+from dtbert.qa import read_schedules, write_schedules
+from dtbert.search import Effort, Record, bootstrap_intervals, front_of, in_search_order, pareto, plot
+from dtbert.squad import GoldAnswer, SquadQuestion
+from tests.search.toys import STARTS, Toy, toy_search
+
+
+def question(identifier: str, title: str = "") -> SquadQuestion:
+    return SquadQuestion(identifier, title, "who?", "Ada", (GoldAnswer("Ada", 0),))
+
+
+QUESTIONS = [question(f"q{number}") for number in range(600)]
+
+
+def record(cost: float) -> Record:
+    return Record(0, STARTS[0], Macs(1, 1), cost, cost, np.zeros(1), 0, None, "")
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
+def test_pareto_is_what_nothing_else_beats(points: list[tuple[int, int]]) -> None:
+    chosen = [points[index] for index in pareto([record(cost) for cost, _ in points], [f1 for _, f1 in points])]
+    expected = {
+        (cost, f1) for cost, f1 in points if not any(c <= cost and f >= f1 and (c, f) != (cost, f1) for c, f in points)
+    }
+    assert chosen == sorted(expected)
+
+
+def test_bootstrap_interval_is_that_of_the_normal_approximation() -> None:
+    f1 = np.random.default_rng(0).uniform(size=2000)
+    half = 100 * 1.96 * f1.std() / 2000**0.5
+    ((low, high),) = bootstrap_intervals([f1])
+    assert 100 * f1.mean() - low == pytest.approx(half, rel=0.12)
+    assert high - 100 * f1.mean() == pytest.approx(half, rel=0.12)
+    assert bootstrap_intervals([f1]) == [(low, high)]
+    assert bootstrap_intervals([f1], seed=1) != [(low, high)]
+    assert bootstrap_intervals([np.ones(5), np.zeros(5)]) == [(100, 100), (0, 0)]
+
+
+def test_front_holds_only_what_answered_all_questions(tmp_path: Path) -> None:
+    search = toy_search(toy=Toy(noise=0.1), sampler="nsga2", effort=Effort((50, 200)))
+    with pytest.raises(ValueError, match="no trial has answered all questions yet"):
+        front_of(search, QUESTIONS, "toy.json", "abc")
+    search.add_starts(STARTS, "start")
+    search.run(40)
+    front = front_of(search, QUESTIONS, "toy.json", "abc")
+    attributes = [trial.user_attrs for trial in search.study.trials]
+    complete = {each["macs_fraction"] for each in attributes if len(each.get("f1", ())) == 600}
+    assert 3 <= len(front.schedules) < len(complete) < 40
+    for entry in front.schedules:
+        assert entry.macs_fraction in {round(fraction, 6) for fraction in complete}
+        assert entry.f1_interval[0] < entry.f1 < entry.f1_interval[1]
+        assert entry.f1 == entry.exact_match  # as the toy has it
+        assert entry.schedule is not None
+        assert entry.macs == Toy().macs(entry.schedule)
+    f1 = [entry.f1 for entry in front.schedules]
+    assert f1 == sorted(f1)
+    assert front.full_model.f1 == pytest.approx(90, abs=0.2)
+    ids = "\n".join(sorted(question.id for question in QUESTIONS))
+    assert front.question_ids_sha256 == hashlib.sha256(ids.encode()).hexdigest()
+    assert (front.questions_file, front.num_questions, front.model_sha256) == ("toy.json", 600, "abc")
+    assert front.dtbert_version == dtbert.__version__
+    path = tmp_path / "schedules.json"
+    write_schedules(path, front)
+    assert read_schedules(path) == front
+    assert front_of(search, QUESTIONS, "toy.json", "abc").to_json() == path.read_text()
+
+
+def test_beginnings_of_the_search_order_are_spread_over_articles() -> None:
+    sizes = {"long": 300, "middle": 90, "short": 30}
+    questions = [question(f"{title}-{number}", title) for title, size in sizes.items() for number in range(size)]
+    ordered = in_search_order(questions)
+    assert sorted(map(str, ordered)) == sorted(map(str, questions))
+    for count in (14, 42, 100, 250):
+        found = Counter(question.title for question in ordered[:count])
+        assert all(abs(found[title] - count * size / 420) <= 2 for title, size in sizes.items())
+    assert in_search_order(questions[::-1]) == ordered
+    first = [question.id for question in ordered if question.title == "long"][:20]
+    assert first != [f"long-{number}" for number in range(20)]
+
+
+def test_plot_is_a_picture_of_the_search(tmp_path: Path) -> None:
+    search = toy_search(toy=Toy(noise=0.1), sampler="nsga2", effort=Effort((50, 200)))
+    search.add_starts(STARTS, "constant ratio")
+    search.run(12)
+    front = front_of(search, QUESTIONS, "toy.json", "abc")
+    for name, published in (("plain.png", []), ("published.png", [plot.PublishedPoint(0.7, 85.0)])):
+        plot.plot_front(search, front, tmp_path / name, published)
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "published.png").read_bytes()
+
+
+def test_published_points_are_read_where_the_sizes_agree(tmp_path: Path) -> None:
+    config = dtbert.BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    schedule = LengthSchedule.absolute([200, 40])
+    path = tmp_path / "published.tsv"
+    path.write_text(f"length_config\tmacs\tf1\n200,40\t{schedule.macs(config, 384).published}\t87.5\n")
+
+    class Costs(Toy):
+        def macs(self, schedule: LengthSchedule | None) -> Macs:
+            return (schedule or LengthSchedule.ratios([1, 1])).macs(config, 150)
+
+    (point,) = plot.read_published(str(path), config, Costs())
+    full = LengthSchedule.ratios([1, 1]).macs(config, 150).executed
+    assert point == (schedule.macs(config, 150).executed / full, 87.5)
+    path.write_text("length_config\tmacs\tf1\n200,40\t1000\t87.5\n")
+    with pytest.raises(ValueError, match=r"line 2: 1000 MACs, a model of these sizes has .* do not compare"):
+        plot.read_published(str(path), config, Costs())
+    path.write_text("lengths\tf1\n")
+    with pytest.raises(ValueError, match="expected the columns length_config, macs and f1"):
+        plot.read_published(str(path), config, Costs())

@@ -1,0 +1,81 @@
+"""The schedules that a search can reach, and their parameters."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import FixedTrial
+
+from dtbert.model import LengthSchedule
+from dtbert.search import SearchSpace, constant_ratio
+
+SPACE = SearchSpace(4, ("received", "cls"))
+CUBES = st.floats(0.05**3, 1.1)
+
+
+@given(st.lists(CUBES, min_size=4, max_size=4), st.sampled_from(SPACE.scorers), st.booleans())
+def test_any_parameters_give_a_schedule_that_gives_them_back(
+    cubes: list[float], scorer: str, keep_question: bool
+) -> None:
+    parameters = {f"keep_{layer}_cubed": cube for layer, cube in enumerate(cubes)}
+    parameters |= {"scorer": scorer, "keep_question": keep_question}
+    schedule = SPACE.suggest(FixedTrial(parameters))
+    assert schedule.kind == "ratios"
+    assert (schedule.scorer, schedule.keep_question) == (scorer, keep_question)
+    kept = 1.0
+    for cube, ratio in zip(cubes, schedule.length_config, strict=True):
+        kept *= min(1.0, cube ** (1 / 3))
+        assert ratio == pytest.approx(max(kept, 0.005), abs=6e-5)
+
+
+@given(st.lists(st.floats(0.3, 1), min_size=4, max_size=4), st.sampled_from(SPACE.scorers), st.booleans())
+def test_any_schedule_of_the_space_can_be_a_start(factors: list[float], scorer: str, keep_question: bool) -> None:
+    ratios, kept = [], 1.0
+    for factor in factors:
+        kept = round(kept * factor, 4)
+        ratios.append(kept)
+    schedule = LengthSchedule.ratios(ratios, scorer=scorer, keep_question=keep_question)
+    assert SPACE.suggest(FixedTrial(SPACE.parameters_of(schedule))) == schedule
+
+
+def test_last_layer_may_keep_two_tokens_of_a_window() -> None:
+    harshest = {f"keep_{layer}_cubed": 0.05**3 for layer in range(4)} | {"scorer": "cls", "keep_question": False}
+    assert SPACE.suggest(FixedTrial(harshest)).lengths(384)[-1] == 2
+
+
+def test_constant_ratio_keeps_the_same_part_in_every_layer() -> None:
+    assert constant_ratio(0.5, 4, "cls", True) == LengthSchedule.ratios(
+        [0.5, 0.25, 0.125, 0.0625], scorer="cls", keep_question=True
+    )
+    assert constant_ratio(0.1, 4).length_config[-1] == 0.005
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (LengthSchedule.ratios([1, 0.5], scorer="cls"), "2 entries, the model 4 layers"),
+        (LengthSchedule.absolute([300, 200, 100, 50]), "lengths are absolute"),
+        (LengthSchedule.ratios([1, 1, 1, 0.5], scorer="answer"), "'answer' is not among received, cls"),
+        (LengthSchedule.ratios([1, 1, 1, 0.5], keep_cls=True), "keep_cls or keep_question differs"),
+        (LengthSchedule.ratios([1, 1, 1, 0.02]), "layer 3 keeps 0.020 of its tokens"),
+        (LengthSchedule.ratios([0.2, 0.04, 0.008, 0.004]), "and 0.004 of the sequence"),
+    ],
+)
+def test_start_outside_the_space_is_refused(schedule: LengthSchedule, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SPACE.parameters_of(schedule)
+
+
+@pytest.mark.parametrize(
+    ("scorers", "keep_question", "message"),
+    [
+        ((), (True,), "at least one scorer"),
+        (("cls",), (), "at least one scorer and one choice"),
+        (("cls", "cls"), (True,), "named twice: cls, cls"),
+        (("luck",), (True,), "unknown scorer 'luck'"),
+    ],
+)
+def test_space_that_makes_no_sense_is_refused(
+    scorers: tuple[str, ...], keep_question: tuple[bool, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchSpace(2, scorers, keep_question)

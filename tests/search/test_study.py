@@ -1,0 +1,212 @@
+"""The search over a toy whose front is known: what it finds, what it saves, and how it goes on."""
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dtbert.model import LengthSchedule
+from dtbert.search import Effort, is_beaten, open_study, pareto, records_of
+from dtbert.search.front import full_records
+from dtbert.search.study import SamplerName
+from dtbert.squad import Score
+from tests.search.toys import STARTS, Toy, best_f1, sqlite, take_part, toy_search
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_search_finds_the_known_front(sampler: SamplerName) -> None:
+    search = toy_search(sampler=sampler)
+    search.add_starts(STARTS, "start")
+    search.run(90)
+    records = full_records(search)
+    f1 = [100 * record.f1.mean() for record in records]
+    front = [(records[index].cost, f1[index]) for index in pareto(records, f1)]
+    assert all(f1 <= best_f1(cost) + 0.2 for cost, f1 in front)  # nobody can beat it, but for rounding to questions
+    for cost in (0.6, 0.7, 0.8, 0.9):
+        found = max((f1 for own, f1 in front if own <= cost), default=0)
+        assert found > best_f1(cost) - 3, f"at {cost}"
+
+
+def test_rungs_save_questions_and_lose_nothing_of_the_front() -> None:
+    toy = Toy(noise=0.03)
+    search = toy_search(toy=toy, sampler="nsga2", effort=Effort((50, 100, 200), 2.0))
+    search.add_starts(STARTS, "start")
+    search.run(70)
+    records = records_of(search.study)
+    savings = search.savings()
+    assert savings.answered == sum(len(record.f1) for record in records) < 0.8 * savings.without_rungs
+    assert savings.without_rungs == 70 * toy.num_questions
+    # What all of them would have scored with all questions.
+    f1 = [np.mean([score.f1 for score in toy.scores(record.schedule, 0, toy.num_questions)]) for record in records]
+    true_front = {records[index].number for index in pareto(records, [float(value) for value in f1])}
+    assert true_front <= {record.number for record in full_records(search)}
+    assert len(true_front) >= 5
+    counts = search.counts()
+    assert counts.all_questions + counts.ended_early == counts.finished == 70
+    assert counts.ended_early > 10
+
+
+def test_no_question_is_answered_twice_for_a_schedule() -> None:
+    toy = Toy()
+    search = toy_search(toy=toy, effort=Effort((50, 200)))
+    search.add_starts(STARTS, "start")
+    search.run(20)
+    steps = {(0, 50), (50, 200), (200, 600)}
+    assert toy.answered[0] == (None, 0, 600)
+    assert {(begin, end) for _, begin, end in toy.answered[1:]} == steps
+    assert len(set(toy.answered)) == len(toy.answered)
+
+
+def test_beaten_needs_a_peer_that_costs_no_more_and_is_clearly_better() -> None:
+    search = toy_search()
+    search.add_starts([LengthSchedule.ratios([0.9, 0.9], scorer="cls")], "")
+    search.run(1)
+    (peer,) = records_of(search.study)
+    same, worse = peer.f1[:100], peer.f1[:100].copy()
+    worse[np.flatnonzero(worse)[:20]] = 0
+    one_worse = peer.f1[:100].copy()
+    one_worse[np.flatnonzero(one_worse)[:1]] = 0
+    assert is_beaten(worse, peer.cost, [peer], 2.0)
+    assert not is_beaten(worse, peer.cost - 1e-9, [peer], 2.0)
+    assert not is_beaten(same, peer.cost, [peer], 2.0)
+    assert not is_beaten(one_worse, peer.cost, [peer], 2.0)
+    assert is_beaten(one_worse, peer.cost, [peer], 0.5)
+    assert not is_beaten(worse, 1.0, [], 2.0)
+
+
+def test_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    first = toy_search(sqlite(tmp_path))
+    assert first.add_starts(STARTS, "start") == 6
+    first.run(7)
+    before = [trial.params for trial in first.study.trials]
+    toy = Toy()
+    second = toy_search(sqlite(tmp_path), toy)
+    assert toy.answered == []  # the full model's scores are in the study
+    assert second.add_starts(STARTS, "start") == 0
+    second.run(7)
+    assert toy.answered == []
+    second.run(10)
+    assert [trial.params for trial in second.study.trials][: len(before)] == before
+    assert second.num_finished() == 10
+    drawn = [str(trial.params) for trial in second.study.trials]
+    assert len(set(drawn)) == len(drawn)  # a continued search does not repeat its draws
+    assert np.array_equal(second.full_model.f1, first.full_model.f1)
+
+
+def test_interrupted_trial_is_tried_again(tmp_path: Path) -> None:
+    class Interrupted(Toy):
+        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+            if len(self.answered) == 3:
+                raise KeyboardInterrupt
+            return super().scores(schedule, begin, end)
+
+    search = toy_search(sqlite(tmp_path), Interrupted())
+    search.add_starts(STARTS, "start")
+    with pytest.raises(KeyboardInterrupt):
+        search.run(20)
+    assert search.errors() == ["interrupted"]
+    toy = Toy()
+    again = toy_search(sqlite(tmp_path), toy)
+    again.run(8)
+    tried = [schedule for schedule, _, _ in toy.answered]
+    assert STARTS[2] in tried
+    assert set(STARTS[3:]) <= set(tried)
+    assert {record.origin for record in records_of(again.study) if record.schedule in STARTS} == {"start"}
+
+
+def test_failing_trials_are_recorded_and_the_rest_goes_on() -> None:
+    class Failing(Toy):
+        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+            if schedule is not None and schedule.scorer == "random":
+                raise RuntimeError("no luck today")
+            return super().scores(schedule, begin, end)
+
+    search = toy_search(toy=Failing())
+    search.add_starts(STARTS, "start")
+    search.run(12)
+    counts = search.counts()
+    assert counts.finished == 12
+    assert counts.failed >= 3
+    assert counts.all_questions >= 3
+    assert set(search.errors()) == {"RuntimeError: no luck today"}
+    assert {record.schedule.scorer for record in full_records(search)} == {"cls"}
+
+
+def test_two_processes_share_a_study(tmp_path: Path) -> None:
+    # Copies of this process, which has all imports behind it: a toy needs no threads.
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    workers = [context.Process(target=take_part, args=(sqlite(tmp_path), seed, 8, barrier)) for seed in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    search = toy_search(sqlite(tmp_path))
+    # The other process may have been in the middle of one when the last was counted.
+    assert 8 <= search.num_finished() <= 9
+    assert len({str(record.schedule) for record in records_of(search.study)}) == search.counts().all_questions
+
+
+def test_schedules_outside_the_range_cost_no_question() -> None:
+    toy = Toy()
+    search = toy_search(toy=toy, macs_range=(0.6, 0.8))
+    assert search.add_starts(STARTS, "start") == 2  # 0.95, 0.85 and 0.7 cost 0.926, 0.786 and 0.595
+    search.run(15)
+    costs = [toy.macs(schedule).executed / 1e6 for schedule, _, _ in toy.answered if schedule is not None]
+    assert len(costs) == 15
+    assert all(0.6 <= cost <= 0.8 for cost in costs)
+    assert search.counts().outside_range > 0
+
+
+def test_range_without_schedules_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dtbert.search.study._MOST_IDLE", 20)
+    search = toy_search(macs_range=(0.5, 0.5000001))
+    with pytest.raises(ValueError, match=r"20 draws in a row were tried before, or had MACs outside 0.5 to 0.5000001"):
+        search.run(5)
+    with pytest.raises(ValueError, match=r"two growing parts of the full model's, not 0.5 to 0.5"):
+        toy_search(macs_range=(0.5, 0.5))
+
+
+def test_schedule_drawn_again_takes_its_old_scores() -> None:
+    toy = Toy()
+    search = toy_search(toy=toy)
+    search.add_starts(STARTS[:1], "start")
+    search.run(1)
+    answered = len(toy.answered)
+    search.study.enqueue_trial(search.study.trials[0].params)
+    search.run(2)
+    assert [schedule for schedule, _, _ in toy.answered[answered:]].count(STARTS[0]) == 0
+    assert search.counts().repeated == 1
+    assert search.study.trials[1].values == search.study.trials[0].values
+    assert len(records_of(search.study)) == 2
+
+
+def test_latency_may_be_the_cost() -> None:
+    search = toy_search(objective="latency")
+    search.add_starts(STARTS, "start")
+    search.run(6)
+    for record in records_of(search.study):
+        assert record.latency is not None
+        assert record.cost == record.latency.seconds / record.latency.full_model_seconds
+        assert record.cost == pytest.approx(record.macs_fraction)
+
+
+def test_study_of_other_settings_is_refused(tmp_path: Path) -> None:
+    open_study(sqlite(tmp_path), "one", {"model": 1, "questions": 2}, "tpe", 0)
+    open_study(sqlite(tmp_path), "one", {"model": 1, "questions": 2}, "nsga2", 1)
+    with pytest.raises(ValueError, match=r"'one' in sqlite.* was made with other settings \(model\): name another one"):
+        open_study(sqlite(tmp_path), "one", {"model": 3, "questions": 2}, "tpe", 0)
+
+
+@pytest.mark.parametrize("storage", ["nothing", "sqlite:////no/such/folder/study.db", "what://is.this/study"])
+def test_storage_that_cannot_be_opened_is_named(storage: str) -> None:
+    with pytest.raises(ValueError, match="cannot open the study 'toy' in"):
+        open_study(storage, "toy", {}, "tpe", 0)
+
+
+@pytest.mark.parametrize(("rungs", "margin"), [((0,), 2), ((100, 100), 2), ((400, 100), 2), ((), -1), ((), np.inf)])
+def test_effort_that_makes_no_sense_is_refused(rungs: tuple[int, ...], margin: float) -> None:
+    with pytest.raises(ValueError, match=r"rungs must be growing|margin must be a number"):
+        Effort(rungs, margin)

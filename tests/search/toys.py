@@ -1,0 +1,75 @@
+"""A made-up task of two layers whose Pareto front is known: keep the same in both, with the scorer `cls`."""
+
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+
+from dtbert.model import LengthSchedule, Macs
+from dtbert.qa import Latency
+from dtbert.search import Effort, Search, SearchSpace, constant_ratio, open_study
+from dtbert.squad import Score
+
+FULL_MACS = 1_000_000
+SCORERS = ("cls", "random")
+STARTS = [constant_ratio(factor, 2, scorer) for factor in (0.95, 0.85, 0.7) for scorer in SCORERS]
+
+
+@dataclass
+class Toy:
+    """A schedule costs the mean of its two ratios; ``noise`` makes its questions differ from other schedules'."""
+
+    num_questions: int = 600
+    noise: float = 0.0
+    answered: list[tuple[LengthSchedule | None, int, int]] = field(default_factory=list)
+
+    def macs(self, schedule: LengthSchedule | None) -> Macs:
+        executed = FULL_MACS if schedule is None else round(FULL_MACS * sum(schedule.length_config) / 2)
+        return Macs(executed + 1, executed)
+
+    def quality(self, schedule: LengthSchedule | None) -> float:
+        """Expected F1, from 0 to 1."""
+        if schedule is None:
+            return 0.9
+        dropped = np.array([1 - ratio for ratio in schedule.length_config])
+        return float(0.9 - 0.5 * (dropped**2).sum()) - 0.1 * (schedule.scorer == "random")
+
+    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+        self.answered.append((schedule, begin, end))
+        # Spread evenly over 0 to 1, and so is every beginning.
+        spread = (np.arange(self.num_questions) * 0.6180339887) % 1
+        difficulty = (spread.argsort().argsort() + 0.5) / self.num_questions
+        if schedule is not None and self.noise:
+            seed = zlib.crc32(schedule.to_json().encode())
+            difficulty += np.random.default_rng(seed).normal(0, self.noise, self.num_questions)
+        right = (difficulty < self.quality(schedule))[begin:end]
+        return [Score(float(one), float(one)) for one in right]
+
+    def latency(self, schedule: LengthSchedule | None) -> Latency:
+        return Latency(0.5 * self.macs(schedule).executed / FULL_MACS, 0.5, "toy", "float32", 1)
+
+
+def best_f1(cost: float) -> float:
+    """The front in closed form: the highest F1 in percent at a cost."""
+    return 100 * (0.9 - (1 - cost) ** 2)
+
+
+def toy_search(storage: str | None = None, toy: Toy | None = None, seed: int = 0, **options: Any) -> Search:
+    sampler = options.pop("sampler", "tpe")
+    study = open_study(storage, "toy", {"toy": 1}, sampler, seed)
+    effort = options.pop("effort", Effort(()))
+    space = SearchSpace(2, SCORERS, (False,))
+    return Search(study, space, toy or Toy(), macs_range=options.pop("macs_range", (0.3, 1)), effort=effort, **options)
+
+
+def take_part(storage: str, seed: int, trials: int, barrier: Barrier) -> None:
+    """One of several processes that share a study, all of which start at the same moment."""
+    barrier.wait()
+    toy_search(storage, seed=seed).run(trials)
+
+
+def sqlite(folder: Path) -> str:
+    return f"sqlite:///{folder / 'study.db'}"
