@@ -274,12 +274,7 @@ class Bert(nn.Module):
         """
         if self._backend_name is None and self._needs_gradients():
             return "reference"
-        return choose_backend(
-            self.device,
-            self._backend_name,
-            dtype=self.dtype,
-            head_size=self.config.hidden_size // self.config.num_attention_heads,
-        )
+        return choose_backend(self.device, self._backend_name, dtype=self.dtype, head_size=self.config.head_size)
 
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())

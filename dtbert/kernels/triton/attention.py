@@ -1,0 +1,396 @@
+"""Attention over packed sequences, fused, and the significance of its keys from a second look at the same products."""
+
+# Triton's kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dtbert.kernels.reference import ATTENTION_SCORES, AttentionScore
+from dtbert.kernels.triton.attention_significance import (
+    LOG2_E,
+    cls_significance,
+    combine_partials,
+    load_rows,
+    score_compile_cases,
+    sequence_bounds,
+)
+from dtbert.kernels.triton.launch import (
+    INTERPRETED,
+    TRITON_NAMES,
+    CompileCase,
+    architecture,
+    check_floats,
+    check_integers,
+    check_shape,
+    operator,
+    wrap_triton,
+)
+
+MAX_HEAD_SIZE = 128
+
+
+class Config(NamedTuple):
+    """How `_attention_kernel` is launched: ``block_m`` queries a program, ``block_n`` keys at a time."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# By architecture, for 16 bit and for float32, each for heads of at most 64 and of at most 128. Chosen by arithmetic and
+# by what compiles without spills; none of them has been measured on a GPU yet. On sm_90, 16 bit, heads of 64: 8 warps
+# of at most 128 registers let two programs share a multiprocessor, so that one multiplies while the other takes powers.
+#
+# Hopper's product of probabilities and values takes the probabilities from registers. ptxas before 13.3 miscompiles
+# such a product where it is still under way when the next iteration begins. Here none is: the kernel adds it to the
+# context by a step of its own, so the code waits for it at once (wgmma.wait_group 0).
+_OTHERS = "others"
+_CONFIGS: Mapping[str, tuple[tuple[Config, Config], tuple[Config, Config]]] = {
+    "sm_80": ((Config(128, 64, 8, 2), Config(64, 64, 8, 2)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
+    "sm_90": ((Config(128, 64, 8, 2), Config(128, 64, 8, 2)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
+    "sm_100": ((Config(128, 64, 8, 2), Config(128, 64, 8, 2)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
+    "gfx942": ((Config(128, 64, 4, 1), Config(64, 64, 4, 1)), (Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
+    # Large and not square: few steps for the tests, which mistaking rows for columns would fail.
+    "interpreter": ((Config(128, 64, 4, 1), Config(128, 64, 4, 1)), (Config(128, 64, 4, 1), Config(128, 64, 4, 1))),
+    _OTHERS: ((Config(64, 64, 4, 1), Config(64, 64, 8, 1)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
+}
+
+
+def config_for(arch: str, dtype: torch.dtype, head_size: int) -> Config:
+    """The configuration for an architecture (``"sm_90"``), dtype and head size: fixed, so that results are too."""
+    return _CONFIGS.get(arch, _CONFIGS[_OTHERS])[dtype == torch.float32][head_size > 64]
+
+
+def block_of(head_size: int) -> int:
+    """Columns of a head's tile: a power of two, 16 at least."""
+    return max(16, triton.next_power_of_2(head_size))
+
+
+@triton.jit(do_not_specialize=["tokens", "kept", "query_blocks"])
+def _attention_kernel(
+    qkv,  # [T, 3 * H]
+    cu_seqlens,  # [B + 1]
+    query_indices,  # [K], or anything without gather
+    cu_seqlens_q,  # [B + 1], or anything without gather
+    token_type_ids,  # [T], or anything without the score from_question
+    context,  # [T, H] or [K, H], out; anything without with_context
+    partials,  # [query blocks, N, T], out; anything without a score
+    scale,  # log2(e) / sqrt(D)
+    qkv_stride,
+    tokens,
+    kept,  # K, rows of query_indices
+    query_blocks,
+    num_heads: tl.constexpr,
+    head_size: tl.constexpr,
+    with_context: tl.constexpr,
+    score: tl.constexpr,  # "" for none
+    gather: tl.constexpr,
+    upcast: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_d: tl.constexpr,
+):
+    # Query blocks of one sequence and head are neighbours: they read the same keys and values.
+    i_program = tl.program_id(0)
+    i_m, i_head = i_program % query_blocks, i_program // query_blocks % num_heads
+    i_sequence = i_program // (query_blocks * num_heads)
+    begin, length = sequence_bounds(cu_seqlens, i_sequence, tokens)
+    query_begin, queries = begin, length
+    if gather:
+        query_begin, queries = sequence_bounds(cu_seqlens_q, i_sequence, kept)
+    if i_m * block_m >= queries:
+        return
+
+    o_m, o_n, o_d = i_m * block_m + tl.arange(0, block_m), tl.arange(0, block_n), tl.arange(0, block_d)
+    m_m = o_m < queries
+    if gather:
+        i_query = tl.load(query_indices + query_begin + o_m, mask=m_m, other=0)
+        m_query = m_m & (i_query >= 0) & (i_query < tokens)
+    else:
+        i_query, m_query = begin + o_m, m_m
+    p_query = qkv + i_head * head_size
+    p_key = p_query + num_heads * head_size + begin * qkv_stride
+    p_value = p_key + num_heads * head_size
+    b_q = load_rows(p_query, i_query, m_query, qkv_stride, head_size, block_d, upcast)
+
+    if score == "from_question":
+        m_counts = m_m & (tl.load(token_type_ids + begin + o_m, mask=m_m, other=1) == 0)
+        # Nothing to do here: the partials are 0 already.
+        if not with_context and tl.max(m_counts.to(tl.int32), 0) == 0:
+            return
+    else:
+        m_counts = m_m
+
+    # First look: online softmax in powers of two.
+    b_highest = tl.full([block_m], float("-inf"), tl.float32)
+    b_total = tl.zeros([block_m], tl.float32)
+    b_context = tl.zeros([block_m, block_d], tl.float32)
+    for start in range(0, length, block_n):
+        m_n = start + o_n < length
+        b_k = load_rows(p_key, start + o_n, m_n, qkv_stride, head_size, block_d, upcast)
+        b_s = tl.where(m_n[None, :], tl.dot(b_q, tl.trans(b_k), input_precision="ieee"), float("-inf"))
+        above = tl.maximum(b_highest, tl.max(b_s, 1) * scale)
+        b_p = tl.exp2(b_s * scale - above[:, None])
+        correction = tl.exp2(b_highest - above)
+        b_total = b_total * correction + tl.sum(b_p, 1)
+        b_highest = above
+        if with_context:
+            b_v = load_rows(p_value, start + o_n, m_n, qkv_stride, head_size, block_d, upcast)
+            # With the context as its accumulator the product would run on into the next iteration: see _CONFIGS.
+            b_product = tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
+            b_context = tl.fma(b_context, correction[:, None], b_product)
+
+    if with_context:
+        # An exact quotient: 1 / 2^k times integers stays exact.
+        b_context *= tl.div_rn(1.0, b_total)[:, None]
+        p_context = context + (query_begin + o_m)[:, None] * (num_heads * head_size) + i_head * head_size + o_d[None, :]
+        m_context = m_m[:, None] & (o_d < head_size)[None, :]
+        tl.store(p_context, b_context.to(context.dtype.element_ty), mask=m_context)
+
+    # Second look: the same products give the probabilities, now that their sums are known.
+    if score != "":
+        # A row that does not count has probability 2^-inf = 0 everywhere.
+        b_lse = tl.where(m_counts, b_highest + tl.log2(b_total), float("inf"))
+        p_partial = partials + (i_m.to(tl.int64) * num_heads + i_head) * tokens + begin
+        for start in range(0, length, block_n):
+            m_n = start + o_n < length
+            b_k = load_rows(p_key, start + o_n, m_n, qkv_stride, head_size, block_d, upcast)
+            # Keys as rows: sums along a row cross few threads, those along a column would cross all warps.
+            b_p = tl.exp2(tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * scale - b_lse[None, :])
+            if score == "received_off_diagonal":
+                b_p = tl.where((start + o_n)[:, None] == o_m[None, :], 0.0, b_p)
+            b_partial = tl.max(b_p, 1) if score == "received_max" else tl.sum(b_p, 1)
+            if score == "value_norm":
+                b_v = load_rows(p_value, start + o_n, m_n, qkv_stride, head_size, block_d, True)
+                b_partial *= tl.sqrt(tl.sum(b_v * b_v, 1))
+            tl.store(p_partial + start + o_n, b_partial, mask=m_n)
+
+
+@operator("attention")
+def _attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    num_heads: int,
+    with_context: bool,
+    score: str,
+    token_type_ids: Tensor | None,
+    query_indices: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Context and significance; what was not asked for is empty, and so is ``score`` to ask for none."""
+    tokens, hidden_size = qkv.shape[0], qkv.shape[1] // 3
+    sequences, head_size = cu_seqlens.shape[0] - 1, hidden_size // num_heads
+    rows = tokens if query_indices is None else query_indices.shape[0]
+    context = torch.empty(rows if with_context else 0, hidden_size, dtype=qkv.dtype, device=qkv.device)
+    significance = torch.empty(0, dtype=torch.float32, device=qkv.device)
+    if rows == 0:
+        return context, significance
+    if score == "cls":
+        significance = cls_significance(qkv, cu_seqlens, max_seqlen, num_heads)
+        score = ""
+    if not with_context and not score:
+        return context, significance
+    config = config_for(architecture(qkv.device), qkv.dtype, head_size)
+    query_blocks = triton.cdiv(max_seqlen, config.block_m)
+    # Blocks without a query of segment 0 leave theirs as they are, where there is nothing else to compute.
+    allocate = torch.zeros if score == "from_question" and not with_context else torch.empty
+    partials = allocate((query_blocks, num_heads, tokens) if score else 0, dtype=torch.float32, device=qkv.device)
+    wrap_triton(_attention_kernel)[(query_blocks * num_heads * sequences,)](
+        qkv,
+        cu_seqlens,
+        cu_seqlens if query_indices is None else query_indices,
+        cu_seqlens if cu_seqlens_q is None else cu_seqlens_q,
+        cu_seqlens if token_type_ids is None else token_type_ids,
+        context,
+        partials,
+        LOG2_E * head_size**-0.5,
+        qkv.stride(0),
+        tokens,
+        rows,
+        query_blocks,
+        num_heads=num_heads,
+        head_size=head_size,
+        with_context=with_context,
+        score=score,
+        gather=query_indices is not None,
+        # The interpreter's products of bfloat16 are wrong.
+        upcast=INTERPRETED and qkv.dtype == torch.bfloat16,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        block_d=block_of(head_size),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    if score:
+        significance = combine_partials(
+            partials, cu_seqlens, max_seqlen, config.block_m, maximum=score == "received_max"
+        )
+    return context, significance
+
+
+def attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    num_heads: int,
+    *,
+    significance: AttentionScore | None = None,
+    token_type_ids: Tensor | None = None,
+    query_indices: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`reference.attention` in one kernel, which stores no probabilities; a score takes a second, small one.
+
+    Grid: a program a sequence, head and block of queries; those past the end of their sequence return at once.
+    Products accumulate in float32, which float32 inputs keep exactly (no TF32); softmax and scores are float32. In
+    half precision the probabilities are rounded to it before they meet the values, as in every fused attention.
+    Takes 4 n^2 D FLOPs a head, a score 2 n^2 D more (``cls`` 2 n D); reads 3 T H values, keys and values again from
+    cache for every block of queries, and writes T H. A score writes and reads 4 N T bytes a block of queries.
+
+    The same sequence gives the same bits in every run and in every batch: no atomics, and configurations that
+    depend on architecture, dtype and head size alone.
+
+    Args:
+        As `reference.attention`. ``cu_seqlens`` and ``query_indices`` are not read on the host: what they say is for
+        the caller to check. The result has rows for all of ``qkv``; those outside every sequence are undefined.
+
+    Raises:
+        TypeError, ValueError: dtypes, devices, shapes or strides that do not fit, head size beyond `MAX_HEAD_SIZE`,
+            an unknown score, or one whose segments are missing or that would not see every query.
+    """
+    _check("attention", qkv, cu_seqlens, max_seqlen, num_heads, significance, token_type_ids)
+    if (query_indices is None) != (cu_seqlens_q is None):
+        raise ValueError(
+            "attention: one of query_indices and cu_seqlens_q is missing: pass both, or none for all queries"
+        )
+    if query_indices is not None and cu_seqlens_q is not None:
+        if significance is not None:
+            raise ValueError(
+                f"attention: the score {significance!r} needs every query, query_indices asks for some: "
+                "call attention_significance for the score"
+            )
+        check_shape("attention", "query_indices", query_indices, None, wanted="kept tokens")
+        check_shape("attention", "cu_seqlens_q", cu_seqlens_q, len(cu_seqlens), wanted="sequences + 1")
+        check_integers("attention", qkv, torch.int64, query_indices=query_indices)
+        check_integers("attention", qkv, torch.int32, cu_seqlens_q=cu_seqlens_q)
+    segments = token_type_ids if significance == "from_question" else None
+    context, scores = _attention(
+        qkv, cu_seqlens, max_seqlen, num_heads, True, significance or "", segments, query_indices, cu_seqlens_q
+    )
+    return context, None if significance is None else scores
+
+
+def attention_significance(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    num_heads: int,
+    kind: AttentionScore,
+    token_type_ids: Tensor | None = None,
+) -> Tensor:
+    """`reference.attention_significance`: `attention` without its values, or the row of [CLS] alone for ``cls``.
+
+    Grid, accumulation and errors: as `attention`. Takes 4 n^2 D FLOPs a head; ``from_question`` skips the first look
+    in blocks of queries without one of segment 0; ``cls`` takes 2 n D, and reads the keys once.
+    """
+    _check("attention_significance", qkv, cu_seqlens, max_seqlen, num_heads, kind, token_type_ids)
+    segments = token_type_ids if kind == "from_question" else None
+    return _attention(qkv, cu_seqlens, max_seqlen, num_heads, False, kind, segments, None, None)[1]
+
+
+def _check(
+    step: str,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    num_heads: int,
+    score: str | None,
+    token_type_ids: Tensor | None,
+) -> None:
+    if score is not None and score not in ATTENTION_SCORES:
+        raise ValueError(f"{step}: unknown attention score {score!r}: choose one of {', '.join(ATTENTION_SCORES)}")
+    check_floats(step, qkv=qkv)
+    check_shape(step, "qkv", qkv, None, None, wanted="tokens, 3 * hidden size")
+    tokens, width = qkv.shape
+    if num_heads < 1 or width == 0 or width % (3 * num_heads):
+        raise ValueError(
+            f"{step}: qkv is {width} wide, which {num_heads} heads do not divide in queries, keys and values: "
+            "pass the model's number of heads"
+        )
+    if width // (3 * num_heads) > MAX_HEAD_SIZE:
+        raise ValueError(
+            f"{step}: heads of {width // (3 * num_heads)}, the kernel takes up to {MAX_HEAD_SIZE}: "
+            "choose the backend 'reference'"
+        )
+    check_shape(step, "cu_seqlens", cu_seqlens, None, wanted="sequences + 1")
+    check_integers(step, qkv, torch.int32, cu_seqlens=cu_seqlens)
+    if token_type_ids is not None:
+        check_shape(step, "token_type_ids", token_type_ids, tokens, wanted="tokens")
+        check_integers(step, qkv, torch.int64, token_type_ids=token_type_ids)
+    elif score == "from_question":
+        raise ValueError(f"{step}: the score 'from_question' needs token_type_ids: pass the segment id of every token")
+    _check_lengths(step, qkv, len(cu_seqlens) - 1, max_seqlen)
+
+
+def _check_lengths(step: str, qkv: Tensor, sequences: int, max_seqlen: int) -> None:
+    if sequences < 0:
+        raise ValueError(f"{step}: cu_seqlens is empty: without sequences it is [0]")
+    # A traced program must serve other lengths than those it was traced with.
+    if torch.compiler.is_compiling():
+        return
+    if sequences * max_seqlen < len(qkv):
+        raise ValueError(
+            f"{step}: {sequences} sequences of max_seqlen {max_seqlen} cannot hold the {len(qkv)} tokens of qkv: "
+            "pass the length of the longest sequence"
+        )
+    if max_seqlen * qkv.stride(0) >= 2**31:
+        raise ValueError(
+            f"{step}: a sequence of {max_seqlen} tokens, the kernel addresses up to {2**31 // qkv.stride(0)}: "
+            "split it, or choose the backend 'reference'"
+        )
+
+
+def compile_cases(arch: str) -> Iterator[CompileCase]:
+    """Every configuration with and without a score, and every variant of the kernel in the commonest of them."""
+    pointers = {"cu_seqlens": "*i32", "query_indices": "*i64", "cu_seqlens_q": "*i32", "token_type_ids": "*i64"}
+    numbers = {"scale": "fp32", "qkv_stride": "i32", "tokens": "i32", "kept": "i32", "query_blocks": "i32"}
+    commonest = (
+        "kept",
+        *(score for score in ATTENTION_SCORES if score != "cls"),
+        "received alone",
+        "from_question alone",
+    )
+    for dtype, triton_name in TRITON_NAMES.items():
+        floats = {"qkv": f"*{triton_name}", "context": f"*{triton_name}", "partials": "*fp32"}
+        for head_size in (32, 64, 128):
+            config = config_for(arch, dtype, head_size)
+            for variant in ("", *(commonest if (dtype, head_size) == (torch.bfloat16, 64) else ("received",))):
+                constexprs = {
+                    "num_heads": 12,
+                    "head_size": head_size,
+                    "with_context": not variant.endswith(" alone"),
+                    "score": variant.removesuffix(" alone").removesuffix("kept"),
+                    "gather": variant == "kept",
+                    "upcast": False,
+                    "block_m": config.block_m,
+                    "block_n": config.block_n,
+                    "block_d": block_of(head_size),
+                }
+                yield CompileCase(
+                    f"attention {triton_name} head {head_size} {variant}".rstrip(),
+                    _attention_kernel,
+                    {**pointers, **floats, **numbers, **dict.fromkeys(constexprs, "constexpr")},
+                    constexprs,
+                    config.num_warps,
+                    config.num_stages,
+                    hot=True,
+                )
+    yield from score_compile_cases()

@@ -1,0 +1,142 @@
+"""Embedding lookup, sum and LayerNorm in one pass."""
+
+# Triton's kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dtbert.kernels.checks import check_embedding
+from dtbert.kernels.triton.launch import (
+    TRITON_NAMES,
+    CompileCase,
+    architecture,
+    check_launch,
+    operator,
+    wrap_triton,
+)
+from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
+
+
+@triton.jit
+def _embed_layer_norm_kernel(
+    input_ids,  # [T]
+    position_ids,  # [T]
+    token_type_ids,  # [T]
+    word,  # [V, H]
+    position,  # [P, H]
+    token_type,  # [S, H]
+    norm_weight,  # [H]
+    norm_bias,  # [H]
+    states,  # [T, H], out
+    tokens,
+    word_stride,
+    position_stride,
+    token_type_stride,
+    eps,
+    hidden_size: tl.constexpr,
+    block_t: tl.constexpr,
+    block_h: tl.constexpr,
+):
+    i_tokens = tl.program_id(0).to(tl.int64) * block_t + tl.arange(0, block_t)
+    columns = tl.arange(0, block_h)
+    m_tokens, m_columns = i_tokens < tokens, columns < hidden_size
+    mask = m_tokens[:, None] & m_columns[None, :]
+    o_word = tl.load(input_ids + i_tokens, mask=m_tokens, other=0)[:, None] * word_stride + columns[None, :]
+    o_position = tl.load(position_ids + i_tokens, mask=m_tokens, other=0)[:, None] * position_stride + columns[None, :]
+    o_type = tl.load(token_type_ids + i_tokens, mask=m_tokens, other=0)[:, None] * token_type_stride + columns[None, :]
+    rows = tl.load(word + o_word, mask=mask, other=0.0).to(tl.float32)
+    rows += tl.load(token_type + o_type, mask=mask, other=0.0).to(tl.float32)
+    rows += tl.load(position + o_position, mask=mask, other=0.0).to(tl.float32)
+    rows = normalize_rows(rows, m_columns, norm_weight, norm_bias, columns, hidden_size, eps)
+    o_states = i_tokens[:, None] * hidden_size + columns[None, :]
+    tl.store(states + o_states, rows.to(states.dtype.element_ty), mask=mask)
+
+
+@operator("embed_layer_norm")
+def _embed_layer_norm(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    tokens, hidden_size = input_ids.shape[0], word.shape[1]
+    config = row_config(hidden_size, architecture(word.device))
+    states = torch.empty(tokens, hidden_size, dtype=word.dtype, device=word.device)
+    wrap_triton(_embed_layer_norm_kernel)[(triton.cdiv(tokens, config.block_t),)](
+        input_ids,
+        position_ids,
+        token_type_ids,
+        word,
+        position,
+        token_type,
+        norm_weight,
+        norm_bias,
+        states,
+        tokens,
+        word.stride(0),
+        position.stride(0),
+        token_type.stride(0),
+        eps,
+        hidden_size=hidden_size,
+        block_t=config.block_t,
+        block_h=config.block_h,
+        num_warps=config.num_warps,
+    )
+    return states
+
+
+def embed_layer_norm(
+    input_ids: Tensor,
+    position_ids: Tensor,
+    token_type_ids: Tensor,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """`reference.embed_layer_norm`; ids must lie in their tables, which nobody checks here.
+
+    Grid: a program a token. Sum and statistics are float32. Moves 24 T bytes of ids, reads 3 T H and writes T H values.
+    """
+    ids = {"input_ids": input_ids, "position_ids": position_ids, "token_type_ids": token_type_ids}
+    tables = {"word": word, "position": position, "token_type": token_type}
+    norms = {"norm_weight": norm_weight, "norm_bias": norm_bias}
+    check_embedding("embed_layer_norm", ids, tables, norms)
+    check_launch("embed_layer_norm", **tables, **norms)
+    return _embed_layer_norm(
+        input_ids, position_ids, token_type_ids, word, position, token_type, norm_weight, norm_bias, eps
+    )
+
+
+def compile_cases(arch: str) -> Iterator[CompileCase]:
+    """The kernel for the published widths and every dtype."""
+    for dtype in TRITON_NAMES.values():
+        for hidden_size in (384, 768):
+            config = row_config(hidden_size, arch)
+            pointers = dict.fromkeys(
+                ("word", "position", "token_type", "norm_weight", "norm_bias", "states"), f"*{dtype}"
+            )
+            signature = {
+                **dict.fromkeys(("input_ids", "position_ids", "token_type_ids"), "*i64"),
+                **pointers,
+                **dict.fromkeys(("tokens", "word_stride", "position_stride", "token_type_stride"), "i32"),
+                "eps": "fp32",
+                "hidden_size": "constexpr",
+                "block_t": "constexpr",
+                "block_h": "constexpr",
+            }
+            constexprs = {"hidden_size": hidden_size, "block_t": config.block_t, "block_h": config.block_h}
+            name = f"embed_layer_norm {dtype} H{hidden_size}"
+            yield CompileCase(name, _embed_layer_norm_kernel, signature, constexprs, config.num_warps, 1, hot=False)

@@ -1,0 +1,156 @@
+"""What all launchers share: how a kernel is launched, what its tensors must be, and how it is compiled for a report.
+
+A step is three layers: the kernel; the function that allocates its outputs and launches it, decorated with `operator`;
+and the public launcher, which checks the tensors' metadata and calls that function.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import local
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import triton
+from torch import Tensor
+
+from dtbert.kernels.checks import check_integers, check_matching, check_shape
+
+__all__ = [
+    "ARCHITECTURES",
+    "FLOAT_DTYPES",
+    "INTERPRETED",
+    "SHARED_MEMORY",
+    "TRITON_NAMES",
+    "CompileCase",
+    "architecture",
+    "check_floats",
+    "check_integers",
+    "check_launch",
+    "check_shape",
+    "operator",
+    "wrap_triton",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Decided when triton is imported: `triton.jit` made interpreted kernels of everything, or of nothing.
+INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+# Every kernel is compiled for these without a GPU, and the report holds them to these bytes of shared memory a block.
+SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+ARCHITECTURES = tuple(SHARED_MEMORY)
+
+
+@dataclass(frozen=True)
+class CompileCase:
+    """A kernel in one shipped configuration, as `triton.compiler.ASTSource` takes it.
+
+    Attributes:
+        name: what tells it apart in a table: dtype, sizes, variant.
+        kernel: the jitted function.
+        signature: the type of every argument: ``"*fp32"``, ``"i32"``, ``"constexpr"``.
+        constexprs: the value of every constexpr argument.
+        num_warps, num_stages: the options it is launched with.
+        hot: whether it runs in every layer, so that a register spill there is a defect.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+    hot: bool
+
+
+class _Operators(local):
+    depth = 0  # in how many operators this thread is
+
+
+_operators = _Operators()
+
+
+def operator(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make ``torch.ops.dtbert.<name>`` of a function that launches kernels through `wrap_triton`.
+
+    torch.compile and torch.export see the operator, trace through it and compile its kernels. A plain call does not
+    go through it, which saves 20 to 40 us. The function takes tensors, ints, floats, bools and strings, the first a
+    tensor on the device of the launch; it returns new tensors, and changes none but those it names.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        if INTERPRETED:
+            return function
+
+        @functools.wraps(function)
+        def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+            _operators.depth += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _operators.depth -= 1
+
+        registered = torch.library.triton_op(f"dtbert::{name}", traced, mutates_args=mutates_args)
+
+        @functools.wraps(function)
+        def step(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.compiler.is_compiling():
+                return registered(*args, **kwargs)
+            # Triton launches on the current device, whatever the tensors'.
+            with torch.cuda.device_of(args[0]):
+                return function(*args, **kwargs)
+
+        return step
+
+    return decorate
+
+
+def wrap_triton(kernel: Any) -> Any:
+    """The kernel, ready for ``[grid](...)``: itself in a plain call, torch's traceable wrapper inside an operator."""
+    return torch.library.wrap_triton(kernel) if _operators.depth else kernel
+
+
+def architecture(device: torch.device) -> str:
+    """``"sm_90"``, ``"gfx942"`` and so on; ``"interpreter"`` for tensors of the interpreter."""
+    return "interpreter" if device.type == "cpu" else _architecture(device.index or 0)
+
+
+@functools.cache
+def _architecture(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def check_floats(step: str, **tensors: Tensor) -> None:
+    """`check_matching`, and refuse what a kernel cannot compute on.
+
+    Raises:
+        TypeError: a dtype other than float32, bfloat16 and float16, or dtypes that differ.
+        ValueError: no GPU, devices that differ, rows that are not contiguous, or gradients needed.
+    """
+    check_matching(step, **tensors)
+    check_launch(step, **tensors)
+
+
+def check_launch(step: str, **tensors: Tensor) -> None:
+    """Refuse dtypes that the kernels do not have, tensors that are not where they run, and tensors of a graph."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise TypeError(f"{step}: {name} is {tensor.dtype}, the kernels take float32, bfloat16 and float16")
+        if not tensor.is_cuda and not INTERPRETED:
+            raise ValueError(
+                f"{step}: {name} is on {tensor.device}, the kernels run on a GPU: "
+                "move the tensors there, or choose the backend 'cpu' or 'reference'"
+            )
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{step}: {name} needs gradients, the kernels are forward only: "
+                "call it under torch.no_grad(), or choose the backend 'reference'"
+            )

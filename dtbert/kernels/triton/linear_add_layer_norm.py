@@ -1,0 +1,172 @@
+"""A product by cuBLAS, then gather, bias, residual and LayerNorm in one pass."""
+
+# Triton's kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dtbert.kernels.checks import check_gather, check_product
+from dtbert.kernels.triton.launch import (
+    TRITON_NAMES,
+    CompileCase,
+    architecture,
+    check_floats,
+    check_shape,
+    operator,
+    wrap_triton,
+)
+from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
+
+
+@triton.jit
+def _gather_add_layer_norm_kernel(
+    product,  # [K, H]
+    bias,  # [H]
+    residual,  # [T, H]
+    norm_weight,  # [H]
+    norm_bias,  # [H]
+    keep_indices,  # [K], or anything without gather
+    states,  # [K, H], out
+    kept,
+    product_stride,
+    residual_stride,
+    eps,
+    hidden_size: tl.constexpr,
+    gather: tl.constexpr,
+    block_t: tl.constexpr,
+    block_h: tl.constexpr,
+):
+    i_rows = tl.program_id(0).to(tl.int64) * block_t + tl.arange(0, block_t)
+    columns = tl.arange(0, block_h)
+    m_rows, m_columns = i_rows < kept, columns < hidden_size
+    mask = m_rows[:, None] & m_columns[None, :]
+    i_residual = tl.load(keep_indices + i_rows, mask=m_rows, other=0) if gather else i_rows
+    o_residual = i_residual[:, None] * residual_stride + columns[None, :]
+    rows = tl.load(product + i_rows[:, None] * product_stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    rows += tl.load(bias + columns, mask=m_columns, other=0.0).to(tl.float32)[None, :]
+    rows += tl.load(residual + o_residual, mask=mask, other=0.0).to(tl.float32)
+    rows = normalize_rows(rows, m_columns, norm_weight, norm_bias, columns, hidden_size, eps)
+    o_states = i_rows[:, None] * hidden_size + columns[None, :]
+    tl.store(states + o_states, rows.to(states.dtype.element_ty), mask=mask)
+
+
+@operator("gather_add_layer_norm")
+def _gather_add_layer_norm(
+    product: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    keep_indices: Tensor | None,
+) -> Tensor:
+    rows, hidden_size = product.shape
+    config = row_config(hidden_size, architecture(product.device))
+    states = torch.empty(rows, hidden_size, dtype=product.dtype, device=product.device)
+    wrap_triton(_gather_add_layer_norm_kernel)[(triton.cdiv(rows, config.block_t),)](
+        product,
+        bias,
+        residual,
+        norm_weight,
+        norm_bias,
+        product if keep_indices is None else keep_indices,
+        states,
+        rows,
+        product.stride(0),
+        residual.stride(0),
+        eps,
+        hidden_size=hidden_size,
+        gather=keep_indices is not None,
+        block_t=config.block_t,
+        block_h=config.block_h,
+        num_warps=config.num_warps,
+    )
+    return states
+
+
+def gather_add_layer_norm(
+    product: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    keep_indices: Tensor | None = None,
+) -> Tensor:
+    """``LayerNorm(product + bias + residual[keep_indices])``: what `linear_add_layer_norm` does after its product.
+
+    Grid: a program a kept token. Sum and statistics are float32. Reads 2 K H and writes K H values, and 8 K bytes of
+    indices; the rows of dropped tokens are never touched.
+
+    Args:
+        product: ``[K, H]``.
+        bias, norm_weight, norm_bias: ``[H]``.
+        residual: ``[T, H]``; ``[K, H]`` without ``keep_indices``.
+        eps: added to the variance.
+        keep_indices: int64 ``[K]``, rows of ``residual``, which nobody checks here; all of them when absent.
+
+    Returns:
+        ``[K, H]``.
+
+    Raises:
+        TypeError, ValueError: dtypes, devices, shapes or strides that do not fit.
+    """
+    step = "gather_add_layer_norm"
+    vectors = {"bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    check_floats(step, product=product, residual=residual, **vectors)
+    check_shape(step, "product", product, None, bias.shape[-1] if bias.ndim else 0, wanted="kept tokens, hidden size")
+    check_gather(step, product.shape[0], vectors, residual, keep_indices)
+    return _gather_add_layer_norm(product, bias, residual, norm_weight, norm_bias, eps, keep_indices)
+
+
+def linear_add_layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    keep_indices: Tensor | None = None,
+) -> Tensor:
+    """`reference.linear_add_layer_norm`: cuBLAS, then `gather_add_layer_norm` in place of three passes."""
+    step = "linear_add_layer_norm"
+    vectors = {"bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    check_product(step, x, weight, bias)
+    check_floats(step, x=x, weight=weight, residual=residual, **vectors)
+    check_gather(step, x.shape[0], vectors, residual, keep_indices)
+    product = F.linear(x, weight)
+    return _gather_add_layer_norm(product, bias, residual, norm_weight, norm_bias, eps, keep_indices)
+
+
+def compile_cases(arch: str) -> Iterator[CompileCase]:
+    """The fused pass for the published widths and every dtype, with and without gather."""
+    for dtype in TRITON_NAMES.values():
+        for hidden_size in (384, 768):
+            for gather in (False, True):
+                config = row_config(hidden_size, arch)
+                floats = ("product", "bias", "residual", "norm_weight", "norm_bias")
+                constexprs = {
+                    "hidden_size": hidden_size,
+                    "gather": gather,
+                    "block_t": config.block_t,
+                    "block_h": config.block_h,
+                }
+                signature = {
+                    **dict.fromkeys(floats, f"*{dtype}"),
+                    "keep_indices": "*i64" if gather else f"*{dtype}",
+                    "states": f"*{dtype}",
+                    **dict.fromkeys(("kept", "product_stride", "residual_stride"), "i32"),
+                    "eps": "fp32",
+                    **dict.fromkeys(constexprs, "constexpr"),
+                }
+                name = f"gather_add_layer_norm {dtype} H{hidden_size}{' gather' if gather else ''}"
+                yield CompileCase(
+                    name, _gather_add_layer_norm_kernel, signature, constexprs, config.num_warps, 1, hot=True
+                )

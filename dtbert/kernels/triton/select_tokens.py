@@ -1,0 +1,112 @@
+"""The rows each sequence keeps: ranked by counting, compacted in text order, on the device."""
+
+# Triton's kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dtbert.kernels.checks import check_selection
+from dtbert.kernels.triton.launch import (
+    CompileCase,
+    check_launch,
+    operator,
+    wrap_triton,
+)
+
+_BLOCK_TOKENS = 256
+_BLOCK_OTHERS = 32
+_NUM_WARPS = 8
+_NUM_STAGES = 2
+
+# A program compares all pairs of its sequence's tokens: beyond this a sort is the better tool.
+MAX_SEQLEN = 16384
+
+
+@triton.jit
+def _select_tokens_kernel(
+    significance,  # [T]
+    cu_seqlens,  # [B + 1]
+    next_cu_seqlens,  # [B + 1]
+    keep_indices,  # [K], out
+    block_tokens: tl.constexpr,
+    block_others: tl.constexpr,
+):
+    i_sequence = tl.program_id(0)
+    start = tl.load(cu_seqlens + i_sequence).to(tl.int64)
+    length = (tl.load(cu_seqlens + i_sequence + 1) - start).to(tl.int32)
+    next_start = tl.load(next_cu_seqlens + i_sequence).to(tl.int64)
+    count = (tl.load(next_cu_seqlens + i_sequence + 1) - next_start).to(tl.int32)
+    p_score = significance + start
+    written = 0
+    for first in range(0, length, block_tokens):
+        tokens = first + tl.arange(0, block_tokens)
+        score = tl.load(p_score + tokens, mask=tokens < length, other=float("-inf"))
+        score = tl.where(score != score, float("inf"), score)
+        rank = tl.zeros([block_tokens], tl.int32)
+        for other in range(0, length, block_others):
+            others = other + tl.arange(0, block_others)
+            rival = tl.load(p_score + others, mask=others < length, other=float("-inf"))
+            rival = tl.where(rival != rival, float("inf"), rival)
+            earlier = others[None, :] < tokens[:, None]
+            # Padding of the block has the lowest score and comes last, so it precedes no token.
+            precedes = (rival[None, :] > score[:, None]) | ((rival[None, :] == score[:, None]) & earlier)
+            rank += tl.sum(precedes.to(tl.int32), 1)
+        keep = (rank < count) & (tokens < length)
+        place = written + tl.cumsum(keep.to(tl.int32), 0) - 1
+        tl.store(keep_indices + next_start + place, start + tokens, mask=keep)
+        written += tl.sum(keep.to(tl.int32), 0)
+
+
+@operator("select_tokens")
+def _select_tokens(significance: Tensor, cu_seqlens: Tensor, next_cu_seqlens: Tensor, num_kept: int) -> Tensor:
+    keep_indices = torch.empty(num_kept, dtype=torch.int64, device=significance.device)
+    wrap_triton(_select_tokens_kernel)[(cu_seqlens.shape[0] - 1,)](
+        significance,
+        cu_seqlens,
+        next_cu_seqlens,
+        keep_indices,
+        block_tokens=_BLOCK_TOKENS,
+        block_others=_BLOCK_OTHERS,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
+    )
+    return keep_indices
+
+
+def select_tokens(
+    significance: Tensor, cu_seqlens: Tensor, next_cu_seqlens: Tensor, num_kept: int, max_seqlen: int
+) -> Tensor:
+    """`reference.select_tokens`, without asking the device for anything; NaN counts as infinity.
+
+    Grid: a program a sequence, which compares all pairs of its tokens: 2 n^2 comparisons, n at most `MAX_SEQLEN`.
+    Integers are exact, so the choice is the same in every run and every batch. Moves 4 T bytes of scores (from
+    cache n / 256 times) and 8 K of indices.
+    """
+    step = "select_tokens"
+    check_selection(step, significance, cu_seqlens, next_cu_seqlens)
+    check_launch(step, significance=significance)
+    if max_seqlen > MAX_SEQLEN:
+        raise ValueError(
+            f"{step}: a sequence of {max_seqlen} tokens, the kernel ranks up to {MAX_SEQLEN}: "
+            "split it, or choose the backend 'reference'"
+        )
+    return _select_tokens(significance, cu_seqlens, next_cu_seqlens, num_kept)
+
+
+def compile_cases(arch: str) -> Iterator[CompileCase]:
+    """The kernel; lengths and counts are read on the device, so one serves all."""
+    signature = {
+        "significance": "*fp32",
+        "cu_seqlens": "*i32",
+        "next_cu_seqlens": "*i32",
+        "keep_indices": "*i64",
+        "block_tokens": "constexpr",
+        "block_others": "constexpr",
+    }
+    constexprs = {"block_tokens": _BLOCK_TOKENS, "block_others": _BLOCK_OTHERS}
+    yield CompileCase("select_tokens", _select_tokens_kernel, signature, constexprs, _NUM_WARPS, _NUM_STAGES, hot=True)

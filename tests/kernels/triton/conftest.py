@@ -1,0 +1,28 @@
+"""These tests run in a process of their own, which tests/kernels/test_triton.py starts with TRITON_INTERPRET=1.
+
+Elsewhere they are not collected: once triton is imported, its kernels are all interpreted or all compiled.
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    collect_ignore_glob = ["test_*.py"]
+
+POISON = {torch.int64: -(2**40), torch.int32: -(2**20)}
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every output that a kernel leaves unwritten, in whole or in part, shows."""
+    empty: Callable[..., Tensor] = torch.empty
+
+    def poisoned(*args: object, **options: object) -> Tensor:
+        tensor = empty(*args, **options)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else POISON.get(tensor.dtype, 1))
+
+    monkeypatch.setattr(torch, "empty", poisoned)

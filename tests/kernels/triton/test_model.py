@@ -1,0 +1,116 @@
+"""The whole model through the interpreted kernels, against transformers, with and without dropping tokens."""
+
+import pytest
+import torch
+import transformers
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from dtbert.kernels import triton
+from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.model.scorers import BUILT_IN_SCORERS
+from tests.model.test_agreement import assert_logits_agree, oracle, random_batch
+from tests.peer import make_config, make_dtbert, make_peer
+from tests.tolerances import AGREEMENT
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[transformers.BertForQuestionAnswering, BertForQuestionAnswering]:
+    peer = make_peer(make_config(layers=2, heads=2, head_size=16))
+    return peer, make_dtbert(peer, backend="triton")
+
+
+@settings(max_examples=5)
+@given(batch=st.integers(1, 3), length=st.integers(1, 20), seed=st.integers(0, 99))
+def test_logits_agree_with_transformers(small: tuple, batch: int, length: int, seed: int) -> None:
+    peer, model = small
+    assert model.backend is triton
+    assert model.backend_name == "triton"
+    assert_logits_agree(model, peer, *random_batch(peer.config, batch, length, seed))
+
+
+def test_logits_agree_with_transformers_past_a_block_of_keys(small: tuple) -> None:
+    peer, model = small
+    assert_logits_agree(model, peer, *random_batch(peer.config, 1, 140, 3))
+
+
+def test_published_size_agrees_with_transformers() -> None:
+    config = transformers.BertConfig(num_hidden_layers=6, hidden_act="relu")
+    peer = transformers.BertForQuestionAnswering._from_config(config, attn_implementation="eager")
+    peer.eval().requires_grad_(False)
+    assert_logits_agree(make_dtbert(peer, backend="triton"), peer, *random_batch(config, 1, 12, 0))
+
+
+@pytest.mark.parametrize("scorer", [name for name in BUILT_IN_SCORERS if name != "random"])
+@settings(max_examples=3)
+@given(
+    seqlens=st.lists(st.integers(1, 30), min_size=1, max_size=2),
+    ratios=st.tuples(st.floats(0.5, 1), st.floats(0.05, 0.5)),
+    keep_cls=st.booleans(),
+    keep_question=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_dropping_agrees_with_an_oracle_of_transformers_modules(
+    small: tuple,
+    scorer: str,
+    seqlens: list[int],
+    ratios: tuple[float, float],
+    keep_cls: bool,
+    keep_question: bool,
+    seed: int,
+) -> None:
+    peer, model = small
+    schedule = LengthSchedule.ratios(ratios, scorer=scorer, keep_cls=keep_cls, keep_question=keep_question)
+    generator = torch.Generator().manual_seed(seed)
+    ids = [torch.randint(0, 120, (n,), generator=generator) for n in seqlens]
+    segments = [(torch.arange(n) >= n // 3).long() for n in seqlens]
+    wanted = [oracle(peer, *pair, schedule) for pair in zip(ids, segments, strict=True)]
+    # Two scores closer than rounding may swap.
+    assume(min(gap for _, _, gap in wanted) > 1e-5)
+    batch = PackedBatch.from_lists([x.tolist() for x in ids], [x.tolist() for x in segments])
+    got = torch.stack(model.forward_packed(batch, schedule), 1)
+    torch.testing.assert_close(got, torch.cat([logits for logits, _, _ in wanted]), atol=AGREEMENT, rtol=AGREEMENT)
+
+
+def test_dropping_gives_the_same_bits_in_any_batch(small: tuple) -> None:
+    _, model = small
+    schedule = LengthSchedule.ratios([0.7, 0.3], scorer="received")
+    sequences = [torch.randint(0, 120, (n,)).tolist() for n in (7, 20)]
+    together = torch.stack(model.forward_packed(PackedBatch.from_lists(sequences), schedule), 1)
+    alone = [torch.stack(model.forward_packed(PackedBatch.from_lists([ids]), schedule), 1) for ids in sequences]
+    # Products are a library's, whose rounding depends on the number of rows.
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision_error_is_at_most_twice_transformers_own(dtype: torch.dtype, small: tuple) -> None:
+    peer, model = small
+    ids, mask, segments = random_batch(peer.config, 2, 30, 5)
+    real = mask.bool()
+    exact = peer(ids, mask, segments)
+    half = BertForQuestionAnswering(model.config, backend="triton").eval()
+    half.load_state_dict(model.state_dict())
+    theirs = transformers.BertForQuestionAnswering._from_config(peer.config, attn_implementation="eager").eval()
+    theirs.load_state_dict(peer.state_dict())
+
+    def error(logits: object) -> float:
+        pairs = ((logits.start_logits, exact.start_logits), (logits.end_logits, exact.end_logits))
+        return max((mine[real].double() - want[real].double()).abs().max().item() for mine, want in pairs)
+
+    with torch.no_grad():
+        got, their = half.to(dtype)(ids, mask, segments), theirs.to(dtype)(ids, mask, segments)
+    assert 0 < error(got) <= 2 * error(their)
+
+
+def test_training_takes_the_reference_unless_triton_is_asked_for() -> None:
+    model = make_dtbert(make_peer(make_config(layers=1))).requires_grad_(True)
+    assert model.backend_name == "reference"
+    asked = make_dtbert(make_peer(make_config(layers=1)), backend="triton").requires_grad_(True)
+    with pytest.raises(ValueError, match="needs gradients, the kernels are forward only"):
+        asked(torch.zeros(1, 3, dtype=torch.int64))
+
+
+def test_heads_too_large_for_the_kernels_are_refused() -> None:
+    model = make_dtbert(make_peer(make_config(layers=1, heads=1, head_size=160)), backend="triton")
+    with pytest.raises(ValueError, match="takes heads of at most 128 values, not of 160"):
+        model(torch.zeros(1, 3, dtype=torch.int64))
