@@ -25,12 +25,10 @@ The JSON holds ``date``, ``commit``, ``device``, ``versions``, ``arguments`` and
 import argparse
 import datetime
 import functools
-import importlib.metadata
 import itertools
 import json
 import platform
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -38,11 +36,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.checkpoints import random_checkpoint, shipped_checkpoint
+from bench.provenance import commit, version
+from bench.windows import EQUAL_LENGTHS, SQUAD, random_windows, squad_windows
 from cpu_bench.comparison import DTYPES, Comparison, Effort, laggards
-from cpu_bench.peers import Engine, bf16_is_emulated, engines, random_checkpoint, shipped_checkpoint
+from cpu_bench.peers import Engine, bf16_is_emulated, engines
 from cpu_bench.report import aims, plot, table
 from cpu_bench.savings import dropping, scoring
-from cpu_bench.windows import EQUAL_LENGTHS, SQUAD, random_windows, squad_windows
 
 Wanted = Callable[[str], bool]
 
@@ -115,30 +115,11 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
     kept = ("threads", "rounds", "seconds", "only", "windows", "batch_tokens")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "device": _device() | {"threads": options.threads},
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in names},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
         "arguments": {name: getattr(options, name) for name in kept},
     }
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit, changes = (
-            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{commit} with changes" if changes else commit
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _device() -> dict[str, Any]:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from bench.checkpoints import Checkpoint, reason
+from bench.windows import SQUAD, Batch, Window, sized_batches, token_batches
 from torch import Tensor
 from tqdm import tqdm
 
-from cpu_bench.peers import BASE, Checkpoint, Engine, NotTimed, reason
+from cpu_bench.peers import BASE, Engine, NotTimed
 from cpu_bench.timing import Contender, measure, rounds_within, trial
-from cpu_bench.windows import SQUAD, Batch, Window, sized_batches, token_batches
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # How far from transformers in float32 the logits may be, as a part of the largest of them.

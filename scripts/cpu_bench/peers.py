@@ -1,22 +1,16 @@
 """dtbert and its peers, each in its settings, as functions of a batch."""
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from bench.checkpoints import Checkpoint, Exported, example, logits_of, quiet, reason
+from bench.windows import INPUTS, Batch, Logits
 from tqdm import tqdm
 
-from cpu_bench.windows import INPUTS, Batch, Logits
 from dtbert.kernels import cpu
-from dtbert.weights import convert, load_model
+from dtbert.weights import load_model
 
 BASE = "transformers sdpa"
 
@@ -43,102 +37,6 @@ class NotTimed(NamedTuple):
     reason: str
 
 
-class Checkpoint:
-    """A folder that transformers and dtbert load, and what is exported from it, once."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-
-    def transformers(self, attention: str, dtype: torch.dtype = torch.float32) -> Any:
-        """transformers' model with its eager or its sdpa attention."""
-        from transformers import BertForQuestionAnswering
-
-        with quiet():
-            return BertForQuestionAnswering.from_pretrained(self.folder, attn_implementation=attention, dtype=dtype)
-
-    @cached_property
-    def reference(self) -> Callable[[Batch], Logits]:
-        return _call(self.transformers("eager"))
-
-    @cached_property
-    def onnx(self) -> Path:
-        """The graph with dynamic batch and length."""
-        path = self.folder / "model.onnx"
-        sizes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", min=2, max=512)}
-        with quiet():
-            torch.onnx.export(
-                _Exported(self.transformers("sdpa")),
-                _example(),
-                path,
-                dynamo=True,
-                dynamic_shapes=(sizes, sizes, sizes),
-                input_names=INPUTS,
-                output_names=["start", "end"],
-                external_data=False,
-                verbose=False,
-            )
-        return path
-
-    @cached_property
-    def fused_onnx(self) -> Path:
-        """The graph after ONNX Runtime's own fusion for BERT, which knows eager attention as TorchScript writes it."""
-        from onnxruntime.transformers import optimizer
-        from onnxruntime.transformers.fusion_options import FusionOptions
-
-        plain, path = self.folder / "torchscript.onnx", self.folder / "fused.onnx"
-        model = self.transformers("eager")
-        axes = {name: {0: "batch", 1: "length"} for name in (*INPUTS, "start", "end")}
-        options = FusionOptions("bert")
-        options.use_multi_head_attention = True
-        heads, size = model.config.num_attention_heads, model.config.hidden_size
-        with quiet():
-            torch.onnx.export(
-                _Exported(model),
-                _example(),
-                plain,
-                dynamo=False,
-                dynamic_axes=axes,
-                input_names=list(INPUTS),
-                output_names=["start", "end"],
-                opset_version=17,
-            )
-            fused = optimizer.optimize_model(
-                str(plain), "bert", num_heads=heads, hidden_size=size, optimization_options=options
-            )
-            count = fused.get_fused_operator_statistics().get("MultiHeadAttention", 0)
-            fused.save_model_to_file(str(path))
-        if count != model.config.num_hidden_layers:
-            raise RuntimeError(f"the optimizer fused the attention of {count} layers, not of all")
-        return path
-
-
-class _Exported(nn.Module):
-    """Inputs by position and a tuple out, as exporters want them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-        return out.start_logits, out.end_logits
-
-
-def random_checkpoint(folder: Path) -> Checkpoint:
-    """Dynamic-TinyBERT's sizes, 6 layers of 768, with random weights."""
-    from transformers import BertConfig, BertForQuestionAnswering
-
-    torch.manual_seed(0)
-    with quiet():
-        BertForQuestionAnswering(BertConfig(num_hidden_layers=6)).save_pretrained(folder)
-    return Checkpoint("6x768", folder)
-
-
-def shipped_checkpoint(folder: Path) -> Checkpoint:
-    """The model inside the package, 6 layers of 384, as a folder that transformers loads."""
-    return Checkpoint("6x384", convert(None, folder))
-
-
 def engines(
     checkpoint: Checkpoint, dtype: torch.dtype, threads: int, wanted: Callable[[str], bool]
 ) -> Iterator[Engine | NotTimed]:
@@ -154,30 +52,8 @@ def engines(
             yield Engine(provider, setting, computes_in, run)
 
 
-def reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def bf16_is_emulated(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and not cpu.multiplies_natively(dtype)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the chatter of exporters and converters, which goes to the log, warnings and both streams."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 Built = tuple[str, Callable[[Batch], Logits]]
@@ -197,33 +73,23 @@ def _dtbert(checkpoint: Checkpoint, dtype: torch.dtype, threads: int) -> Built:
 
 def _eager(checkpoint: Checkpoint, dtype: torch.dtype, threads: int) -> Built:
     _refuse_emulation(dtype)
-    return _dtype_name(dtype), _call(checkpoint.transformers("eager", dtype))
+    return _dtype_name(dtype), logits_of(checkpoint.transformers("eager", dtype))
 
 
 def _sdpa(checkpoint: Checkpoint, dtype: torch.dtype, threads: int) -> Built:
-    return _dtype_name(dtype), _call(checkpoint.transformers("sdpa", dtype))
+    return _dtype_name(dtype), logits_of(checkpoint.transformers("sdpa", dtype))
 
 
 def _compile(checkpoint: Checkpoint, dtype: torch.dtype, threads: int) -> Built:
     _refuse_emulation(dtype)
     torch.compiler.reset()
     # Shapes as they come: compiling each length anew would take longer than the windows themselves.
-    return _dtype_name(dtype), _call(torch.compile(checkpoint.transformers("sdpa", dtype), dynamic=True))
+    return _dtype_name(dtype), logits_of(torch.compile(checkpoint.transformers("sdpa", dtype), dynamic=True))
 
 
 def _refuse_emulation(dtype: torch.dtype) -> None:
     if bf16_is_emulated(dtype):
         raise RuntimeError(f"this CPU emulates bfloat16, several times slower than float32; see {BASE}")
-
-
-def _call(model: Callable[..., Any]) -> Callable[[Batch], Logits]:
-    def run(batch: Batch) -> Logits:
-        # Without padding transformers is faster when it gets no mask.
-        mask = batch.mask if batch.padded else None
-        out = model(input_ids=batch.ids, attention_mask=mask, token_type_ids=batch.segments)
-        return out.start_logits, out.end_logits
-
-    return run
 
 
 def _onnxruntime(fused: bool) -> Callable[[Checkpoint, torch.dtype, int], Built]:
@@ -253,9 +119,9 @@ def _openvino(from_torch: bool, hints: dict[str, Any]) -> Callable[[Checkpoint, 
         import openvino
 
         if from_torch:
-            example = dict(zip(INPUTS, _example(), strict=True))
+            inputs = dict(zip(INPUTS, example(), strict=True))
             with quiet():
-                graph = openvino.convert_model(_Exported(checkpoint.transformers("eager")), example_input=example)
+                graph = openvino.convert_model(Exported(checkpoint.transformers("eager")), example_input=inputs)
         else:
             graph = openvino.Core().read_model(checkpoint.onnx)
         properties = {
@@ -273,11 +139,6 @@ def _openvino(from_torch: bool, hints: dict[str, Any]) -> Callable[[Checkpoint, 
         return {"f32": "float32", "bf16": "bfloat16"}.get(precision, precision), run
 
     return build
-
-
-def _example() -> tuple[Tensor, Tensor, Tensor]:
-    batch = Batch.of([range(5, 69), range(5, 49)])
-    return batch.ids, batch.mask, batch.segments
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

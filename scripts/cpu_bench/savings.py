@@ -4,10 +4,11 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from bench.checkpoints import Checkpoint
+from bench.windows import EQUAL_LENGTHS, Batch, random_windows
+
 from cpu_bench.comparison import DTYPES, Effort
-from cpu_bench.peers import Checkpoint
 from cpu_bench.timing import Contender, measure, rounds_within, trial
-from cpu_bench.windows import EQUAL_LENGTHS, Batch, random_windows
 from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch, Packing
 from dtbert.weights import load_model
 

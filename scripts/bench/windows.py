@@ -41,7 +41,7 @@ class Batch:
     packed: PackedBatch
 
     @classmethod
-    def of(cls, work: Sequence[Window]) -> "Batch":
+    def of(cls, work: Sequence[Window], device: torch.device | str = "cpu") -> "Batch":
         lengths = tuple(len(window) for window in work)
         real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
         ids = torch.zeros(real.shape, dtype=torch.int64)
@@ -49,7 +49,8 @@ class Batch:
         segments = real.long()
         segments[:, :_QUESTION_TOKENS] = 0
         by_window = [row[:length].tolist() for row, length in zip(segments, lengths, strict=True)]
-        return cls(ids, real.long(), segments, lengths, PackedBatch.from_lists(work, by_window))
+        packed = PackedBatch.from_lists(work, by_window, device)
+        return cls(ids.to(device), real.long().to(device), segments.to(device), lengths, packed)
 
     @property
     def padded(self) -> bool:
@@ -72,19 +73,25 @@ class Batch:
         return [row[:length] for row, length in zip(both, self.lengths, strict=True)]
 
 
-def sized_batches(size: int, work: Sequence[Window]) -> list[Batch]:
+def sized_batches(size: int, work: Sequence[Window], device: torch.device | str = "cpu") -> list[Batch]:
     """Batches of ``size`` windows, in order."""
-    return [Batch.of(work[start : start + size]) for start in range(0, len(work), size)]
+    return [Batch.of(work[start : start + size], device) for start in range(0, len(work), size)]
 
 
-def token_batches(tokens: int, work: Sequence[Window]) -> list[Batch]:
+def token_batches(tokens: int, work: Sequence[Window], device: torch.device | str = "cpu") -> list[Batch]:
     """Batches of at most ``tokens`` tokens, or of one window, in order."""
     groups: list[list[Window]] = [[]]
     for window in work:
         if groups[-1] and sum(map(len, groups[-1])) + len(window) > tokens:
             groups.append([])
         groups[-1].append(window)
-    return [Batch.of(group) for group in groups]
+    return [Batch.of(group, device) for group in groups]
+
+
+def squad_lengths(count: int) -> list[int]:
+    """Tokens in the first windows of SQuAD's development set, as recorded."""
+    lengths: list[int] = json.loads(_LENGTHS_FILE.read_text("utf-8"))["lengths"]
+    return lengths[:count]
 
 
 def random_windows(lengths: Sequence[int]) -> list[Window]:
@@ -95,7 +102,7 @@ def random_windows(lengths: Sequence[int]) -> list[Window]:
 def squad_windows(squad: Path | None, count: int) -> list[Window]:
     """The first windows of a SQuAD file, or random tokens at the lengths of the development set's."""
     if squad is None:
-        return random_windows(json.loads(_LENGTHS_FILE.read_text("utf-8"))["lengths"][:count])
+        return random_windows(squad_lengths(count))
     tokenizer, config = load_tokenizer(resolve_source(None)), load_model().config
     cls, sep = special_ids(tokenizer, config.vocab_size)
     found: list[Window] = []

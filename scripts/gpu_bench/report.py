@@ -1,0 +1,215 @@
+"""From the results of bench_gpu.py to aims and a table.
+
+python scripts/gpu_bench/report.py docs/bench_gpu.json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, NamedTuple
+
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+OWN = "dtbert"
+SDPA, COMPILED = "transformers sdpa", "torch.compile max-autotune"
+MATERIALISED = "probabilities in memory"
+# Of a reason in the table; the JSON has all of it.
+_WIDTH = 100
+
+
+class Aim(NamedTuple):
+    """What was wanted of which work; ``measured`` is None where there is no figure."""
+
+    work: str
+    aim: str
+    measured: float | None
+    bound: float
+    at_most: bool = False
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.measured is None:
+            return None
+        return self.measured <= self.bound if self.at_most else self.measured >= self.bound
+
+    @property
+    def verdict(self) -> str:
+        return {True: "ok", False: "MISSED", None: "no figure"}[self.met]
+
+
+def aims(results: Results) -> list[Aim]:
+    """Every aim, whether or not there is a figure for it."""
+    sections: dict[str, list[Row]] = {}
+    for row in results.get("rows", []):
+        sections.setdefault(row["section"], []).append(row)
+    return [aim for judge in _JUDGES for aim in judge(sections, results)]
+
+
+Sections = dict[str, list[Row]]
+
+
+def _attention(sections: Sections, results: Results) -> Iterator[Aim]:
+    for row in sections.get("attention", [{"work": "any"}]):
+        yield Aim(f"attention, {row['work']}", "fastest peer's time / dtbert's >= 1", _lead(row), 1)
+
+
+def _scores(sections: Sections, results: Results) -> Iterator[Aim]:
+    for row in sections.get("scores", [{"work": "any"}]):
+        for score, bound in (("received", 1.25), ("cls", 1.03)):
+            ratio = _ratio(_ms(row, score), _ms(row, "no score"))
+            yield Aim(f"score {score}, {row['work']}", f"time / without <= {bound}", ratio, bound, at_most=True)
+        if _result(row, MATERIALISED) or "results" not in row:
+            ratio = _ratio(_ms(row, MATERIALISED), _ms(row, "received"))
+            yield Aim(f"matrix in memory, {row['work']}", "its time / received's >= 5", ratio, 5)
+            ratio = _ratio(*(_result(row, name).get("peak_bytes") for name in ("received", MATERIALISED)))
+            yield Aim(f"matrix in memory, {row['work']}", "received's peak / its peak <= 0.1", ratio, 0.1, at_most=True)
+
+
+def _model(sections: Sections, results: Results) -> Iterator[Aim]:
+    for row in sections.get("model", [{"work": "any"}]):
+        for peer, bound in ((COMPILED, 1.3), (SDPA, 2.0)):
+            ratio = _ratio(_ms(row, peer), _ms(row, OWN))
+            yield Aim(f"model, {row['work']}", f"{peer} / dtbert >= {bound}", ratio, bound)
+        ceiling = results["ceilings"]["flops_per_second"]
+        share = _ratio(row.get("flops"), _product(_ms(row, OWN), ceiling, 1e-3))
+        yield Aim(f"model, {row['work']}", "share of the measured product rate >= 0.55", share, 0.55)
+
+
+def _squad(sections: Sections, results: Results) -> Iterator[Aim]:
+    for row in sections.get("squad", [{"work": "any"}]):
+        own = [result for result in row.get("results", []) if result.get("engine") == OWN]
+        others = [result for result in row.get("results", []) if result.get("engine") != OWN]
+        rate = max((result["windows_per_second"] for result in own), default=None)
+        yield Aim(f"model, {row['work']}", "windows a second >= 28,000", rate, 28_000)
+        fastest = max((result["windows_per_second"] for result in others), default=None)
+        yield Aim(f"model, {row['work']}", "dtbert's rate / fastest peer's, padded >= 3", _ratio(rate, fastest), 3)
+
+
+def _schedule(sections: Sections, results: Results) -> Iterator[Aim]:
+    for row in sections.get("schedule", [{"work": "any"}]):
+        for scorer in ("received", "cls"):
+            left = _ratio(_ms(row, scorer), _ms(row, "all tokens"))
+            saved = None if left is None else _ratio(1 - left, _result(row, scorer)["macs_saved"])
+            work = f"{scorer}, {row['work']}"
+            yield Aim(work, "time saved / executed MACs saved >= 0.85", saved, 0.85)
+
+
+def _latency(sections: Sections, results: Results) -> Iterator[Aim]:
+    for row in sections.get("latency", [{"work": "any"}]):
+        note = "without CUDA graphs, which are not written"
+        yield Aim(f"model, {row['work']}", "ms <= 0.3", _ms(row, OWN), 0.3, at_most=True, note=note)
+        ratio = _ratio(_ms(row, SDPA), _ms(row, OWN))
+        yield Aim(f"model, {row['work']}", f"{SDPA} / dtbert >= 5", ratio, 5, note=note)
+
+
+_JUDGES: tuple[Callable[[Sections, Results], Iterator[Aim]], ...] = (
+    _attention,
+    _scores,
+    _model,
+    _squad,
+    _schedule,
+    _latency,
+)
+
+
+def _result(row: Row, provider: str) -> Row:
+    return next((result for result in row.get("results", []) if result["provider"] == provider), {})
+
+
+def _ms(row: Row, provider: str) -> float | None:
+    return _result(row, provider).get("ms")
+
+
+def _lead(row: Row) -> float | None:
+    others = [result["ms"] for result in row.get("results", []) if result["provider"] != OWN]
+    return _ratio(min(others, default=None), _ms(row, OWN))
+
+
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def _product(*factors: float | None) -> float | None:
+    product = 1.0
+    for factor in factors:
+        if factor is None:
+            return None
+        product *= factor
+    return product
+
+
+def details(results: Results) -> str:
+    """Every row with its contenders, fastest first."""
+    lines = []
+    for row in results.get("rows", []):
+        kind = "".join(f", {row[name]}" for name in ("scorer", "kept") if name in row)
+        lines += ["", f"{row['section']}: {row['work']}{kind}" + (f" ({row['note']})" if "note" in row else "")]
+        for result in sorted(row["results"], key=lambda result: float(result["ms"])):
+            lines.append(f"  {result['ms']:10.4f} ms  {result['provider']}{_rates(row, result)}")
+        lines += [
+            f"  {'-':>10}     {entry['provider']}: {shorten(entry['reason'], _WIDTH)}" for entry in row["not_timed"]
+        ]
+    return "\n".join(lines)
+
+
+def _rates(row: Row, result: Row) -> str:
+    seconds, found = result["ms"] / 1e3, []
+    if "flops" in row:
+        found.append(f"{row['flops'] / seconds / 1e12:.1f} TFLOP/s")
+    if "bytes" in row:
+        found.append(f"{row['bytes'] / seconds / 1e9:.0f} GB/s")
+    if "windows_per_second" in result:
+        found.append(f"{result['windows_per_second']:,} windows/s")
+    if result.get("peak_bytes"):
+        found.append(f"{result['peak_bytes'] / 2**20:.1f} MiB at the most")
+    if result.get("relative_error") is not None:
+        found.append(f"error {result['relative_error']:.1e}")
+    if result["launch"] != "called":
+        found.append(result["launch"])
+    return f"  ({', '.join(found)})" if found else ""
+
+
+def table(results: Results) -> str:
+    """The aims, one a line, under what they belong to."""
+    lines = [_caption(results), ""]
+    for aim in aims(results):
+        measured = (
+            "-" if aim.measured is None else f"{aim.measured:,.0f}" if aim.measured > 999 else f"{aim.measured:.3f}"
+        )
+        note = f" ({aim.note})" if aim.note else ""
+        lines.append(f"{aim.verdict:9} {measured:>8}  {aim.work}: {aim.aim}{note}")
+    skipped = results.get("skipped", [])
+    return "\n".join([*lines, *(f"not run: {entry['section']}: {entry['reason']}" for entry in skipped)])
+
+
+def _caption(results: Results) -> str:
+    device, versions = results["device"], results["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "transformers"))
+    rates = results["ceilings"]
+    product, copy = rates["flops_per_second"] / 1e12, rates["bytes_per_second"] / 1e12
+    ceilings = f"; a {rates['dtype']} product reaches {product:.3g} TFLOP/s, a copy {copy:.3g} TB/s"
+    driver = f", driver {device['driver']}" if device.get("driver") else ""
+    return f"{device['name']}{driver}, {packages}, {results['date'][:10]}, commit {results['commit'][:12]}{ceilings}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print the aims and figures of what bench_gpu.py wrote.")
+    parser.add_argument("results", type=Path, help="JSON that bench_gpu.py wrote")
+    parser.add_argument("--details", action="store_true", help="every figure, before the aims")
+    options = parser.parse_args()
+    try:
+        results = json.loads(options.results.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{options.results}: {error}")
+    if options.details:
+        print(details(results), end="\n\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
