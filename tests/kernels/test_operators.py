@@ -7,6 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dtbert.kernels import triton
 from dtbert.kernels.triton import launch
+from dtbert.model import BertConfig, BertForQuestionAnswering, PackedBatch, Packing
 
 H, T, K = 96, 20, 9
 
@@ -79,3 +80,24 @@ def test_export_sees_every_operator_and_its_shapes() -> None:
     outputs = [node.meta["val"] for node in next(reversed(exported.graph.nodes)).all_input_nodes]
     assert [(tuple(x.shape), x.dtype) for x in outputs] == EXPECTED
     assert all(x.device.type == "cuda" for x in outputs)
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model: BertForQuestionAnswering) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+        batch = PackedBatch(ids, ids, ids, Packing((T - 8, 8), cu_seqlens))
+        return self.model.forward_packed(batch).start_logits
+
+
+def test_export_of_the_whole_model_keeps_the_operators() -> None:
+    config = BertConfig(hidden_size=H, num_hidden_layers=2, num_attention_heads=3, intermediate_size=H, vocab_size=50)
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = BertForQuestionAnswering(config).requires_grad_(False)
+        assert model.backend_name == "triton"
+        exported = torch.export.export(Logits(model), (inputs()["ids"], inputs()["cu_seqlens"]))
+    targets = [str(node.target).split(".")[1] for node in exported.graph.nodes if "dtbert." in str(node.target)]
+    assert targets == ["embed_layer_norm", *["attention", "gather_add_layer_norm", "gather_add_layer_norm"] * 2]
