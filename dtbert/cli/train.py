@@ -135,9 +135,8 @@ def _add_teacher(group: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from dtbert.training import Trainer
 
-    options = _options(arguments)
     with joined(arguments.device) as rank:
-        parts = agree(lambda: _prepare(arguments, options, rank))
+        parts = agree(lambda: _prepare(arguments, rank))
         trainer = Trainer(*parts)
         trained = _train(trainer, arguments, rank)
     if parts.folder is None:
@@ -211,7 +210,7 @@ class _Parts(NamedTuple):
     teacher: "Teacher | None"
 
 
-def _prepare(arguments: argparse.Namespace, options: "TrainingOptions", rank: int) -> _Parts:
+def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     """All that a run needs, checked before it starts; the first process alone writes and warns."""
     import torch
 
@@ -219,6 +218,7 @@ def _prepare(arguments: argparse.Namespace, options: "TrainingOptions", rank: in
     from dtbert.training import HeldOut, RunFolder, TrainingSet
     from dtbert.weights import load_trainable, resolve_source
 
+    options = _options(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     schedules = {spec: parse_schedule(spec) for spec in arguments.eval_schedule or []}
@@ -236,6 +236,7 @@ def _prepare(arguments: argparse.Namespace, options: "TrainingOptions", rank: in
     data = TrainingSet.from_questions(questions, tokenizer, model.config, **size)
     if data.unusable and arguments.strict:
         raise ValueError(f"{len(data.unusable)} questions cannot be trained on, such as {data.unusable[0]}")
+    data.check_fits(options.batch_tokens)
     held_out = None
     if dev:
         answerer = QuestionAnswerer(model, tokenizer, **size)

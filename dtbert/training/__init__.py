@@ -2,7 +2,20 @@
 
 from dtbert.training.checkpoint import RunFolder
 from dtbert.training.data import TrainingSet
+from dtbert.training.distillation import Distillation, Teacher
+from dtbert.training.evaluation import HeldOut
 from dtbert.training.length_drop import LengthDrop
-from dtbert.training.loop import Trainer, TrainingError, TrainingOptions
+from dtbert.training.loop import Trainer, TrainingError
+from dtbert.training.options import TrainingOptions
 
-__all__ = ["LengthDrop", "RunFolder", "Trainer", "TrainingError", "TrainingOptions", "TrainingSet"]
+__all__ = [
+    "Distillation",
+    "HeldOut",
+    "LengthDrop",
+    "RunFolder",
+    "Teacher",
+    "Trainer",
+    "TrainingError",
+    "TrainingOptions",
+    "TrainingSet",
+]

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,14 @@ from torch import Tensor
 from dtbert.model import BertForQuestionAnswering
 from dtbert.weights import to_hub_tensors
 
+if sys.platform != "win32":
+    import fcntl
+
 _STATE = "checkpoint.pt"
 _RUN = "run.json"
 _METRICS = "metrics.jsonl"
+_LOCK = ".lock"
+_WEIGHTS = "model.safetensors"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
@@ -28,43 +35,55 @@ class RunFolder:
 
     Args:
         path: made if it is not there.
-        run: what identifies the run; a folder that holds another run is refused.
+        run: what identifies the run, as plain values; a folder that holds another run is refused.
 
     Raises:
         ValueError: the folder holds another run; what differs is named.
         FileExistsError: the folder holds files that are not a run's.
-        OSError: it cannot be written.
+        OSError: it cannot be written, or another process trains in it.
     """
 
     def __init__(self, path: Path, run: dict[str, Any]) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         description = path / _RUN
-        if description.is_file():
-            _check_same(path, json.loads(description.read_text("utf-8")), run)
-        elif any(not entry.name.endswith(".partial") for entry in path.iterdir()):
+        if not description.is_file() and any(not _is_passing(entry) for entry in path.iterdir()):
             raise FileExistsError(f"{path} has files in it that are not a training run's: name a new or empty folder")
+        self._lock = _lock(path)
+        if description.is_file():
+            _check_same(description, run)
         else:
             self._write(description, lambda partial: partial.write_text(json.dumps(run, indent=2) + "\n", "utf-8"))
 
-    def load_state(self, device: torch.device) -> dict[str, Any] | None:
-        """The last state saved, or None at the beginning; later lines of the metrics are taken back."""
+    def load_state(self) -> dict[str, Any] | None:
+        """The last state saved, on the CPU, or None at the beginning; later lines of the metrics are taken back.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         file = self.path / _STATE
         if not file.is_file():
             self._keep_metrics(0)
             return None
         try:
-            state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            step = int(state["step"])
         except Exception as error:
-            raise ValueError(f"{file} is damaged ({error}): remove it to start the run again") from error
-        self._keep_metrics(state["step"])
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{file} is damaged ({reason}): remove it to start the run again") from error
+        self._keep_metrics(step)
         return state
 
     def save_state(self, state: dict[str, Any]) -> None:
+        """Replace the last state; OSError where it cannot be written, and the one before stays."""
         self._write(self.path / _STATE, lambda partial: torch.save(state, partial))
 
+    def has_model(self, name: str) -> bool:
+        """Whether `save_model` has written a model of that name."""
+        return (self.path / name / _WEIGHTS).is_file()
+
     def save_model(self, name: str, model: BertForQuestionAnswering, tokenizer_folder: Path) -> None:
-        """Write a model that `dtbert.QuestionAnswerer.load` reads to the folder ``name``."""
+        """Write a model that `dtbert.QuestionAnswerer.load` reads to the folder ``name``; OSError as `save_state`."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)
         for file in _TOKENIZER_FILES:
@@ -73,43 +92,90 @@ class RunFolder:
         config = {"architectures": ["BertForQuestionAnswering"], **model.config.to_dict()}
         text = json.dumps(config, indent=2) + "\n"
         self._write(folder / "config.json", lambda partial: partial.write_text(text, "utf-8"))
-        # Tied or sliced tensors must own their memory to be written.
+        # Sliced tensors must own their memory to be written.
         tensors: dict[str, Tensor] = {key: value.contiguous() for key, value in to_hub_tensors(model).items()}
-        self._write(folder / "model.safetensors", lambda partial: save_file(tensors, partial, {"format": "pt"}))
+        self._write(folder / _WEIGHTS, lambda partial: save_file(tensors, partial, {"format": "pt"}))
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics."""
-        with (self.path / _METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        file = self.path / _METRICS
+        try:
+            with file.open("a", encoding="utf-8") as opened:
+                opened.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OSError(f"cannot write {file}: {error}; what was saved before is still there") from error
+
+    def last_record(self) -> dict[str, Any]:
+        """The last line of the metrics, or nothing."""
+        file = self.path / _METRICS
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+        return json.loads(lines[-1]) if lines else {}
 
     def _keep_metrics(self, step: int) -> None:
-        # A run that was killed may have logged steps that it now takes again.
+        # A run that was killed may have logged steps that it now takes again, the last one in part.
         file = self.path / _METRICS
         if not file.is_file():
             return
-        lines = file.read_text("utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self._write(file, lambda partial: partial.write_text("".join(kept), "utf-8"))
+        kept = []
+        lines = file.read_text("utf-8", errors="replace").splitlines(keepends=True)
+        for line in lines:
+            try:
+                if not line.endswith("\n") or json.loads(line)["step"] > step:
+                    break
+            except ValueError:
+                break
+            kept.append(line)
+        if len(kept) < len(lines):
+            self._write(file, lambda partial: partial.write_text("".join(kept), "utf-8"))
 
     def _write(self, file: Path, write: Callable[[Path], Any]) -> None:
         partial = file.with_name(file.name + ".partial")
         try:
+            partial.touch()
+            mode = partial.stat().st_mode
             write(partial)
+            # safetensors makes its files readable by their owner alone.
+            partial.chmod(mode)
             with partial.open("rb") as written:
                 os.fsync(written.fileno())
             partial.replace(file)
         except Exception as error:
             partial.unlink(missing_ok=True)
             # torch and safetensors raise their own errors when the disk is full.
-            raise OSError(f"cannot write {file}: {error}; what was saved before is still there") from error
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"cannot write {file}: {reason}; what was saved before is still there") from error
+
+
+def _is_passing(entry: Path) -> bool:
+    return entry.name == _LOCK or entry.name.endswith(".partial")
+
+
+def _lock(path: Path) -> FileIO:
+    # The system lets go of it when the process ends, however it ends.
+    lock = FileIO(path / _LOCK, "w")
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"another process trains in {path}: wait for it, or name another folder") from None
+        except OSError:  # a file system without locks
+            pass
+    return lock
 
 
 def _copier(source: Path) -> Callable[[Path], Any]:
     return lambda partial: shutil.copyfile(source, partial)
 
 
-def _check_same(path: Path, found: dict[str, Any], run: dict[str, Any]) -> None:
+def _check_same(description: Path, run: dict[str, Any]) -> None:
+    try:
+        found = dict(json.loads(description.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{description} is damaged ({error}): name another folder") from error
+    run = json.loads(json.dumps(run))
     differing = [name for name in sorted({*found, *run}) if found.get(name) != run.get(name)]
     if differing:
         parts = [f"{name} was {found.get(name)!r}, is {run.get(name)!r}" for name in differing]
-        raise ValueError(f"{path} holds another run ({'; '.join(parts)}): name another folder, or give its arguments")
+        raise ValueError(
+            f"{description.parent} holds another run ({'; '.join(parts)}): name another folder, or give its arguments"
+        )

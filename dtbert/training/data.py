@@ -105,6 +105,12 @@ class TrainingSet:
         self.ids.append(identifier)
         return labels
 
+    def check_fits(self, batch_tokens: int) -> None:
+        """Raise ValueError where a window has more tokens than a step."""
+        longest = max(part.num_tokens for part in self.parts)
+        if longest > batch_tokens:
+            raise ValueError(f"a window has {longest} tokens, a step {batch_tokens}: give larger batches")
+
     def batches(self, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
         """The windows of an epoch in random order, as many in each batch as ``batch_tokens`` holds.
 
@@ -133,6 +139,8 @@ class TrainingSet:
 
 def _answer_tokens(context: Tokens, start: int, end: int) -> tuple[int, int]:
     """First and last token of the characters ``start`` to ``end``."""
+    if start == end:
+        raise ValueError("the answer is empty")
     first = int(np.searchsorted(context.offsets[:, 1], start, side="right"))
     last = int(np.searchsorted(context.offsets[:, 0], end, side="left")) - 1
     if first > last:

@@ -1,5 +1,6 @@
-"""What training minimises: the answer's place, and a teacher's opinion of it."""
+"""What training minimises: the answer's place, and what a teacher shows; all summed over a batch's windows."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -9,18 +10,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dtbert.model import Packing
 from dtbert.model.question_answering import SpanLogits
+from dtbert.training.backend import AttentionPieces
 
-DistillationLoss = Literal["cross_entropy", "kl"]
+SubModelLoss = Literal["cross_entropy", "kl"]
+
+# exp of it is 0 in float32.
+_LOG_ZERO = -1e4
 
 
 def by_window(values: Tensor, packing: Packing) -> Tensor:
-    """Packed logits ``[T]`` as float32 ``[W, S]``, -inf past each window's end."""
-    pieces = values.float().split(list(packing.seqlens))
+    """Packed logits ``[T]`` as ``[W, S]`` in float32 or wider, -inf past each window's end."""
+    pieces = _wide(values).split(list(packing.seqlens))
     return pad_sequence(list(pieces), batch_first=True, padding_value=-torch.inf)
 
 
 def span_loss(logits: SpanLogits, packing: Packing, starts: Tensor, ends: Tensor) -> Tensor:
-    """Cross-entropy of the answer's first and last token, their mean, summed over the windows.
+    """Cross-entropy of the answer's first and last token, their mean.
 
     Args:
         logits: packed, ``[T]`` each.
@@ -28,7 +33,7 @@ def span_loss(logits: SpanLogits, packing: Packing, starts: Tensor, ends: Tensor
         starts, ends: int64 ``[W]``, counted from the window's first token.
 
     Returns:
-        A float32 scalar.
+        A scalar.
     """
     losses = [
         F.cross_entropy(by_window(values, packing), target, reduction="sum")
@@ -41,10 +46,10 @@ def distillation_loss(
     student: SpanLogits,
     teacher: SpanLogits,
     packing: Packing,
-    kind: DistillationLoss = "cross_entropy",
+    kind: SubModelLoss = "cross_entropy",
     temperature: float = 1.0,
 ) -> Tensor:
-    """How far the student's distributions over tokens are from the teacher's, start and end in the mean, summed.
+    """How far the student's distributions over tokens are from the teacher's, start and end in the mean.
 
     Args:
         student, teacher: packed logits, ``[T]`` each; no gradient goes to the teacher.
@@ -52,10 +57,10 @@ def distillation_loss(
         kind: ``"cross_entropy"``: soft cross-entropy of teacher against student, which has the gradient of
             KL(teacher || student) (Hinton et al. 2015; the intent of Kim and Cho 2021). ``"kl"``: KL(student ||
             teacher), as the public code of Length-Adaptive Transformer computes it.
-        temperature: divides both logits.
+        temperature: divides both logits; the loss is not scaled back by its square.
 
     Returns:
-        A float32 scalar.
+        A scalar.
     """
     total = torch.zeros((), device=student.start_logits.device)
     for own, other in zip(student, teacher, strict=True):
@@ -70,5 +75,48 @@ def distillation_loss(
     return total / 2
 
 
-# exp of it is 0 in float32.
-_LOG_ZERO = -1e4
+def hidden_state_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], packing: Packing) -> Tensor:
+    """Squared error of hidden states ``[T, H]``: the mean over each window's tokens and H, summed over the pairs.
+
+    Args:
+        student, teacher: as many of each, the first against the first and so on.
+        packing: of the windows.
+
+    Returns:
+        A scalar (Jiao et al. 2020, equations 8 and 9).
+    """
+    lengths = packing.cu_seqlens.diff()
+    of_tokens = lengths.repeat_interleave(lengths, output_size=packing.num_tokens)
+    errors = [
+        ((_wide(own) - _wide(other)).square().mean(1) / of_tokens).sum()
+        for own, other in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(errors).sum()
+
+
+def attention_loss(student: Sequence[AttentionPieces], teacher: Sequence[AttentionPieces], packing: Packing) -> Tensor:
+    """Squared error of attention: the mean over each window's heads, queries and keys, summed over the pairs of layers.
+
+    Where student and teacher differ in the number of heads, the means over their heads are compared.
+
+    Args:
+        student, teacher: as many layers of each, the first against the first and so on.
+        packing: of the windows.
+
+    Returns:
+        A scalar (Jiao et al. 2020, equation 7).
+    """
+    pairs = packing.cu_seqlens.diff().square()  # of a query and a key
+    errors = []
+    for own_layer, other_layer in zip(student, teacher, strict=True):
+        sums = []
+        for own, other in zip(own_layer, other_layer, strict=True):
+            if own.shape[1] != other.shape[1]:
+                own, other = own.mean(1, keepdim=True), other.mean(1, keepdim=True)
+            sums.append((own - other).square().mean(1).sum((1, 2)))
+        errors.append((torch.cat(sums) / pairs).sum())
+    return torch.stack(errors).sum()
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

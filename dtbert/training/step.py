@@ -1,37 +1,52 @@
-"""One training step: the full model on the labels, then its sub-models on what the full model says."""
+"""One training step: the full model on the labels or its teacher, then its sub-models on what the full model says."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dtbert.kernels import Backend
 from dtbert.model import BertForQuestionAnswering
-from dtbert.model.encoder import PackedEncoding, parameters_of
+from dtbert.model.encoder import parameters_of
 from dtbert.model.question_answering import SpanLogits
+from dtbert.training.backend import AttentionPieces, TrainingBackend
 from dtbert.training.data import LabelledBatch
 from dtbert.training.length_drop import SubModel
-from dtbert.training.losses import DistillationLoss, distillation_loss, span_loss
+from dtbert.training.losses import SubModelLoss, distillation_loss
 
 
 class Pass(NamedTuple):
-    """What one forward pass gave."""
+    """What one forward pass gave.
+
+    ``hidden_states``, of the embeddings and each layer, are in the teacher's width; ``attention`` is what the backend
+    kept of each layer.
+    """
 
     logits: SpanLogits
-    encoding: PackedEncoding
+    hidden_states: tuple[Tensor, ...]
+    attention: list[AttentionPieces]
+
+
+# The loss of the full pass, summed over the windows.
+FullLoss = Callable[[Pass, LabelledBatch], Tensor]
 
 
 class SpanModel(nn.Module):
-    """The model as training calls it: a backend and a sub-model of its own for each pass."""
+    """The model as training calls it: a backend and a sub-model of its own for each pass.
 
-    def __init__(self, model: BertForQuestionAnswering) -> None:
+    Args:
+        model: the network.
+        projection: from its width to a teacher's, for hidden states; None where the widths are the same.
+    """
+
+    def __init__(self, model: BertForQuestionAnswering, projection: nn.Linear | None = None) -> None:
         super().__init__()
         self.model = model
+        self.projection = projection
 
     def forward(
         self,
         labelled: LabelledBatch,
-        backend: Backend,
+        backend: TrainingBackend,
         sub_model: SubModel | None = None,
         keep_hidden_states: bool = False,
     ) -> Pass:
@@ -47,15 +62,22 @@ class SpanModel(nn.Module):
             skip_layers=frozenset() if sub_model is None else sub_model.skip_layers,
         )
         start, end = span_head(encoding.states).unbind(1)
-        return Pass(SpanLogits(start, end), encoding)
+        hidden_states = encoding.hidden_states
+        if self.projection is not None:
+            hidden_states = tuple(self.projection(states) for states in hidden_states)
+            if not hidden_states:
+                # DistributedDataParallel waits for the gradient of every parameter, be it 0.
+                start = start + 0 * (self.projection.weight.sum() + self.projection.bias.sum())
+        return Pass(SpanLogits(start, end), hidden_states, backend.kept)
 
 
 def losses_of_step(
     model: nn.Module,
     labelled: LabelledBatch,
-    backend: Backend,
+    backend: TrainingBackend,
     sub_models: list[SubModel],
-    kind: DistillationLoss = "cross_entropy",
+    full_loss: FullLoss,
+    sub_model_loss: SubModelLoss = "cross_entropy",
 ) -> Iterator[Tensor]:
     """The loss of each pass, summed over the batch's windows: the full model's, then each sub-model's.
 
@@ -65,15 +87,18 @@ def losses_of_step(
     Args:
         model: a `SpanModel`, or one wrapped for several devices.
         labelled: the batch.
-        backend: differentiable.
+        backend: of the full pass; the sub-models' keeps nothing for a teacher.
         sub_models: none for plain fine-tuning; a sub-model learns from the full model's detached logits alone.
-        kind: as `distillation_loss`.
+        full_loss: of the full pass.
+        sub_model_loss: as `distillation_loss`.
     """
-    full: Pass = model(labelled, backend)
+    full: Pass = model(labelled, backend, keep_hidden_states=backend.keep is not None)
     packing = labelled.batch.packing
-    teacher = SpanLogits(full.logits.start_logits.detach(), full.logits.end_logits.detach())
-    yield span_loss(full.logits, packing, labelled.starts, labelled.ends) / (1 + len(sub_models))
+    said = SpanLogits(full.logits.start_logits.detach(), full.logits.end_logits.detach())
+    yield full_loss(full, labelled) / (1 + len(sub_models))
     del full
+    backend.kept.clear()
+    backend = TrainingBackend(backend.hidden_dropout, backend.attention_dropout, padded=backend.padded)
     for sub_model in sub_models:
         student: Pass = model(labelled, backend, sub_model)
-        yield distillation_loss(student.logits, teacher, packing, kind) / (1 + len(sub_models))
+        yield distillation_loss(student.logits, said, packing, sub_model_loss) / (1 + len(sub_models))

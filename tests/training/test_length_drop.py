@@ -1,0 +1,54 @@
+"""How sub-models are drawn."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dtbert.training import LengthDrop
+
+
+@given(layers=st.integers(1, 12), bound=st.floats(0.01, 0.9), step=st.integers(0, 10**6), seed=st.integers(0, 99))
+def test_sub_models_drop_within_the_bound_and_the_last_is_the_smallest(
+    layers: int, bound: float, step: int, seed: int
+) -> None:
+    drop = LengthDrop(3, bound, 0.5, ("received", "cls+question"))
+    found = drop.sub_models(layers, seed, step)
+    assert found == drop.sub_models(layers, seed, step)
+    assert len(found) == 4
+    for sub_model in found:
+        before = 1.0
+        for ratio in sub_model.schedule.length_config:
+            assert before * (1 - bound) - 1e-9 <= ratio <= before
+            before = ratio
+        assert sub_model.schedule.keep_question == (sub_model.schedule.scorer == "cls")
+    assert found[-1].schedule.length_config[-1] == pytest.approx((1 - bound) ** layers)
+    assert not found[-1].skip_layers
+
+
+def test_sub_models_change_with_step_and_seed() -> None:
+    drop = LengthDrop()
+    drawn = [drop.sub_models(6, seed, step)[0].schedule for seed in range(3) for step in range(3)]
+    assert len({schedule.length_config for schedule in drawn}) == 9
+
+
+def test_layer_dropout_leaves_out_about_its_part_of_the_layers() -> None:
+    drop = LengthDrop(4, 0.2, 0.25)
+    skipped = [len(one.skip_layers) for step in range(100) for one in drop.sub_models(6, 0, step)[:-1]]
+    assert sum(skipped) / (6 * len(skipped)) == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_sandwich": -1}, "num_sandwich must be at least 0, not -1"),
+        ({"ratio_bound": 0.0}, "ratio_bound must be above 0 and below 1, not 0.0"),
+        ({"ratio_bound": float("nan")}, "ratio_bound must be above 0 and below 1, not nan"),
+        ({"layer_dropout": 1.0}, "layer_dropout must be at least 0 and below 1, not 1.0"),
+        ({"scorers": ()}, "scorers is empty"),
+        ({"scorers": ("best",)}, "unknown scorer 'best'"),
+        ({"scorers": ("cls+answer",)}, "unknown option 'answer' of the scorer 'cls[+]answer'"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LengthDrop(**options).check()
