@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the model that ships inside dtbert, by dtbert's own commands, on a CPU:
+# Make a model to ship from all-MiniLM-L6-v2, by dtbert's own commands, on a CPU:
 #
 #     scripts/train_shipped.sh DATA_DIR OUT_DIR [PROCESSES]
 #

@@ -25,7 +25,8 @@ class Packing:
 
     @property
     def max_seqlen(self) -> int:
-        return max(self.seqlens, default=0)
+        # Without `default`, which torch.compile does not trace where lengths are symbols.
+        return max(self.seqlens) if self.seqlens else 0
 
     @staticmethod
     def stack(lengths: Sequence[Sequence[int]], device: torch.device) -> list["Packing"]:

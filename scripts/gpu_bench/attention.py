@@ -61,6 +61,20 @@ class Inputs:
             found.append((query, key, value))
         return found
 
+    @functools.cached_property
+    def nested(self) -> list[Heads]:
+        """Queries, keys and values ``[B, N, jagged, D]`` of each set; flash attention wants these contiguous."""
+
+        def nested(part: Tensor) -> Tensor:
+            shortest, longest = min(self.lengths), max(self.lengths)
+            jagged = torch.nested.nested_tensor_from_jagged(
+                part.contiguous(), offsets, min_seqlen=shortest, max_seqlen=longest
+            )
+            return jagged.transpose(1, 2)
+
+        offsets = self.packing.cu_seqlens.long()
+        return [(nested(query), nested(key), nested(value)) for query, key, value in self.packed]
+
     @property
     def flops(self) -> int:
         """Of the two products, over all heads."""
@@ -114,29 +128,15 @@ def _peers(inputs: Inputs, expected: Tensor) -> list[Contender]:
     found = [Contender(name, padded(backend), inputs.to_packed, expected) for name, backend in backends.items()]
     if not inputs.equal:
         # Flash attention takes no mask, but sequences of their own lengths.
-        jagged = functools.partial(_jagged_flash, _nested(inputs))
+        jagged = functools.partial(_jagged_flash, inputs)
         found.append(Contender("sdpa flash, jagged", jagged, _values_of_jagged, expected))
     found.append(Contender("varlen_attn", functools.partial(_varlen, inputs), lambda out: out.flatten(1), expected))
     return found
 
 
-def _nested(inputs: Inputs) -> list[Heads]:
-    """``[B, N, jagged, D]`` of each set; flash attention wants these contiguous."""
-
-    def nested(part: Tensor) -> Tensor:
-        shortest, longest = min(inputs.lengths), max(inputs.lengths)
-        jagged = torch.nested.nested_tensor_from_jagged(
-            part.contiguous(), offsets, min_seqlen=shortest, max_seqlen=longest
-        )
-        return jagged.transpose(1, 2)
-
-    offsets = inputs.packing.cu_seqlens.long()
-    return [(nested(query), nested(key), nested(value)) for query, key, value in inputs.packed]
-
-
-def _jagged_flash(sets: Sequence[Heads], index: int) -> Tensor:
+def _jagged_flash(inputs: Inputs, index: int) -> Tensor:
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return F.scaled_dot_product_attention(*sets[index])
+        return F.scaled_dot_product_attention(*inputs.nested[index])
 
 
 def _values_of_jagged(nested: Tensor) -> Tensor:

@@ -144,14 +144,21 @@ class _Blocks:
             except RuntimeError:
                 self.launch = "called"
         self._calls = 1
-        self._calls = max(1, min(_MOST_CALLS, int(effort.block_s / self._once())))
+        # A replay is a run on each of the sets.
+        seconds = self._once() * (1 if self._graph is None else sets)
+        self._calls = max(1, min(_MOST_CALLS, int(effort.block_s / seconds)))
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
-        with torch.cuda.graph(graph):
-            for index in range(self._sets):
-                self._run(index)
+        stream = torch.cuda.current_stream(self._device)
+        try:
+            with torch.cuda.graph(graph):
+                for index in range(self._sets):
+                    self._run(index)
+        finally:
+            # A capture that fails leaves its own stream as the current one.
+            torch.cuda.set_stream(stream)
         graph.replay()
         return graph
 

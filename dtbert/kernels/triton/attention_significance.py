@@ -69,7 +69,8 @@ def _combine_partials_kernel(
     for _ in range(0, length, block_m):
         b_partial = tl.load(p_partial, mask=mask, other=0.0)
         b_score = tl.maximum(b_score, b_partial) if maximum else b_score + b_partial
-        p_partial += tokens.to(tl.int64) * num_heads
+        # By tl.cast: torch.compile makes a constant of 1, whatever the decorator says, and a constant has no `to`.
+        p_partial += tl.cast(tokens, tl.int64) * num_heads
     score = tl.max(b_score, 0) if maximum else tl.sum(b_score, 0)
     tl.store(significance + begin + o_n, score, mask=m_n)
 
@@ -233,6 +234,13 @@ def score_compile_cases() -> Iterator[CompileCase]:
             {"partials": "*fp32", **ends},
             {**heads, "maximum": maximum, "block_m": 128},
         )
+    # As torch.compile calls it for one token.
+    yield case(
+        "combine_partials sum one token",
+        _combine_partials_kernel,
+        {"partials": "*fp32", **ends},
+        {"tokens": 1, "token_blocks": 1, **heads, "maximum": False, "block_m": 128},
+    )
     statistics = dict.fromkeys(("logits", "highest", "total"), "*fp32")
     yield case("cls sum", _cls_sum_kernel, {**statistics, **ends}, heads)
     for triton_name in TRITON_NAMES.values():
