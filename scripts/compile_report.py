@@ -2,6 +2,7 @@
 
     python scripts/compile_report.py                    # a table; exit status 1 if a kernel has a problem
     python scripts/compile_report.py --arch sm_90 --only attention
+    python scripts/compile_report.py --brief            # float32 and bfloat16, published sizes: what `make test` runs
 
 A problem is an error of the compiler, a spill in a kernel that runs in every layer, or more shared memory than a block
 has. Columns: registers a thread, bytes of spilled registers a thread, shared memory a block, and the matrix
@@ -146,9 +147,16 @@ def table(rows: list[Row]) -> str:
     )
 
 
-def report(architectures: list[str], only: str, processes: int) -> list[Row]:
+# float16 takes the code of bfloat16, no published model has heads of 128, and a width changes no LayerNorm's code.
+_NOT_BRIEF = re.compile("fp16|head 128|H768|cls logits bf16|bf16 head 32")
+
+
+def report(architectures: list[str], only: str, brief: bool, processes: int) -> list[Row]:
     wanted = [
-        (arch, module, place) for arch in architectures for module, place, case in cases(arch) if only in case.name
+        (arch, module, place)
+        for arch in architectures
+        for module, place, case in cases(arch)
+        if only in case.name and not (brief and _NOT_BRIEF.search(case.name))
     ]
     # A cache of its own, so that every kernel is compiled here and now.
     with tempfile.TemporaryDirectory() as folder:
@@ -161,11 +169,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES), help="GPUs")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this text")
+    parser.add_argument("--brief", action="store_true", help="leave out variants of one kernel that compile alike")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="compilers at a time")
     options = parser.parse_args()
     if kernels.INTERPRETED:
         parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled, unset it")
-    rows = report(options.arch, options.only, options.processes)
+    rows = report(options.arch, options.only, options.brief, options.processes)
     if not rows:
         parser.error(f"no case's name holds {options.only!r}")
     print(table(rows))

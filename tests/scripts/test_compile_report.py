@@ -14,7 +14,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_every_kernel_compiles_for_every_architecture() -> None:
-    result = run("--processes", "2")
+    result = run("--brief", "--processes", "2")
     assert result.returncode == 0, result.stdout + result.stderr
     rows = result.stdout.splitlines()
     steps = ("embed_layer_norm", "attention", "select_tokens", "gather_add_layer_norm", "fused_linear_gelu", "restore")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dtbert.model import LengthSchedule
-from dtbert.search import Effort, is_beaten, open_study, pareto, records_of
+from dtbert.search import Effort, is_beaten, open_study, pareto, records_of, study
 from dtbert.search.front import full_records
 from dtbert.search.study import SamplerName
 from dtbert.squad import Score
@@ -161,7 +161,7 @@ def test_schedules_outside_the_range_cost_no_question() -> None:
 
 
 def test_range_without_schedules_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dtbert.search.study._MOST_IDLE", 20)
+    monkeypatch.setattr(study, "_MOST_IDLE", 20)
     search = toy_search(macs_range=(0.5, 0.5000001))
     with pytest.raises(ValueError, match=r"20 draws in a row were tried before, or had MACs outside 0.5 to 0.5000001"):
         search.run(5)
