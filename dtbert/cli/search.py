@@ -40,7 +40,7 @@ examples:
   dtbert answer --model run/best --budget 0.5 --question Q --context FILE
 """
 
-_BASELINE = (0.97, 0.93, 0.88, 0.8, 0.7)
+_BASELINE = (0.95, 0.88, 0.8)
 _SCORERS = "received,cls,from_question,value_norm,answer"
 _KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
 
@@ -203,9 +203,13 @@ def _search(
         effort=Effort(arguments.rungs, arguments.margin),
     )
     search.add_starts(_starts(arguments.start), "start")
-    # With the question kept where that is the only choice.
-    kept = _KEEP_QUESTION[arguments.keep_question][0]
-    baseline = [constant_ratio(factor, num_layers, scorer, kept) for factor in _BASELINE for scorer in scorers]
+    # Every combination, for a sampler hardly tries again what it has not seen do well.
+    baseline = [
+        constant_ratio(factor, num_layers, scorer, kept)
+        for factor in _BASELINE
+        for scorer in scorers
+        for kept in _KEEP_QUESTION[arguments.keep_question]
+    ]
     search.add_starts(baseline, "constant ratio")
     return search
 

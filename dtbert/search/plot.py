@@ -114,8 +114,9 @@ def _draw_trials(axes: Any, search: "Search") -> None:
 
 def _draw_baseline(axes: Any, search: "Search") -> None:
     records = [record for record in records_of(search.study) if record.origin == "constant ratio"]
-    scorer = search.space.scorers[0]
-    points = sorted(zip(*_places(search, [r for r in records if r.schedule.scorer == scorer]), strict=True))
+    scorer, kept = search.space.scorers[0], search.space.keep_question[0]
+    drawn = [r for r in records if r.schedule.scorer == scorer and r.schedule.keep_question == kept]
+    points = sorted(zip(*_places(search, drawn), strict=True))
     if points:
         label = f"constant ratio, {scorer}"
         axes.plot(*zip(*points, strict=True), "s--", color="0.45", markersize=4, linewidth=1, label=label, zorder=4)
