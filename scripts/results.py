@@ -159,7 +159,7 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
-    names = {"squad": "SQuAD 1.1, development", "reddit": "Reddit, held out", "amazon": "Amazon, held out"}
+    names = {"squad": "SQuAD 1.1, development", "reddit": "Reddit", "amazon": "Amazon reviews"}
     for color, (name, label) in zip(("#0072B2", "#E69F00", "#009E73"), names.items(), strict=True):
         points = sorted(
             (row["executed"], row["f1"]) for row in rows if row["what"] == "measure" and row["questions"] == name
