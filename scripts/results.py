@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from dtbert.cli.evaluate import cost, spread
+from dtbert.cli.output import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
-from dtbert.search import constant_ratio
+from dtbert.search import QuestionEvaluator, constant_ratio
 from dtbert.squad import SquadQuestion, evaluate, read_squad
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
@@ -38,9 +39,7 @@ def load(path: Path) -> list[Row]:
 
 
 def save(path: Path, rows: list[Row]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", "utf-8")
-    partial.replace(path)
+    write_whole(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
 def measured(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedule: LengthSchedule | None) -> Row:
@@ -69,13 +68,14 @@ def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[f
 
 def cheapest_match(answerer: QuestionAnswerer, questions: list[SquadQuestion], like: LengthSchedule) -> LengthSchedule:
     """The constant ratio, with the same scorer and options, that costs as much as a schedule."""
-    sample = questions[:: max(1, len(questions) // 200)]
-    goal = cost(answerer, sample, like).executed
+    # Tokenized once, for the schedules that are tried differ in their lengths alone.
+    sample = QuestionEvaluator(answerer, questions[:: max(1, len(questions) // 200)])
+    goal = sample.macs(like).executed
     low, high = 0.05, 1.0
     for _ in range(20):
         middle = (low + high) / 2
         made = constant_ratio(middle, like.num_layers, like.scorers[0], like.keep_question)
-        low, high = (middle, high) if cost(answerer, sample, made).executed < goal else (low, middle)
+        low, high = (middle, high) if sample.macs(made).executed < goal else (low, middle)
     return constant_ratio(high, like.num_layers, like.scorers[0], like.keep_question)
 
 

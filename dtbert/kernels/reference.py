@@ -127,7 +127,7 @@ def attention(
         query, key, value = _heads(qkv[rows], num_heads)
         if query_indices is not None:
             query = _heads(qkv[asked], num_heads)[0]
-        probabilities = attention_probabilities(query, key)
+        probabilities = attention_logits(query, key).softmax(-1)
         context = probabilities @ value.to(probabilities.dtype)
         contexts.append(context.transpose(0, 1).flatten(1).to(qkv.dtype))
         if significance is not None:
@@ -163,7 +163,7 @@ def attention_significance(
     for begin, end in zip(starts, starts[1:], strict=False):
         query, key, value = _heads(qkv[begin:end], num_heads)
         segments = None if token_type_ids is None else token_type_ids[begin:end]
-        scores.append(score_from_probabilities(kind, attention_probabilities(query, key), value, segments))
+        scores.append(score_from_probabilities(kind, attention_logits(query, key).softmax(-1), value, segments))
     return torch.cat(scores)
 
 
@@ -204,29 +204,31 @@ def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-def attention_probabilities(query: Tensor, key: Tensor) -> Tensor:
-    """One sequence's probabilities ``[N, q, n]``, float32, from queries ``[N, q, D]`` and keys ``[N, n, D]``."""
+def attention_logits(query: Tensor, key: Tensor) -> Tensor:
+    """Scaled products ``[..., q, n]``, float32, from queries ``[..., q, D]`` and keys ``[..., n, D]``."""
     dtype = _statistics_dtype(query)
-    scores = (query.to(dtype) * query.shape[-1] ** -0.5) @ key.to(dtype).transpose(1, 2)
-    return scores.softmax(-1)
+    return (query.to(dtype) * query.shape[-1] ** -0.5) @ key.to(dtype).transpose(-1, -2)
 
 
 def score_from_probabilities(
     kind: AttentionScore, probabilities: Tensor, value: Tensor, segments: Tensor | None
 ) -> Tensor:
-    """One sequence's score ``[n]`` from probabilities ``[N, q, n]``, values ``[N, n, D]`` and segment ids ``[n]``."""
-    if kind == "received" or probabilities.shape[1] == 0:
-        return probabilities.flatten(0, 1).sum(0)
+    """A sequence's score ``[n]`` from probabilities ``[N, q, n]``, values ``[N, n, D]`` and segment ids ``[n]``.
+
+    A padded batch may lead: ``[B, n]`` from ``[B, N, q, n]``, ``[B, N, n, D]`` and ``[B, n]``, 0 at padded queries.
+    """
+    if kind == "received" or probabilities.shape[-2] == 0:
+        return probabilities.flatten(-3, -2).sum(-2)
     if kind == "received_off_diagonal":
-        return probabilities.flatten(0, 1).sum(0) - probabilities.diagonal(dim1=1, dim2=2).sum(0)
+        return probabilities.flatten(-3, -2).sum(-2) - probabilities.diagonal(dim1=-2, dim2=-1).sum(-2)
     if kind == "received_max":
-        return probabilities.flatten(0, 1).amax(0)
+        return probabilities.flatten(-3, -2).amax(-2)
     if kind == "cls":
-        return probabilities[:, 0].sum(0)
+        return probabilities[..., 0, :].sum(-2)
     if kind == "value_norm":
-        return (probabilities.sum(1) * value.to(probabilities.dtype).norm(dim=-1)).sum(0)
+        return (probabilities.sum(-2) * value.to(probabilities.dtype).norm(dim=-1)).sum(-2)
     if kind == "from_question":
         if segments is None:
             raise ValueError("the score 'from_question' needs token_type_ids: pass the segment id of every token")
-        return (probabilities * (segments == 0)[:, None]).sum((0, 1))
+        return (probabilities * (segments == 0)[..., None, :, None]).sum((-3, -2))
     raise ValueError(f"unknown attention score {kind!r}: choose one of {', '.join(ATTENTION_SCORES)}")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dtbert.kernels import AttentionScore, reference
-from dtbert.kernels.reference import score_from_probabilities
+from dtbert.kernels.reference import attention_logits, score_from_probabilities
 
 AttentionTarget = Literal["probabilities", "scores"]
 
@@ -144,7 +144,7 @@ class TrainingBackend:
         if significance is None:
             return context, None
         detached = probabilities.detach() * both, value.detach()
-        scores = _padded_scores(significance, *detached, of_keys.pad_ids(token_type_ids))
+        scores = score_from_probabilities(significance, *detached, of_keys.pad_ids(token_type_ids))
         return context, of_keys.unpad_scores(scores)
 
     @torch.no_grad()
@@ -171,7 +171,7 @@ class TrainingBackend:
         if kind != "cls":
             probabilities = probabilities * places.real[:, None, :, None]
         return places.unpad_scores(
-            _padded_scores(kind, probabilities, places.pad(value), places.pad_ids(token_type_ids))
+            score_from_probabilities(kind, probabilities, places.pad(value), places.pad_ids(token_type_ids))
         )
 
     @staticmethod
@@ -238,25 +238,7 @@ def _sequences(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
 
 def _probabilities(query: Tensor, key: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Scores ``[..., q, n]`` in float32, and their softmax over the ``real`` keys."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    scores = (query.to(dtype) * query.shape[-1] ** -0.5) @ key.to(dtype).transpose(-1, -2)
+    scores = attention_logits(query, key)
     if real is not None:
         scores = scores.masked_fill(~real, -torch.inf)
     return scores, scores.softmax(-1)
-
-
-def _padded_scores(kind: AttentionScore, probabilities: Tensor, value: Tensor, segments: Tensor | None) -> Tensor:
-    """`score_from_probabilities` for a padded batch: ``[B, S]`` from ``[B, N, S, S]``, 0 at padded queries."""
-    if kind == "received_off_diagonal":
-        return probabilities.sum((1, 2)) - probabilities.diagonal(dim1=2, dim2=3).sum(1)
-    if kind == "received_max":
-        return probabilities.amax((1, 2))
-    if kind == "cls":
-        return probabilities[:, :, 0].sum(1)
-    if kind == "value_norm":
-        return (probabilities.sum(2) * value.to(probabilities.dtype).norm(dim=-1)).sum(1)
-    if kind == "from_question":
-        if segments is None:
-            raise ValueError("the score 'from_question' needs token_type_ids: pass the segment id of every token")
-        return (probabilities * (segments == 0)[:, None, :, None]).sum((1, 2))
-    return probabilities.sum((1, 2))

@@ -63,10 +63,13 @@ def tokenizer_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def test_shipped_model_answers_a_question() -> None:
-    answer = QuestionAnswerer.load()(QUESTION, LETTER)
+    qa = QuestionAnswerer.load()
+    answer, second = qa.top(QUESTION, LETTER, 2)
+    assert qa(QUESTION, LETTER) == answer
     assert answer.text == "Ada Lovelace"
     assert LETTER[answer.start : answer.end] == answer.text
-    assert 0 < answer.score < 1
+    assert 0.4 < answer.score < 1
+    assert answer.score > 1.3 * second.score
 
 
 TEXTS = st.text(st.one_of(st.sampled_from("ab z.\u0301é한İ\0\u200b😀"), st.characters(exclude_categories=["Cs"])))
