@@ -43,9 +43,10 @@ examples:
 # Options that say nothing without another one, and what they are by default.
 _LENGTH_DROP = {
     "num_sandwich": 2,
-    "ratio_bound": 0.2,
+    "ratio_bound": "0.2",
     "layer_dropout": 0.0,
     "scorers": "received",
+    "answer_loss": 0.0,
     "sub_model_loss": "cross_entropy",
 }
 _TEACHER = {
@@ -103,10 +104,18 @@ def _add_optimisation(group: Any) -> None:
 def _add_length_drop(group: Any) -> None:
     group.add_argument("--length-drop", action="store_true", help="train sub-models that drop tokens, too")
     group.add_argument("--num-sandwich", type=int, metavar="N", help="random sub-models a step (2)")
-    group.add_argument("--ratio-bound", type=float, metavar="X", help="most of its tokens that a layer drops (0.2)")
+    group.add_argument(
+        "--ratio-bound", metavar="X", help="most of its tokens that a layer drops; or one for each, A,B,... (0.2)"
+    )
     group.add_argument("--layer-dropout", type=float, metavar="P", help="random sub-models leave a layer out (0)")
     group.add_argument(
         "--scorers", metavar="A,B", help="a sub-model draws one; NAME+question keeps the question first (received)"
+    )
+    group.add_argument(
+        "--answer-loss",
+        type=float,
+        metavar="X",
+        help="weight of teaching the span head to read every layer's states, as the scorer answer does (0)",
     )
     group.add_argument(
         "--sub-model-loss",
@@ -158,7 +167,13 @@ def _options(arguments: argparse.Namespace) -> "TrainingOptions":
     held_out = _dependent(arguments, _DEV, "--dev", arguments.dev is not None)
     if arguments.length_drop:
         scorers = tuple(name.strip() for name in dropping["scorers"].split(","))
-        length_drop = LengthDrop(dropping["num_sandwich"], dropping["ratio_bound"], dropping["layer_dropout"], scorers)
+        length_drop = LengthDrop(
+            num_sandwich=dropping["num_sandwich"],
+            ratio_bound=_ratio_bound(dropping["ratio_bound"]),
+            layer_dropout=dropping["layer_dropout"],
+            scorers=scorers,
+            answer_loss=dropping["answer_loss"],
+        )
     if arguments.teacher is not None:
         _check_kind(arguments, teacher["distill"])
         names = ("distill", "temperature", "hard_label_weight", "match_attention")
@@ -180,6 +195,14 @@ def _options(arguments: argparse.Namespace) -> "TrainingOptions":
         eval_every=held_out["eval_every"],
         bf16=arguments.bf16,
     )
+
+
+def _ratio_bound(spec: str) -> float | tuple[float, ...]:
+    try:
+        bounds = tuple(float(part) for part in spec.split(","))
+    except ValueError:
+        raise ValueError(f"--ratio-bound must be a number or one for each layer, A,B,..., not {spec!r}") from None
+    return bounds if len(bounds) > 1 else bounds[0]
 
 
 def _dependent(
@@ -230,6 +253,8 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     source = resolve_source(arguments.model, arguments.revision)
     generator = torch.Generator().manual_seed(options.seed)
     model = load_trainable(source, device=arguments.device, generator=generator)
+    if options.length_drop is not None:
+        options.length_drop.bounds(model.config.num_hidden_layers)
     tokenizer_folder = source if source.is_dir() else source.parent
     tokenizer = load_tokenizer(tokenizer_folder)
     size = {"window": arguments.window, "stride": arguments.stride}

@@ -174,7 +174,8 @@ class Trainer:
         keep = None if self._teacher is None else self._teacher.distillation.keep
         backend = TrainingBackend(options.hidden_dropout, options.attention_dropout, keep=keep)
         full_loss = self._teacher.loss if self._teacher is not None else _label_loss
-        losses = losses_of_step(module, labelled, backend, sub_models, full_loss, options.sub_model_loss)
+        answer_loss = 0.0 if options.length_drop is None else options.length_drop.answer_loss
+        losses = losses_of_step(module, labelled, backend, sub_models, full_loss, options.sub_model_loss, answer_loss)
         found = []
         for index in range(1 + len(sub_models)):
             # Gradients travel once, with those of the last pass, in which no layer is left out.

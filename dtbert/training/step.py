@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dtbert.model import BertForQuestionAnswering
@@ -17,11 +18,12 @@ from dtbert.training.losses import SubModelLoss, distillation_loss
 class Pass(NamedTuple):
     """What one forward pass gave.
 
-    ``hidden_states``, of the embeddings and each layer, are in the teacher's width; ``attention`` is what the backend
-    kept of each layer.
+    ``hidden_states``, of the embeddings and each layer, are in the teacher's width; ``layer_logits`` are the span
+    head's of the states that enter each layer; ``attention`` is what the backend kept of each layer.
     """
 
     logits: SpanLogits
+    layer_logits: tuple[SpanLogits, ...]
     hidden_states: tuple[Tensor, ...]
     attention: list[AttentionPieces]
 
@@ -49,6 +51,7 @@ class SpanModel(nn.Module):
         backend: TrainingBackend,
         sub_model: SubModel | None = None,
         keep_hidden_states: bool = False,
+        keep_layer_logits: bool = False,
     ) -> Pass:
         def span_head(states: Tensor) -> Tensor:
             return backend.linear(states, *parameters_of(self.model.span))
@@ -57,18 +60,20 @@ class SpanModel(nn.Module):
             labelled.batch,
             None if sub_model is None else sub_model.schedule,
             backend=backend,
-            keep_hidden_states=keep_hidden_states,
+            keep_hidden_states=keep_hidden_states or keep_layer_logits,
             span_head=span_head,
             skip_layers=frozenset() if sub_model is None else sub_model.skip_layers,
         )
         start, end = span_head(encoding.states).unbind(1)
-        hidden_states = encoding.hidden_states
+        entered = encoding.hidden_states[:-1] if keep_layer_logits else ()
+        layer_logits = tuple(SpanLogits(*span_head(states).unbind(1)) for states in entered)
+        hidden_states = encoding.hidden_states if keep_hidden_states else ()
         if self.projection is not None:
             hidden_states = tuple(self.projection(states) for states in hidden_states)
             if not hidden_states:
                 # DistributedDataParallel waits for the gradient of every parameter, be it 0.
                 start = start + 0 * (self.projection.weight.sum() + self.projection.bias.sum())
-        return Pass(SpanLogits(start, end), hidden_states, backend.kept)
+        return Pass(SpanLogits(start, end), layer_logits, hidden_states, backend.kept)
 
 
 def losses_of_step(
@@ -78,6 +83,7 @@ def losses_of_step(
     sub_models: list[SubModel],
     full_loss: FullLoss,
     sub_model_loss: SubModelLoss = "cross_entropy",
+    answer_loss: float = 0.0,
 ) -> Iterator[Tensor]:
     """The loss of each pass, summed over the batch's windows: the full model's, then each sub-model's.
 
@@ -91,12 +97,20 @@ def losses_of_step(
         sub_models: none for plain fine-tuning; a sub-model learns from the full model's detached logits alone.
         full_loss: of the full pass.
         sub_model_loss: as `distillation_loss`.
+        answer_loss: weight of the span head's loss on the states that enter each layer, in the mean over layers,
+            against the full model's own detached logits.
     """
-    full: Pass = model(labelled, backend, keep_hidden_states=backend.keep is not None)
+    keep = {"keep_hidden_states": backend.keep is not None, "keep_layer_logits": answer_loss > 0}
+    full: Pass = model(labelled, backend, **keep)
     packing = labelled.batch.packing
     said = SpanLogits(full.logits.start_logits.detach(), full.logits.end_logits.detach())
-    yield full_loss(full, labelled) / (1 + len(sub_models))
+    loss = full_loss(full, labelled)
+    if answer_loss:
+        of_layers = [distillation_loss(logits, said, packing, sub_model_loss) for logits in full.layer_logits]
+        loss = loss + answer_loss * torch.stack(of_layers).mean()
     del full
+    yield loss / (1 + len(sub_models))
+    del loss
     backend.kept.clear()
     backend = TrainingBackend(backend.hidden_dropout, backend.attention_dropout, padded=backend.padded)
     for sub_model in sub_models:

@@ -25,6 +25,25 @@ def test_sub_models_drop_within_the_bound_and_the_last_is_the_smallest(
     assert not found[-1].skip_layers
 
 
+@given(bounds=st.lists(st.floats(0, 0.9), min_size=1, max_size=12).filter(any), step=st.integers(0, 10**6))
+def test_each_layer_drops_within_its_own_bound(bounds: list[float], step: int) -> None:
+    *drawn, smallest = LengthDrop(2, tuple(bounds)).sub_models(len(bounds), 0, step)
+    before = 1.0
+    for bound, ratio in zip(bounds, smallest.schedule.length_config, strict=True):
+        assert ratio == pytest.approx(before * (1 - bound))
+        before = ratio
+    for sub_model in drawn:
+        before = 1.0
+        for bound, ratio in zip(bounds, sub_model.schedule.length_config, strict=True):
+            assert before * (1 - bound) - 1e-9 <= ratio <= before
+            before = ratio
+
+
+def test_bounds_for_another_number_of_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 ratio_bounds for 6 layers: give one, or one for each layer"):
+        LengthDrop(ratio_bound=(0.1, 0.2)).sub_models(6, 0, 0)
+
+
 def test_sub_models_change_with_step_and_seed() -> None:
     drop = LengthDrop()
     drawn = [drop.sub_models(6, seed, step)[0].schedule for seed in range(3) for step in range(3)]
@@ -43,6 +62,9 @@ def test_layer_dropout_leaves_out_about_its_part_of_the_layers() -> None:
         ({"num_sandwich": -1}, "num_sandwich must be at least 0, not -1"),
         ({"ratio_bound": 0.0}, "ratio_bound must be above 0 and below 1, not 0.0"),
         ({"ratio_bound": float("nan")}, "ratio_bound must be above 0 and below 1, not nan"),
+        ({"ratio_bound": (0.2, 1.0)}, "for each layer must be at least 0 and below 1, and one above 0"),
+        ({"ratio_bound": (0.0, 0.0)}, "for each layer must be at least 0 and below 1, and one above 0"),
+        ({"answer_loss": -1.0}, "answer_loss must be at least 0, not -1.0"),
         ({"layer_dropout": 1.0}, "layer_dropout must be at least 0 and below 1, not 1.0"),
         ({"scorers": ()}, "scorers is empty"),
         ({"scorers": ("best",)}, "unknown scorer 'best'"),

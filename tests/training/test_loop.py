@@ -24,7 +24,8 @@ from dtbert.training import (
     TrainingSet,
 )
 from dtbert.training.backend import TrainingBackend
-from dtbert.training.step import SpanModel
+from dtbert.training.loop import _label_loss
+from dtbert.training.step import SpanModel, losses_of_step
 from dtbert.weights import load_model, load_trainable
 from tests.training.conftest import TrainTiny, write_model
 
@@ -91,7 +92,7 @@ def make_trainer(model_folder: Path, questions: list[SquadQuestion], tmp_path: P
 @pytest.mark.parametrize(
     "options",
     [
-        {"length_drop": LengthDrop(2, 0.3, 0.4, ("received", "answer+question"))},
+        {"length_drop": LengthDrop(2, (0.3, 0.5), 0.4, ("received", "answer+question"), answer_loss=0.5)},
         {"distillation": Distillation("intermediate"), "teacher": True},
     ],
     ids=["length drop", "teacher with a projection"],
@@ -359,6 +360,30 @@ def test_distillation_gradient_is_that_of_the_formula(
         torch.testing.assert_close(
             got[name], value.grad, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_gradient_of_the_answer_loss_is_that_of_the_formula(make_trainer: Callable[..., Trainer]) -> None:
+    """In float64: what the head makes of the embeddings and of the first layer, against the full model's answer."""
+    trainer = make_trainer(length_drop=LengthDrop(0, answer_loss=0.25))
+    span_model = trainer._span_model.double()
+    indices, head = (0, 3, 5), trainer.model.span
+    labelled = trainer.data.collate(indices, torch.device("cpu"))
+    next(losses_of_step(span_model, labelled, TrainingBackend(), [], _label_loss, answer_loss=0.25)).backward()
+    got = {name: value.grad for name, value in span_model.named_parameters()}
+    span_model.zero_grad()
+
+    total = torch.zeros((), dtype=torch.float64)
+    for index in indices:
+        one = trainer.data.collate([index], torch.device("cpu"))
+        full = span_model(one, TrainingBackend(), keep_hidden_states=True)
+        for column, (values, label) in enumerate(zip(full.logits, (one.starts, one.ends), strict=True)):
+            total = total - values.log_softmax(0)[label[0]] / 2
+            for states in full.hidden_states[:2]:
+                said = states @ head.weight[column] + head.bias[column]
+                total = total - 0.25 * (values.detach().softmax(0) * said.log_softmax(0)).sum() / 4
+    total.backward()
+    for name, value in span_model.named_parameters():
+        torch.testing.assert_close(got[name], value.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_teacher_with_fewer_layers_is_refused(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
