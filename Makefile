@@ -16,7 +16,7 @@ answer: $(VENV)/.run
 	@$(BIN)/dtbert answer --question "$(QUESTION)" --context "$(CONTEXT)"
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -1,10 +1,8 @@
-"""Runs the tests of the Triton kernels in the interpreter, in processes of their own, two at a time."""
+"""Runs the tests of the Triton kernels in the interpreter, in processes of their own."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,25 +11,12 @@ FOLDER = Path(__file__).parent / "triton"
 FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 
 
-def run(file: str) -> subprocess.CompletedProcess[str]:
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_pass_interpreted(file: str) -> None:
     # Collected elsewhere, these files would be left out: their conftest.py reads the variable.
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", FOLDER / file]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=FOLDER.parents[2])
-
-
-@pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
-    # Of the files, those that were asked for: a run with -k need not wait for the others.
-    items = [item for item in request.session.items if item.path == request.path]
-    wanted = [item.callspec.params["file"] for item in items if hasattr(item, "callspec")]
-    with ThreadPoolExecutor(2) as pool:
-        yield {file: pool.submit(run, file) for file in wanted}
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_kernels_pass_interpreted(file: str, runs: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
-    result = runs[file].result()
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=FOLDER.parents[2])
     assert result.returncode == 0, result.stdout + result.stderr
 
 
