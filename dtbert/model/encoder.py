@@ -53,8 +53,11 @@ class Embeddings(nn.Module):
         return backend.embed_layer_norm(*ids, *tables, self.norm.weight, self.norm.bias, self.config.layer_norm_eps)
 
     def _check(self, batch: PackedBatch) -> None:
-        ids = torch.stack([batch.input_ids, batch.token_type_ids, batch.position_ids])
-        lowest, highest = torch.stack(ids.aminmax(dim=1)).tolist()
+        if batch.id_ranges is None:
+            ids = torch.stack([batch.input_ids, batch.token_type_ids, batch.position_ids])
+            lowest, highest = torch.stack(ids.aminmax(dim=1)).tolist()
+        else:
+            lowest, highest = batch.id_ranges
         limits = (
             ("input_ids", self.config.vocab_size, "the vocabulary", "use the tokenizer of this model"),
             ("token_type_ids", self.config.type_vocab_size, "type_vocab_size", "segments count from 0"),

@@ -37,12 +37,17 @@ class Packing:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """B sequences of token ids, packed: ``input_ids``, ``token_type_ids``, ``position_ids`` int64 ``[T]``."""
+    """B sequences of token ids, packed: ``input_ids``, ``token_type_ids``, ``position_ids`` int64 ``[T]``.
+
+    ``id_ranges`` are the lowest and the highest of each of the three, where the batch was made on the host; None:
+    whoever needs them must ask the device, and wait for it. A batch that is given other ids needs other ranges.
+    """
 
     input_ids: Tensor
     token_type_ids: Tensor
     position_ids: Tensor
     packing: Packing
+    id_ranges: tuple[list[int], list[int]] | None = None
 
     @classmethod
     def from_lists(
@@ -71,8 +76,15 @@ class PackedBatch:
             [segment for ids in token_type_ids for segment in ids],
             [position for length in lengths for position in range(length)],
         ]
-        tokens, segments, positions = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
-        return cls(tokens, segments, positions, Packing.stack([lengths], torch.device(device))[0])
+        return cls.from_rows(torch.tensor(rows, dtype=torch.int64), lengths, torch.device(device))
+
+    @classmethod
+    def from_rows(cls, rows: Tensor, seqlens: Sequence[int], device: torch.device) -> "PackedBatch":
+        """The batch of packed token, segment and position ids, int64 ``[3, T]`` on the host, in one transfer."""
+        lowest, highest = rows.aminmax(dim=1)
+        packing = Packing.stack([seqlens], device)[0]
+        tokens, segments, positions = rows.to(device, non_blocking=True)
+        return cls(tokens, segments, positions, packing, (lowest.tolist(), highest.tolist()))
 
     def keep(self, keep_indices: Tensor, packing: Packing) -> "PackedBatch":
         """The batch of the kept tokens alone, each with the position it had."""

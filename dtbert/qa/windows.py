@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dtbert.model import BertConfig, PackedBatch, Packing
+from dtbert.model import BertConfig, PackedBatch
 from dtbert.qa.tokenize import Tokens
 
 # [CLS] question [SEP] context [SEP]
@@ -162,10 +162,9 @@ def pack(
     positions = np.arange(len(input_ids)) - (ends - seqlens).repeat(seqlens)
     firsts = ends - segment_lengths[1::2]
     counts = segment_lengths[1::2] - 1
-    rows = torch.from_numpy(np.stack([input_ids, segments, positions])).to(device)
+    rows = torch.from_numpy(np.stack([input_ids, segments, positions]))
     where = torch.from_numpy(np.stack([firsts, counts])).to(device)
-    packing = Packing.stack([seqlens.tolist()], device)[0]
-    return PackedBatch(rows[0], rows[1], rows[2], packing), where[0], where[1]
+    return PackedBatch.from_rows(rows, seqlens.tolist(), device), where[0], where[1]
 
 
 def windows(example: Example, cls: int, sep: int) -> list[Window]:
