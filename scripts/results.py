@@ -3,6 +3,7 @@
     python scripts/results.py measure run/best docs/results.json squad=dev-v1.1.json.gz reddit=report-reddit.json
     python scripts/results.py baseline run/best docs/results.json squad=dev-v1.1.json.gz --limit 2000
     python scripts/results.py time run/best docs/results.json squad=dev-v1.1.json.gz --threads 1
+    python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000
     python scripts/results.py show docs/results.json --plot docs/results.png
 
 Each row is `dtbert evaluate` with a budget; rows that the JSON file has already are not measured again, so an
@@ -23,9 +24,11 @@ import torch
 from dtbert.cli.evaluate import cost, spread
 from dtbert.cli.output import write_whole
 from dtbert.model import LengthSchedule
+from dtbert.model.encoder import parameters_of
 from dtbert.qa import QuestionAnswerer
 from dtbert.search import QuestionEvaluator, constant_ratio
 from dtbert.squad import SquadQuestion, evaluate, read_squad
+from dtbert.training import TrainingSet
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
 _TIMED = 64
@@ -79,6 +82,31 @@ def cheapest_match(answerer: QuestionAnswerer, questions: list[SquadQuestion], l
     return constant_ratio(high, like.num_layers, like.scorers[0], like.keep_question)
 
 
+@torch.no_grad()
+def survival(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedule: LengthSchedule) -> Row:
+    """The part of the windows with an answer in which its first and its last token are left after each layer."""
+    model = answerer.model
+    backend = model.backend
+    data = TrainingSet.from_questions(questions, answerer.tokenizer, model.config)
+    with_answer = [index for index, label in enumerate(data.labels) if label[1] > 0]
+    left = torch.zeros(model.config.num_hidden_layers)
+    for begin in range(0, len(with_answer), 16):
+        labelled = data.collate(with_answer[begin : begin + 16], model.device)
+        batch = labelled.batch
+        kept = model.encoder(
+            batch,
+            schedule,
+            backend=backend,
+            span_head=lambda states: backend.linear(states, *parameters_of(model.span)),
+        ).kept
+        firsts = batch.packing.cu_seqlens[:-1]
+        for layer, rows in enumerate(kept):
+            there = torch.zeros(batch.packing.num_tokens)
+            there[slice(None) if rows is None else rows] = 1
+            left[layer] += (there[firsts + labelled.starts] * there[firsts + labelled.ends]).sum()
+    return {"windows": len(with_answer), "left": [round(value, 3) for value in (left / len(with_answer)).tolist()]}
+
+
 def time_schedules(answerer: QuestionAnswerer, questions: list[SquadQuestion], budgets: list[float]) -> list[Row]:
     """Seconds a question, all budgets in turns, and the part of the executed MACs saved that is time saved."""
     pairs = [(one.question, one.context) for one in spread(questions, _TIMED)]
@@ -118,6 +146,12 @@ def run(arguments: argparse.Namespace) -> None:
             rows += [about | row for row in time_schedules(answerer, questions, arguments.budgets)]
             save(arguments.json, rows)
             continue
+        if arguments.what == "survival":
+            for budget, schedule in chosen(answerer, arguments.budgets):
+                if schedule is not None:
+                    rows.append(about | {"budget": budget} | survival(answerer, questions, schedule))
+            save(arguments.json, rows)
+            continue
         for budget, schedule in chosen(answerer, arguments.budgets):
             runs = {arguments.what: schedule}
             if arguments.what == "baseline":
@@ -140,6 +174,7 @@ def show(arguments: argparse.Namespace) -> None:
         ("measure", ("questions", "budget", "f1", "exact_match", "executed", "published", "padded")),
         ("searched", ("questions", "count", "budget", "f1", "executed")),
         ("constant", ("questions", "count", "budget", "f1", "executed")),
+        ("survival", ("questions", "budget", "windows", "left")),
         ("time", ("threads", "dtype", "budget", "executed", "time", "time_per_macs_saved", "questions_per_second")),
     ):
         picked = [row for row in rows if row["what"] == what]
@@ -177,7 +212,7 @@ def draw(rows: list[Row], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="what", required=True)
-    for name in ("measure", "baseline", "time"):
+    for name in ("measure", "baseline", "survival", "time"):
         one = actions.add_parser(name)
         one.add_argument("model")
         one.add_argument("json", type=Path)
