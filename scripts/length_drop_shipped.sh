@@ -32,4 +32,4 @@ length_drop --model "$out/2/last" --out "$out/3" --epochs 0.275 --learning-rate 
     --batch-tokens 4096 --ratio-bound 0.15,0.35,0.5,0.4,0.3,0.2 --scorers $mostly_answer --answer-loss 0.3
 length_drop --model "$out/3/last" --out "$out/4" --epochs 0.35 --learning-rate 5e-5 --warmup 0.04 --seed 3 \
     --batch-tokens 4096 --ratio-bound 0.05,0.2,0.6,0.5,0.3,0.2 --scorers $mostly_answer --answer-loss 1.5
-finish "$out/4/last" --trials 89 --scorers received,answer --keep-question yes
+finish "$out/4/last" --trials 96 --scorers received,answer --keep-question yes
