@@ -1,5 +1,5 @@
-# Sourced by the scripts that train on a CPU: `train`, `split` and `search` with what they share.
-# They set data, splits, out and processes first.
+# Sourced by the scripts that train on a CPU: `split`, `train` and `finish`, and the environment that they share.
+# Whoever sources it sets data, splits, out and processes.
 python=${PYTHON:-python}
 scripts=$(dirname "${BASH_SOURCE[0]}")
 
