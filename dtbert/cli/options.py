@@ -23,7 +23,7 @@ schedules:
     {"kind": "ratios", "length_config": [1, 1, 0.9, 0.6, 0.4, 0.2]}
   NAME, the scorer that chooses the tokens, is one of received,
   received_off_diagonal, received_max, cls, from_question, value_norm, answer,
-  random; or a list of them with one per layer.
+  overlap, answer_overlap, random; or a list of them with one per layer.
 """
 
 _NUMBERS = re.compile(r"[\d.,\s+\-eE]*")

@@ -41,7 +41,7 @@ examples:
 """
 
 _BASELINE = (0.95, 0.88, 0.8)
-_SCORERS = "received,cls,from_question,value_norm,answer"
+_SCORERS = "received,cls,from_question,value_norm,answer,answer_overlap"
 _KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
 
 

@@ -2,6 +2,7 @@
 
 from dtbert.model.config import BertConfig
 from dtbert.model.encoder import BertEncoder, EncoderOutput
+from dtbert.model.overlap import question_overlap
 from dtbert.model.packing import PackedBatch, Packing, pack_padded, unpack
 from dtbert.model.question_answering import BertForQuestionAnswering, SpanLogits
 from dtbert.model.schedule import LengthSchedule, Macs
@@ -21,6 +22,7 @@ __all__ = [
     "SpanLogits",
     "available_scorers",
     "pack_padded",
+    "question_overlap",
     "register_scorer",
     "unpack",
 ]

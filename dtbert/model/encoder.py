@@ -1,6 +1,7 @@
 """The network: embeddings, layers that may drop tokens, and the encoder that restores them."""
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 
 from dtbert.kernels import Backend, BackendName, choose_backend, cpu, get_backend, reference
 from dtbert.model.config import BertConfig
+from dtbert.model.overlap import question_overlap
 from dtbert.model.packing import PackedBatch, Packing, pack_padded, unpack
 from dtbert.model.schedule import LengthSchedule
-from dtbert.model.scorers import SCORES_WITH_CONTEXT, LayerView, score_tokens
+from dtbert.model.scorers import SCORES_BY_OVERLAP, SCORES_WITH_CONTEXT, LayerView, score_tokens
 
 SpanHead = Callable[[Tensor], Tensor]
 
@@ -201,6 +203,8 @@ class Encoder(nn.Module):
         skip_layers: Collection[int] = (),
     ) -> PackedEncoding:
         original, targets = batch, self._targets(batch.packing, schedule)
+        if schedule is not None and not SCORES_BY_OVERLAP.isdisjoint(schedule.scorers):
+            batch = replace(batch, overlap=question_overlap(batch))
         states = self.embeddings(batch, backend)
         inputs: list[tuple[Tensor, Tensor]] = []  # what entered each dropping layer, and the rows that left it
         rows, kept = None, []

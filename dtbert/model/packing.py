@@ -41,6 +41,7 @@ class PackedBatch:
 
     ``id_ranges`` are the lowest and the highest of each of the three, where the batch was made on the host; None:
     whoever needs them must ask the device, and wait for it. A batch that is given other ids needs other ranges.
+    ``overlap`` is float32 ``[T]``, `question_overlap` of the whole text, where a scorer asks for it.
     """
 
     input_ids: Tensor
@@ -48,6 +49,7 @@ class PackedBatch:
     position_ids: Tensor
     packing: Packing
     id_ranges: tuple[list[int], list[int]] | None = None
+    overlap: Tensor | None = None
 
     @classmethod
     def from_lists(
@@ -94,6 +96,7 @@ class PackedBatch:
             token_type_ids=self.token_type_ids[keep_indices],
             position_ids=self.position_ids[keep_indices],
             packing=packing,
+            overlap=None if self.overlap is None else self.overlap[keep_indices],
         )
 
 

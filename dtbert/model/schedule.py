@@ -142,7 +142,8 @@ class LengthSchedule:
             config: the model's sizes.
             sequence_length: tokens that enter the first layer.
             question_length: tokens of segment 0, which the score ``from_question`` alone costs; by default it is
-                counted as if every token were one. What a registered scorer computes is not counted.
+                counted as if every token were one. ``overlap`` multiplies nothing, and what a registered scorer
+                computes is not counted.
 
         Raises:
             ValueError: the schedule does not fit the config, or a length below 1.
@@ -167,8 +168,10 @@ class LengthSchedule:
                     executed += before * d
                 elif name == "from_question":
                     executed += min(before, question_length or before) * before * d
-                elif name in ("answer", "value_norm"):
-                    executed += (2 if name == "answer" else 1) * before * d
+                elif name in ("answer", "answer_overlap"):
+                    executed += 2 * before * d
+                elif name == "value_norm":
+                    executed += before * d
             before = kept
         return Macs(published, executed)
 

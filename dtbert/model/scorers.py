@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 
 from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend
+from dtbert.model.overlap import question_overlap
 from dtbert.model.packing import PackedBatch
 
 # These need every query of the layer, so they come with the context, in one pass of the kernel.
 SCORES_WITH_CONTEXT: frozenset[AttentionScore] = frozenset(
     ("received", "received_off_diagonal", "received_max", "value_norm")
 )
+
+# These read `PackedBatch.overlap`, which is of the whole text: computed once, before the first layer.
+SCORES_BY_OVERLAP = frozenset(("overlap", "answer_overlap"))
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,28 @@ class LayerView:
             raise ValueError("this scorer reads the span head, which a bare encoder does not have")
         return self.span_head(self.hidden_states)
 
+    def question_overlap(self) -> Tensor:
+        """How many words of the question stand near each token, float32 ``[T]``: `dtbert.model.question_overlap`.
+
+        Of the whole text where the schedule has a scorer that reads it, else of the tokens that are still there.
+        """
+        return question_overlap(self.batch) if self.batch.overlap is None else self.batch.overlap
+
 
 Scorer = Callable[[LayerView], Tensor]
 
 
 def _answer(view: LayerView) -> Tensor:
     return view.span_logits().float().amax(1)
+
+
+def _overlap(view: LayerView) -> Tensor:
+    return view.question_overlap()
+
+
+def _answer_overlap(view: LayerView) -> Tensor:
+    # As log-probabilities add up: what the state looks like, and where one would look for it.
+    return _answer(view) + 2 * (view.question_overlap() + 0.1).log()
 
 
 def _random(seed: int) -> Scorer:
@@ -93,7 +113,12 @@ def _random(seed: int) -> Scorer:
     return score
 
 
-_SCORERS: dict[str, Scorer] = {"answer": _answer, "random": _random(0)}
+_SCORERS: dict[str, Scorer] = {
+    "answer": _answer,
+    "overlap": _overlap,
+    "answer_overlap": _answer_overlap,
+    "random": _random(0),
+}
 BUILT_IN_SCORERS: tuple[str, ...] = (*ATTENTION_SCORES, *_SCORERS)
 
 

@@ -104,8 +104,27 @@ def test_half_precision_error_is_at_most_twice_transformers_own(
 # The oracle of token dropping: transformers' own modules, one sequence at a time, scores from the definitions.
 
 
+def oracle_overlap(ids: list[int], segments: list[int]) -> list[float]:
+    """Whole multiples of 2 ** -25: sums of them are exact, so that equals are equal."""
+    question = {word for word, segment in list(zip(ids, segments, strict=True))[1 : segments.count(0) - 1]}
+    text = [(place, word) for place, (word, segment) in enumerate(zip(ids, segments, strict=True)) if segment]
+    near = [0] * len(ids)
+    for word in question:
+        places = [place for place, other in text if other == word]
+        for place in places:
+            for token in range(max(0, place - 31), min(len(ids), place + 32)):
+                near[token] += (32 - abs(token - place)) * (2**20 // len(places))
+    return [value / 2**25 for value in near]
+
+
 def oracle_scores(
-    name: str, probabilities: Tensor, value: Tensor, states: Tensor, segments: Tensor, head: torch.nn.Module
+    name: str,
+    probabilities: Tensor,
+    value: Tensor,
+    states: Tensor,
+    segments: Tensor,
+    head: torch.nn.Module,
+    overlap: Tensor,
 ) -> Tensor:
     p = probabilities.double().numpy()  # [N, n, n]
     if name == "received":
@@ -122,6 +141,10 @@ def oracle_scores(
         score = (p.sum(1) * np.linalg.norm(value.double().numpy(), axis=-1)).sum(0)
     elif name == "answer":
         score = head(states).double().numpy().max(1)
+    elif name == "overlap":
+        score = overlap.numpy()
+    elif name == "answer_overlap":
+        score = head(states).double().numpy().max(1) + 2 * np.log(overlap.numpy() + 0.1)
     else:
         raise AssertionError(name)
     return torch.from_numpy(np.asarray(score))
@@ -134,20 +157,24 @@ def oracle(
     states = peer.bert.embeddings(input_ids=ids[None], token_type_ids=segments[None])[0]
     final, rows, kept, gap = states.clone(), torch.arange(len(ids)), [], float("inf")
     lengths = schedule.lengths(len(ids))
+    overlap = torch.tensor(oracle_overlap(ids.tolist(), segments.tolist()), dtype=torch.float64)
     for layer, count, scorer in zip(peer.bert.encoder.layer, lengths, schedule.scorers, strict=True):
         context, probabilities = layer.attention.self(states[None])
         context, probabilities, keep = context[0], probabilities[0], torch.arange(len(rows))
         if count < len(rows):
             value = layer.attention.self.value(states).unflatten(1, (peer.config.num_attention_heads, -1))
             now = segments[rows]
-            score = oracle_scores(scorer, probabilities, value.transpose(0, 1), states, now, peer.qa_outputs)
+            about = value.transpose(0, 1), states, now, peer.qa_outputs, overlap[rows]
+            score = oracle_scores(scorer, probabilities, *about)
             if schedule.keep_question:
                 score[now == 0] = torch.inf
             if schedule.keep_cls:
                 score[0] = torch.inf
             ranked = sorted(range(len(rows)), key=lambda i, score=score: (-score[i].item(), i))
             last, first_out = score[ranked[count - 1]].item(), score[ranked[count]].item()
-            gap = min(gap, float("inf") if last == torch.inf else (last - first_out) / max(1.0, abs(last)))
+            # Overlaps are exact, and equals go by their place.
+            exact = last == torch.inf or (scorer == "overlap" and last == first_out)
+            gap = min(gap, float("inf") if exact else (last - first_out) / max(1.0, abs(last)))
             keep = torch.tensor(sorted(ranked[:count]))
         final[rows] = states
         rows, states = rows[keep], layer.attention.output(context[keep], states[keep])
@@ -203,5 +230,5 @@ def test_every_built_in_scorer_is_tested() -> None:
     assert set(BUILT_IN_SCORERS) <= set(available_scorers())
     assert set(BUILT_IN_SCORERS) == {
         *("received", "received_off_diagonal", "received_max", "cls", "from_question", "value_norm"),
-        *("answer", "random"),
+        *("answer", "overlap", "answer_overlap", "random"),
     }
