@@ -24,7 +24,6 @@ import torch
 from dtbert.cli.evaluate import cost, spread
 from dtbert.cli.output import write_whole
 from dtbert.model import LengthSchedule
-from dtbert.model.encoder import parameters_of
 from dtbert.qa import QuestionAnswerer
 from dtbert.search import QuestionEvaluator, constant_ratio
 from dtbert.squad import SquadQuestion, evaluate, read_squad
@@ -97,7 +96,7 @@ def survival(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedul
             batch,
             schedule,
             backend=backend,
-            span_head=lambda states: backend.linear(states, *parameters_of(model.span)),
+            span_head=model.span_head(backend),
         ).kept
         firsts = batch.packing.cu_seqlens[:-1]
         for layer, rows in enumerate(kept):

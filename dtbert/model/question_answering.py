@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from dtbert.kernels import BackendName
+from dtbert.kernels import Backend, BackendName
 from dtbert.model.config import BertConfig
-from dtbert.model.encoder import Bert, Linear, parameters_of
+from dtbert.model.encoder import Bert, Linear, SpanHead, parameters_of
 from dtbert.model.packing import PackedBatch, unpack
 from dtbert.model.schedule import LengthSchedule
 
@@ -55,10 +55,11 @@ class BertForQuestionAnswering(Bert):
     def forward_packed(self, batch: PackedBatch, schedule: LengthSchedule | None = None) -> SpanLogits:
         """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned."""
         backend = self.backend
-
-        def span_head(states: Tensor) -> Tensor:
-            return backend.linear(states, *parameters_of(self.span))
-
+        span_head = self.span_head(backend)
         encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head)
         start, end = span_head(encoding.states).unbind(1)
         return SpanLogits(start, end)
+
+    def span_head(self, backend: Backend) -> SpanHead:
+        """The last step by ``backend``: of states ``[T, H]``, start and end logits side by side, ``[T, 2]``."""
+        return lambda states: backend.linear(states, *parameters_of(self.span))

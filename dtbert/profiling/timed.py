@@ -204,10 +204,7 @@ def watched_forward(
 ) -> SpanLogits:
     """`BertForQuestionAnswering.forward_packed` under a watch; call it in inference mode."""
     backend = TimedBackend(model, watch)
-
-    def span_head(states: Tensor) -> Tensor:
-        return backend.linear(states, model.span.weight, model.span.bias)
-
+    span_head = model.span_head(backend)
     with backend.watching(model.encoder.layers):
         encoding = model.encoder(batch, schedule, backend=backend, span_head=span_head)
     return SpanLogits(*span_head(encoding.states).unbind(1))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from dtbert.model import BertForQuestionAnswering
-from dtbert.model.encoder import parameters_of
 from dtbert.model.question_answering import SpanLogits
 from dtbert.training.backend import AttentionPieces, TrainingBackend
 from dtbert.training.data import LabelledBatch
@@ -53,9 +52,7 @@ class SpanModel(nn.Module):
         keep_hidden_states: bool = False,
         keep_layer_logits: bool = False,
     ) -> Pass:
-        def span_head(states: Tensor) -> Tensor:
-            return backend.linear(states, *parameters_of(self.model.span))
-
+        span_head = self.model.span_head(backend)
         encoding = self.model.encoder(
             labelled.batch,
             None if sub_model is None else sub_model.schedule,

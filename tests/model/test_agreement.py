@@ -217,8 +217,7 @@ def test_dropping_agrees_with_an_oracle_of_transformers_modules(
     got = model.forward_packed(batch, schedule)
     logits = torch.cat([logits for logits, _, _ in wanted])
     torch.testing.assert_close(torch.stack(got, 1), logits, atol=AGREEMENT, rtol=AGREEMENT)
-    head = lambda states: model.backend.linear(states, model.span.weight, model.span.bias)  # noqa: E731
-    encoding = model.encoder(batch, schedule, backend=model.backend, span_head=head)
+    encoding = model.encoder(batch, schedule, backend=model.backend, span_head=model.span_head(model.backend))
     starts = batch.packing.cu_seqlens.tolist()
     for layer, rows in enumerate(encoding.kept):
         expected = torch.cat([kept[layer] + start for (_, kept, _), start in zip(wanted, starts, strict=False)])
