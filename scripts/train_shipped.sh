@@ -25,8 +25,9 @@ start=$("$python" -c 'import importlib.util as u; print(u.find_spec("gt_all_mini
 dev=(--dev "$splits/choose-new-wiki.json" --eval-limit 500)
 split
 train --model "$start" --out "$out/plain" --epochs 2 --learning-rate 5e-5 "${dev[@]}"
-train --model "$out/plain/best" --out "$out/length-drop" --epochs 2 --learning-rate 5e-5 "${dev[@]}" \
-    --length-drop --num-sandwich 1 --ratio-bound 0.15,0.35,0.5,0.4,0.3,0.2 --answer-loss 0.3 \
-    --scorers answer+question,answer+question,answer+question,answer+question,received --attention-dropout 0 \
-    --eval-schedule '{"kind": "ratios", "length_config": [0.95, 0.75, 0.45, 0.25, 0.2, 0.14], "scorer": "answer", "keep_question": true}'
-finish "$out/length-drop/best" --trials 300
+train --model "$out/plain/best" --out "$out/length-drop" --epochs 1 --learning-rate 5e-5 "${dev[@]}" \
+    --length-drop --num-sandwich 1 --ratio-bound 0.5,0.2,0.25,0.4,0.35,0.25 --answer-loss 1 \
+    --scorers answer_overlap+question --attention-dropout 0 \
+    --eval-schedule '{"kind": "ratios", "length_config": [0.7, 0.6, 0.55, 0.5, 0.35, 0.25], "scorer": "answer_overlap", "keep_question": true}' \
+    --eval-schedule '{"kind": "ratios", "length_config": [0.45, 0.4, 0.35, 0.3, 0.25, 0.2], "scorer": "answer_overlap", "keep_question": true}'
+finish "$out/length-drop/best" --trials 300 --scorers received,answer,answer_overlap

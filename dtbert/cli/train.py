@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.cli.evaluate import spread
-from dtbert.cli.options import SCHEDULE_HELP, parse_schedule, positive
+from dtbert.cli.options import SCHEDULE_HELP, describe_schedule, parse_schedule, positive
 from dtbert.cli.output import print_json
 from dtbert.cli.processes import agree, joined
 
@@ -244,7 +244,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     options = _options(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    schedules = {spec: parse_schedule(spec) for spec in arguments.eval_schedule or []}
+    schedules = {describe_schedule(one): one for one in map(parse_schedule, arguments.eval_schedule or [])}
     questions, misplaced = _read(arguments.train, None if arguments.strict else [])
     dev, _ = _read(arguments.dev or [], None)
     both = {one.id for one in questions} & {one.id for one in dev}

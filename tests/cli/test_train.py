@@ -44,14 +44,14 @@ def test_train_makes_models_that_the_other_commands_read(
     first = run(*command)
     assert first.status == 0, first.err
     assert "trained 2 steps; models in" in first.out
-    assert "f1 0.8,0.5" in first.out
+    assert "f1 0.8 0.5 received" in first.out
     assert "step 2: f1 " in first.err
     again = run(*command, "--json")
     assert again.status == 0
     record = json.loads(again.out)
     assert record == json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["step"] == 2
-    assert record["main"] == pytest.approx((record["f1"] + record["f1 0.8,0.5"]) / 2)
+    assert record["main"] == pytest.approx((record["f1"] + record["f1 0.8 0.5 received"]) / 2)
     evaluated = run("evaluate", dev, "--model", out / "best", "--json")
     assert json.loads(evaluated.out)["f1"] == pytest.approx(record["f1"])
     other = run(*command, "--seed", 1)
