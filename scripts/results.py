@@ -2,6 +2,7 @@
 
     python scripts/results.py measure run/best docs/results.json squad=dev-v1.1.json.gz reddit=report-reddit.json
     python scripts/results.py baseline run/best docs/results.json squad=dev-v1.1.json.gz --limit 2000
+    python scripts/results.py scorers run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000 --budgets 0.5
     python scripts/results.py time run/best docs/results.json squad=dev-v1.1.json.gz --threads 1
     python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000
     python scripts/results.py show docs/results.json --plot docs/results.png
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 
 from dtbert.cli.evaluate import cost, spread
+from dtbert.cli.options import describe_schedule
 from dtbert.cli.output import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
@@ -30,6 +32,16 @@ from dtbert.squad import SquadQuestion, evaluate, read_squad
 from dtbert.training import TrainingSet
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
+# By which the same constant ratio loses tokens, and whether the question is kept.
+SCORERS = {
+    "received": False,
+    "cls": False,
+    "from_question": False,
+    "answer": True,
+    "overlap": True,
+    "answer_overlap": True,
+    "random": True,
+}
 _TIMED = 64
 _ROUNDS = 7
 
@@ -68,17 +80,36 @@ def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[f
         yield budget, None if budget == 1 else answerer.front.within(budget).schedule
 
 
-def cheapest_match(answerer: QuestionAnswerer, questions: list[SquadQuestion], like: LengthSchedule) -> LengthSchedule:
-    """The constant ratio, with the same scorer and options, that costs as much as a schedule."""
-    # Tokenized once, for the schedules that are tried differ in their lengths alone.
-    sample = QuestionEvaluator(answerer, questions[:: max(1, len(questions) // 200)])
-    goal = sample.macs(like).executed
+def constant(sample: QuestionEvaluator, goal: float, scorer: str, keep_question: bool) -> LengthSchedule:
+    """The constant ratio that executes as many MACs a question."""
+    num_layers = sample.answerer.config.num_hidden_layers
     low, high = 0.05, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        made = constant_ratio(middle, like.num_layers, like.scorers[0], like.keep_question)
+        made = constant_ratio(middle, num_layers, scorer, keep_question)
         low, high = (middle, high) if sample.macs(made).executed < goal else (low, middle)
-    return constant_ratio(high, like.num_layers, like.scorers[0], like.keep_question)
+    return constant_ratio(high, num_layers, scorer, keep_question)
+
+
+def competitors(
+    what: str, answerer: QuestionAnswerer, questions: list[SquadQuestion], budgets: list[float]
+) -> Iterator[tuple[str, float, LengthSchedule | None]]:
+    """What is measured: the action's name for it, the budget and the schedule."""
+    # Tokenized once, for the schedules that are tried differ in their lengths alone.
+    sample = QuestionEvaluator(answerer, questions[:: max(1, len(questions) // 200)])
+    if what == "scorers":
+        for budget in budgets:
+            goal = budget * sample.macs(None).executed
+            for scorer, keep_question in SCORERS.items():
+                yield what, budget, constant(sample, goal, scorer, keep_question)
+        return
+    for budget, schedule in chosen(answerer, budgets):
+        if what == "measure":
+            yield what, budget, schedule
+        elif schedule is not None:
+            yield "searched", budget, schedule
+            like = sample.macs(schedule).executed, schedule.scorers[0], schedule.keep_question
+            yield "constant", budget, constant(sample, *like)
 
 
 @torch.no_grad()
@@ -133,7 +164,7 @@ def time_schedules(answerer: QuestionAnswerer, questions: list[SquadQuestion], b
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     answerer = QuestionAnswerer.load(arguments.model, dtype=getattr(torch, arguments.dtype))
-    if answerer.front is None:
+    if answerer.front is None and arguments.what != "scorers":
         sys.exit(f"{arguments.model} has no schedules.json: make one with `dtbert search`")
     rows = load(arguments.json)
     for name, _, path in (given.partition("=") for given in arguments.questions):
@@ -151,20 +182,13 @@ def run(arguments: argparse.Namespace) -> None:
                     rows.append(about | {"budget": budget} | survival(answerer, questions, schedule))
             save(arguments.json, rows)
             continue
-        for budget, schedule in chosen(answerer, arguments.budgets):
-            runs = {arguments.what: schedule}
-            if arguments.what == "baseline":
-                if schedule is None:
-                    continue
-                runs = {"searched": schedule, "constant": cheapest_match(answerer, questions, schedule)}
-            for what, one in runs.items():
-                row = about | {"what": what, "budget": budget}
-                if any(row.items() <= old.items() for old in rows):
-                    continue
-                row |= {"schedule": None if one is None else one.to_dict(), **measured(answerer, questions, one)}
-                rows.append(row)
-                save(arguments.json, rows)
-                print({**row, "schedule": None if one is None else one.length_config}, flush=True)
+        for what, budget, schedule in competitors(arguments.what, answerer, questions, arguments.budgets):
+            row = about | {"what": what, "budget": budget, "schedule": None if schedule is None else schedule.to_dict()}
+            if any(row.items() <= old.items() for old in rows):
+                continue
+            rows.append(row | measured(answerer, questions, schedule))
+            save(arguments.json, rows)
+            print({**rows[-1], "schedule": describe_schedule(schedule)}, flush=True)
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -173,10 +197,11 @@ def show(arguments: argparse.Namespace) -> None:
         ("measure", ("questions", "budget", "f1", "exact_match", "executed", "published", "padded")),
         ("searched", ("questions", "count", "budget", "f1", "executed")),
         ("constant", ("questions", "count", "budget", "f1", "executed")),
+        ("scorers", ("questions", "count", "budget", "scorer", "f1", "executed")),
         ("survival", ("questions", "budget", "windows", "left")),
         ("time", ("threads", "dtype", "budget", "executed", "time", "time_per_macs_saved", "questions_per_second")),
     ):
-        picked = [row for row in rows if row["what"] == what]
+        picked = [{**(row.get("schedule") or {}), **row} for row in rows if row["what"] == what]
         if picked:
             print(f"\n{what}\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
             for row in picked:
@@ -211,7 +236,7 @@ def draw(rows: list[Row], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="what", required=True)
-    for name in ("measure", "baseline", "survival", "time"):
+    for name in ("measure", "baseline", "scorers", "survival", "time"):
         one = actions.add_parser(name)
         one.add_argument("model")
         one.add_argument("json", type=Path)
