@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sampler", choices=("nsga2", "tpe"), default="tpe", help="Bayesian (tpe, default), or evolution"
     )
-    group.add_argument("--scorers", default=_SCORERS, metavar="A,B", help=f"to choose from (default: {_SCORERS})")
+    group.add_argument("--scorers", default=_SCORERS, metavar="A,B", help=f"(default: {_SCORERS.replace(',', ', ')})")
     group.add_argument(
         "--keep-question", choices=("yes", "no", "both"), default="both", help="keep the question first (default: both)"
     )

@@ -24,8 +24,8 @@ class LengthDrop(NamedTuple):
             or one in [0, 1) for each, not all 0.
         layer_dropout: probability with which a random sub-model leaves a layer out, in [0, 1).
         scorers: a sub-model's tokens are chosen by one of these; ``+question`` after a name keeps the question first.
-        answer_loss: weight with which the span head learns to read the states that enter each layer, as the scorer
-            ``answer`` does, from the full model's own logits; 0: it learns the last layer's alone.
+        answer_loss: weight with which the span head learns to read the states that enter each layer, as the scorers
+            ``answer`` and ``answer_overlap`` do, from the full model's own logits; 0: it learns the last layer's alone.
 
     The full model never loses a layer. Lengths are parts of each sequence's own length.
     """
