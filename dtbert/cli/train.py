@@ -115,7 +115,7 @@ def _add_length_drop(group: Any) -> None:
         "--answer-loss",
         type=float,
         metavar="X",
-        help="weight of teaching the span head to read every layer's states, as the scorers answer and answer_overlap do (0)",
+        help="teach the span head to read every layer's states, with this weight, for answer and answer_overlap (0)",
     )
     group.add_argument(
         "--sub-model-loss",
