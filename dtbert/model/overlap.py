@@ -1,6 +1,7 @@
 """Where a text speaks of what is asked: known from the words alone, before any layer has read them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dtbert.model.packing import PackedBatch
@@ -26,9 +27,8 @@ def question_overlap(batch: PackedBatch) -> Tensor:
     lengths = batch.packing.cu_seqlens.diff().long()
     sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=len(positions))
     words = sequence * _APART + batch.input_ids
-    goes_on = torch.zeros_like(in_question)
-    goes_on[:-1] = in_question[1:] & (sequence[1:] == sequence[:-1])
-    asks = in_question & goes_on & (positions > 0)
+    neighbours = in_question[1:] & in_question[:-1] & (sequence[1:] == sequence[:-1])
+    asks = F.pad(neighbours, (1, 0)) & F.pad(neighbours, (0, 1))  # all of the question but its ends
     share = _UNIT // _count(words, ~in_question).clamp(min=1)
     share = share.where(~in_question & (_count(words, asks) > 0), 0)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtbert.kernels import cpu
-from dtbert.model import LengthSchedule, PackedBatch, question_overlap
+from dtbert.model import LengthSchedule, PackedBatch, pack_padded, question_overlap
 from tests.model.test_agreement import oracle_overlap
 from tests.peer import make_config, make_dtbert, make_peer
 
@@ -63,6 +63,13 @@ def test_later_layers_go_by_the_whole_text() -> None:
     in_question = [row for row in first if segments[row] == 0]
     ranked = sorted((row for row in first if segments[row]), key=lambda row: (-overlap[row].item(), row))
     assert kept[1].tolist() == sorted(in_question + ranked[: count - len(in_question)])
+
+
+def test_padding_on_the_left_changes_nothing() -> None:
+    ids, segments = with_special_tokens([5, 6], [1, 5, 1, 98, 1, 6, 1])
+    padded = [torch.tensor([[0] * 7 + row]) for row in (ids, [1] * len(ids), segments)]
+    batch, _ = pack_padded(*padded)
+    assert question_overlap(batch).tolist() == of_batch((ids, segments))
 
 
 def test_values_are_float32_on_the_batch_s_device() -> None:
