@@ -257,22 +257,26 @@ def _report_failures(search: "Search") -> None:
 def _table(search: "Search", front: "ScheduleFront") -> str:
     counts, savings = search.counts(), search.savings()
     saved = 1 - savings.answered / savings.without_rungs
+    timed = any(entry.latency for entry in front.schedules)
     return "\n".join(
         [
             f"trials      {counts.finished:,}: {counts.all_questions} answered all questions, "
             f"{counts.ended_early} ended early, {counts.failed} failed",
             f"questions   {savings.answered:,} answered instead of {savings.without_rungs:,}: {saved:.0%} saved",
             "",
-            "   MACs     F1   95% interval     EM   kept after each layer, scorer",
-            *(_row(entry) for entry in (*front.schedules, front.full_model)),
+            f"   MACs  {'  time ' if timed else ''}   F1   95% interval     EM   kept after each layer, scorer",
+            *(_row(entry, timed) for entry in (*front.schedules, front.full_model)),
         ]
     )
 
 
-def _row(entry: "MeasuredSchedule") -> str:
+def _row(entry: "MeasuredSchedule", timed: bool) -> str:
     low, high = entry.f1_interval
-    figures = f"  {entry.macs_fraction:5.3f}  {entry.f1:5.2f}  {low:5.1f} to {high:5.1f}  {entry.exact_match:5.2f}"
-    return f"{figures}   {describe_schedule(entry.schedule)}"
+    # Time is, as MACs are, a part of the full model's.
+    latency = entry.latency
+    time = f"{1 if latency is None else latency.seconds / latency.full_model_seconds:7.3f}" if timed else ""
+    scores = f"{entry.f1:5.2f}  {low:5.1f} to {high:5.1f}  {entry.exact_match:5.2f}"
+    return f"  {entry.macs_fraction:5.3f}{time}  {scores}   {describe_schedule(entry.schedule)}"
 
 
 def _range(text: str) -> tuple[float, float]:

@@ -80,7 +80,11 @@ def test_same_command_goes_on_and_json_says_what_was_done(run: Run, folder: Path
 
 
 def test_latency_can_be_the_objective(run: Run, folder: Path) -> None:
-    assert run(*SEARCH, "--objective", "latency", "--limit", 4, "--threads", 1, "--trials", 2).status == 0
+    done = run(*SEARCH, "--objective", "latency", "--limit", 4, "--threads", 1, "--trials", 2)
+    assert done.status == 0
+    header, *rows = done.out.split("\n\n")[1].splitlines()
+    assert header.split()[:3] == ["MACs", "time", "F1"]
+    assert rows[-1].split()[:2] == ["1.000", "1.000"]
     for entry in read_schedules("model/schedules.json").schedules:
         assert entry.latency is not None
         assert entry.latency.seconds > 0
