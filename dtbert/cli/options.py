@@ -166,5 +166,5 @@ def describe_schedule(schedule: "LengthSchedule | None") -> str:
         return "everything"
     scorer = schedule.scorer if isinstance(schedule.scorer, str) else ",".join(schedule.scorer)
     kept = [name for name in ("cls", "question") if getattr(schedule, f"keep_{name}")]
-    lengths = " ".join(f"{length:.3g}" for length in schedule.length_config)
+    lengths = " ".join(f"{length:g}" for length in schedule.length_config)
     return f"{lengths} {scorer}{''.join(f' +{name}' for name in kept)}"
