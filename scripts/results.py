@@ -95,6 +95,10 @@ def competitors(
     what: str, answerer: QuestionAnswerer, questions: list[SquadQuestion], budgets: list[float]
 ) -> Iterator[tuple[str, float, LengthSchedule | None]]:
     """What is measured: the action's name for it, the budget and the schedule."""
+    if what == "measure":
+        for budget, schedule in chosen(answerer, budgets):
+            yield what, budget, schedule
+        return
     # Tokenized once, for the schedules that are tried differ in their lengths alone.
     sample = QuestionEvaluator(answerer, questions[:: max(1, len(questions) // 200)])
     if what == "scorers":
@@ -104,9 +108,7 @@ def competitors(
                 yield what, budget, constant(sample, goal, scorer, keep_question)
         return
     for budget, schedule in chosen(answerer, budgets):
-        if what == "measure":
-            yield what, budget, schedule
-        elif schedule is not None:
+        if schedule is not None:
             yield "searched", budget, schedule
             like = sample.macs(schedule).executed, schedule.scorers[0], schedule.keep_question
             yield "constant", budget, constant(sample, *like)
