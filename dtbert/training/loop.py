@@ -81,7 +81,7 @@ class Trainer:
         self._plan = _plan(data, options)
         self._step, self._best = 0, -math.inf
         self._resume()
-        self._module: nn.Module = DistributedDataParallel(self._span_model) if self._world > 1 else self._span_model
+        self._module: nn.Module = self._span_model
 
     @property
     def num_steps(self) -> int:
@@ -108,6 +108,19 @@ class Trainer:
         """
         if self.step == self.num_steps and (self._folder is None or self._folder.has_model("last")):
             return False
+        if self.step < self.num_steps and self._world > 1:
+            self._module = DistributedDataParallel(self._span_model)
+        try:
+            self._take_steps(report)
+        finally:
+            # DistributedDataParallel must go before its process group does. Its destructor, were it the last to hold
+            # the group, would wait for gloo's thread under Python's lock, and the thread, now and then, for that lock.
+            self._module = self._span_model
+        if self._folder is not None:
+            self._folder.save_model("last", self.model, self._tokenizer_folder)
+        return True
+
+    def _take_steps(self, report: Callable[[dict[str, Any]], None] | None) -> None:
         while self.step < self.num_steps:
             start = time.perf_counter()
             record = self._take_step(*self._plan[self.step])
@@ -122,9 +135,6 @@ class Trainer:
                     self._save(self._folder)
             if report is not None:
                 report(record)
-        if self._folder is not None:
-            self._folder.save_model("last", self.model, self._tokenizer_folder)
-        return True
 
     def _is_due(self, every: int) -> bool:
         if every == 0:

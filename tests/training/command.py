@@ -1,5 +1,7 @@
 """`dtbert train` in a process of its own, which may kill itself: see `test_processes.py`."""
 
+import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -10,6 +12,7 @@ import torch
 
 # An optimizer imports it, which takes seconds: once here, for all processes.
 import torch._dynamo
+from torch.nn.parallel import DistributedDataParallel
 
 from dtbert.cli import main
 from dtbert.training import RunFolder
@@ -23,15 +26,31 @@ class Kill(NamedTuple):
 
 
 def run_train(arguments: list[str], log: Path, kill: Kill | None, environment: dict[str, str]) -> None:
-    """Run `dtbert train` with stderr and stdout in a file, and exit with its status."""
+    """Run `dtbert train` with stderr and stdout in a file, and exit with its status.
+
+    One that hangs writes where, and ends with status 1.
+    """
     torch.set_num_threads(1)
     os.environ.update(environment)
     sink = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(sink, stream.fileno())
+    faulthandler.dump_traceback_later(240, exit=True, file=sink)
+    _check_order_of_ends()
     if kill is not None:
         _arm(kill)
     sys.exit(main(["train", *arguments]))
+
+
+def _check_order_of_ends() -> None:
+    # A DistributedDataParallel that outlives its process group may deadlock in its destructor, but seldom does.
+    destroy = torch.distributed.destroy_process_group
+
+    def check_and_destroy() -> None:
+        assert not [one for one in gc.get_objects() if type(one) is DistributedDataParallel]
+        destroy()
+
+    torch.distributed.destroy_process_group = check_and_destroy
 
 
 def _arm(kill: Kill) -> None:

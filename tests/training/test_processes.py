@@ -3,13 +3,13 @@
 import json
 import multiprocessing
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore
 
 from tests.training.command import Kill, run_train
 from tests.training.conftest import write_model, write_questions
@@ -34,8 +34,7 @@ def start(arguments: list[str], log: Path, kill: Kill | None = None, **environme
 
 
 def status(process: Any) -> int:
-    process.join(timeout=300)
-    assert process.exitcode is not None
+    process.join()
     return int(process.exitcode)
 
 
@@ -44,9 +43,10 @@ def train(arguments: list[str], log: Path, kill: Kill | None = None) -> int:
 
 
 def train_together(count: int, arguments: list[str], log: Path) -> list[int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": "lo"}
+    # As torchrun's: it listens before they start, so that nobody else can take its port.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared |= {"WORLD_SIZE": str(count), "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
         start(arguments, log.with_name(f"{log.name}.{rank}"), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank in range(count)
