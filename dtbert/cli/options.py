@@ -84,25 +84,28 @@ def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
     return replace(parse_schedule(arguments.schedule), **changes)
 
 
-def parse_schedule(spec: str) -> "LengthSchedule":
-    """The schedule of a SPEC: see SCHEDULE_HELP."""
+def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
+    """The schedule of a SPEC, as SCHEDULE_HELP has it; errors name the option."""
     from dtbert.model import LengthSchedule
 
     if _NUMBERS.fullmatch(spec):
-        return _from_list(spec, LengthSchedule.absolute, LengthSchedule.ratios)
+        return _from_list(option, spec, LengthSchedule.absolute, LengthSchedule.ratios)
     inline = spec.lstrip().startswith("{")
     try:
         return LengthSchedule.from_json(spec if inline else Path(spec).read_text("utf-8"))
     except FileNotFoundError:
         raise ValueError(
-            f"--schedule {spec!r} is neither a list such as 1,1,0.9,0.6,0.4,0.2, nor JSON, nor a file"
+            f"{option} {spec!r} is neither a list such as 1,1,0.9,0.6,0.4,0.2, nor JSON, nor a file"
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{'--schedule' if inline else spec}: not a schedule in JSON ({error})") from error
+        raise ValueError(f"{option if inline else spec}: not a schedule in JSON ({error})") from error
 
 
 def _from_list(
-    spec: str, absolute: "Callable[[list[int]], LengthSchedule]", ratios: "Callable[[list[float]], LengthSchedule]"
+    option: str,
+    spec: str,
+    absolute: "Callable[[list[int]], LengthSchedule]",
+    ratios: "Callable[[list[float]], LengthSchedule]",
 ) -> "LengthSchedule":
     entries = [entry.strip() for entry in spec.split(",")]
     try:
@@ -111,7 +114,7 @@ def _from_list(
             return absolute([int(entry) for entry in entries])
         return ratios([_number(entry) for entry in entries])
     except ValueError as error:
-        raise ValueError(f"--schedule {spec!r}: {error}") from error
+        raise ValueError(f"{option} {spec!r}: {error}") from error
 
 
 def _number(entry: str) -> float:
@@ -166,5 +169,6 @@ def describe_schedule(schedule: "LengthSchedule | None") -> str:
         return "everything"
     scorer = schedule.scorer if isinstance(schedule.scorer, str) else ",".join(schedule.scorer)
     kept = [name for name in ("cls", "question") if getattr(schedule, f"keep_{name}")]
-    lengths = " ".join(f"{length:g}" for length in schedule.length_config)
+    lengths = " ".join(repr(length).removesuffix(".0") for length in schedule.length_config)
+    lengths += " tokens" if schedule.kind == "absolute" else ""
     return f"{lengths} {scorer}{''.join(f' +{name}' for name in kept)}"

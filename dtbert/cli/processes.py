@@ -21,7 +21,8 @@ def joined(device: str) -> Iterator[int]:
     the same error, and with one line where its error is its own.
 
     Raises:
-        ValueError: a CUDA device with a number, though each process has its own.
+        ValueError: a CUDA device with a number, though each process has its own; or fewer GPUs than processes.
+        OSError: in the first process, where another one has ended.
     """
     if "RANK" not in os.environ:
         yield 0
@@ -34,7 +35,10 @@ def joined(device: str) -> Iterator[int]:
     if device.startswith("cuda"):
         if device != "cuda":
             raise ValueError(f"--device {device}: under torchrun each process takes a GPU of its own: give cuda")
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise ValueError(f"--device cuda: process {local_rank} of this machine has no GPU, there are {gpus}")
+        torch.cuda.set_device(local_rank)
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
     rank = distributed.get_rank()
     try:
@@ -44,10 +48,15 @@ def joined(device: str) -> Iterator[int]:
             raise
         _leave_after_first()
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if rank == 0:
-            raise
         reason = str(error).strip().partition("\n")[0]
-        print(f"dtbert: process {rank} stops: {reason}", file=sys.stderr, flush=True)
+        if isinstance(error, distributed.DistError) or "gloo" in reason:
+            # Not this process's own: another one has gone. The first says so.
+            if rank == 0:
+                raise OSError(f"another process has ended ({reason}): the same command goes on") from error
+        elif rank == 0:
+            raise
+        else:
+            print(f"dtbert: process {rank} stops: {reason}", file=sys.stderr, flush=True)
         # Nothing of this process may wait for one that has gone.
         os._exit(2)
     else:

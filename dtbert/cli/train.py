@@ -62,8 +62,9 @@ _DEV: dict[str, Any] = {"eval_every": 0, "eval_limit": None, "eval_schedule": []
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="SOURCE", required=True, help="where to start: a hub id, a folder or a file")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
-    parser.add_argument("--train", metavar="FILE", nargs="+", required=True, help="questions, .json or .json.gz")
-    parser.add_argument("--dev", metavar="FILE", nargs="+", help="held-out questions, which decide what is best")
+    files: dict[str, Any] = {"metavar": "FILE", "nargs": "+", "action": "extend"}
+    parser.add_argument("--train", **files, required=True, help="questions, .json or .json.gz")
+    parser.add_argument("--dev", **files, help="held-out questions, which decide what is best")
     parser.add_argument("--out", metavar="OUT", required=True, help="the run's folder")
     _add_optimisation(parser.add_argument_group("optimisation"))
     _add_length_drop(parser.add_argument_group("length drop"))
@@ -244,9 +245,18 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     options = _options(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    schedules = {describe_schedule(one): one for one in map(parse_schedule, arguments.eval_schedule or [])}
+    schedules = {}
+    for spec in arguments.eval_schedule or []:
+        schedule = parse_schedule(spec, "--eval-schedule")
+        schedules[describe_schedule(schedule)] = schedule
     questions, misplaced = _read(arguments.train, None if arguments.strict else [])
-    dev, _ = _read(arguments.dev or [], None)
+    dev, dev_misplaced = _read(arguments.dev or [], None if arguments.strict else [])
+    for files, found, left_out in ((arguments.train, questions, misplaced), (arguments.dev, dev, dev_misplaced)):
+        if left_out and not found:
+            raise ValueError(
+                f"{', '.join(files)}: all {len(left_out)} questions have an answer that the context does not have at "
+                f"its place, such as {left_out[0]}"
+            )
     both = {one.id for one in questions} & {one.id for one in dev}
     if both:
         raise ValueError(f"{len(both)} questions are in --train and in --dev, such as {min(both)!r}: hold them out")
@@ -270,9 +280,15 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     folder = None
     if rank == 0:
         _warn("are left out: they have an answer that the context does not have at its place", misplaced)
+        _warn("of --dev are left out: they have an answer that the context does not have at its place", dev_misplaced)
         _warn("are left out: they cannot be trained on", data.unusable)
         _warn("of --dev count as wrong: they cannot be answered", held_out.unanswerable if held_out else [])
-        folder = RunFolder(Path(arguments.out), _identity(arguments, options, questions, dev))
+        run = _identity(arguments, options)
+        run |= {"train_sha256": _digest(questions), "dev_sha256": _digest(dev)}
+        run["eval_schedule"] = [schedule.to_dict() for schedule in schedules.values()]
+        run["model_sha256"] = _weights_digest(model)
+        run["teacher_sha256"] = None if teacher is None else _weights_digest(teacher.model)
+        folder = RunFolder(Path(arguments.out), run)
     return _Parts(model, data, options, folder, tokenizer_folder, held_out, teacher)
 
 
@@ -329,22 +345,27 @@ def _teacher(
     return Teacher(model, options.distillation, student)
 
 
-def _identity(
-    arguments: argparse.Namespace,
-    options: "TrainingOptions",
-    questions: "list[SquadQuestion]",
-    dev: "list[SquadQuestion]",
-) -> dict[str, Any]:
-    """What a run's folder is compared by: all that has a part in what the run makes."""
-    names = ("model", "revision", "teacher", "teacher_revision", "window", "stride", "eval_limit", "eval_schedule")
+def _identity(arguments: argparse.Namespace, options: "TrainingOptions") -> dict[str, Any]:
+    """What a run's folder is compared by: all options that have a part in what the run makes."""
+    names = ("model", "revision", "teacher", "teacher_revision", "window", "stride", "eval_limit")
     fields = {**{name: getattr(arguments, name) for name in names}, **options.to_dict()}
     # How often a run is saved changes nothing in what it makes.
     del fields["save_every"]
-    return {**fields, "train_sha256": _digest(questions), "dev_sha256": _digest(dev)}
+    return fields
 
 
 def _digest(questions: "list[SquadQuestion]") -> str:
     return hashlib.sha256(repr(questions).encode("utf-8")).hexdigest()
+
+
+def _weights_digest(model: "BertForQuestionAnswering") -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode("utf-8"))
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _train(trainer: "Trainer", arguments: argparse.Namespace, rank: int) -> bool:

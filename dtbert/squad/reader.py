@@ -59,7 +59,7 @@ def read_squad(path: str | PathLike[str], *, misplaced: list[str] | None = None)
         questions = list(_questions(_load(Path(path).read_bytes()), misplaced))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not questions:
+    if not questions and not misplaced:
         raise ValueError(f"{path}: holds no questions")
     return questions
 

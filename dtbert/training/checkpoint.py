@@ -122,7 +122,7 @@ class RunFolder:
             try:
                 if not line.endswith("\n") or json.loads(line)["step"] > step:
                     break
-            except ValueError:
+            except (ValueError, KeyError, TypeError):
                 break
             kept.append(line)
         if len(kept) < len(lines):

@@ -67,6 +67,7 @@ class Teacher:
                 f"the teacher has {layers} layers, the student {student.num_hidden_layers}: it needs at least as many"
             )
         self.distillation = distillation
+        self.model = model
         self._model = SpanModel(model.requires_grad_(False).eval())
         self.config = model.config
         # Layer i of the student learns from layer g(i) = i * L_teacher / L_student; 0 is the embeddings.

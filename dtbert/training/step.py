@@ -94,8 +94,8 @@ def losses_of_step(
         sub_models: none for plain fine-tuning; a sub-model learns from the full model's detached logits alone.
         full_loss: of the full pass.
         sub_model_loss: as `distillation_loss`.
-        answer_loss: weight of the span head's loss on the states that enter each layer, in the mean over layers,
-            against the full model's own detached logits.
+        answer_loss: weight of the span head's cross-entropy on the states that enter each layer, in the mean over
+            layers, against the full model's own detached logits.
     """
     keep = {"keep_hidden_states": backend.keep is not None, "keep_layer_logits": answer_loss > 0}
     full: Pass = model(labelled, backend, **keep)
@@ -103,7 +103,7 @@ def losses_of_step(
     said = SpanLogits(full.logits.start_logits.detach(), full.logits.end_logits.detach())
     loss = full_loss(full, labelled)
     if answer_loss:
-        of_layers = [distillation_loss(logits, said, packing, sub_model_loss) for logits in full.layer_logits]
+        of_layers = [distillation_loss(logits, said, packing) for logits in full.layer_logits]
         loss = loss + answer_loss * torch.stack(of_layers).mean()
     del full
     yield loss / (1 + len(sub_models))

@@ -26,7 +26,9 @@ SPAN_HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
 
 # What published checkpoints carry beside the network, and what one kind of model has and the other has not.
-_EXTRAS = frozenset(("fit_dense.weight", "fit_dense.bias", "bert.embeddings.position_ids", *SPAN_HEAD, *POOLER))
+_EXTRAS = frozenset(("bert.embeddings.position_ids", *SPAN_HEAD, *POOLER))
+# TinyBERT's projections to its teacher: one for all layers, or one for each.
+_PROJECTION = re.compile(r"fit_dense(s\.\d+)?\.(weight|bias)")
 
 
 def hub_names(parameter: str) -> tuple[str, ...]:
@@ -48,4 +50,4 @@ def canonical_name(name: str) -> str:
 
 def is_known_extra(name: str) -> bool:
     """Whether a tensor that the model does not have may be left out: distillation's, pretraining's, another head's."""
-    return name in _EXTRAS or name.startswith("cls.")
+    return name in _EXTRAS or name.startswith("cls.") or _PROJECTION.fullmatch(name) is not None

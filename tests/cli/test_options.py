@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtbert.cli.options import add_model_options, add_schedule_options, load_answerer, parse_schedule, schedule_of
+from dtbert.cli.options import (
+    add_model_options,
+    add_schedule_options,
+    describe_schedule,
+    load_answerer,
+    parse_schedule,
+    schedule_of,
+)
 from dtbert.model import LengthSchedule
 
 
@@ -40,6 +47,19 @@ def test_schedule_spec_may_be_a_file(tmp_path: Path) -> None:
     path = tmp_path / "schedule.json"
     path.write_text(schedule.to_json())
     assert parse_schedule(str(path)) == schedule
+
+
+def test_different_schedules_have_different_descriptions() -> None:
+    schedules = [
+        LengthSchedule.ratios([1, 1]),
+        LengthSchedule.absolute([1, 1]),
+        LengthSchedule.ratios([1, 0.1234567]),
+        LengthSchedule.ratios([1, 0.1234568]),
+        LengthSchedule.ratios([1, 0.1234568], keep_question=True),
+    ]
+    assert describe_schedule(schedules[0]) == "1 1 received"
+    assert describe_schedule(schedules[1]) == "1 1 tokens received"
+    assert len({describe_schedule(one) for one in schedules}) == len(schedules)
 
 
 def test_schedule_options_override_the_files() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dtbert import LengthSchedule
 from tests.cli.conftest import WORDS, Run
 from tests.training.conftest import write_model
 
@@ -86,6 +87,48 @@ def test_train_lists_answers_out_of_place_and_strict_stops(run: Run, model_folde
     assert not (tmp_path / "strict").exists()
 
 
+def test_train_reads_all_its_files_even_one_whose_answers_are_all_out_of_place(
+    run: Run, model_folder: Path, train: Path, dev: Path, tmp_path: Path
+) -> None:
+    bad = write(tmp_path / "bad.json", question("bad", at=3))
+    command = ("train", "--model", model_folder, "--out", tmp_path / "run", *SMALL)
+    refused = run(*command, "--train", bad)
+    assert refused.status == 2
+    assert f"{bad}: all 1 questions have an answer that the context does not have at its place" in refused.err
+    assert "such as bad: data[0]" in refused.err
+    done = run(*command, "--train", bad, "--train", train, "--dev", dev)
+    assert done.status == 0, done.err
+    assert "dtbert: 1 questions are left out" in done.err
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()[0])
+    assert first["tokens"] > 40
+
+
+def test_train_measures_what_can_be_read_of_dev(run: Run, model_folder: Path, train: Path, tmp_path: Path) -> None:
+    dev = write(tmp_path / "dev.json", question("d0"), question("bad", at=3))
+    command = ("train", "--model", model_folder, "--train", train, "--dev", dev, *SMALL)
+    done = run(*command, "--out", tmp_path / "run")
+    assert done.status == 0, done.err
+    assert "dtbert: 1 questions of --dev are left out: they have an answer that the context does not have" in done.err
+    assert run(*command, "--out", tmp_path / "strict", "--strict").status == 2
+
+
+def test_train_goes_on_only_from_the_same_weights_and_schedules(
+    run: Run, train: Path, dev: Path, tmp_path: Path
+) -> None:
+    model, schedule = write_model(tmp_path / "model", words=WORDS), tmp_path / "schedule.json"
+    schedule.write_text(LengthSchedule.ratios([0.8, 0.5]).to_json())
+    command = ("train", "--model", model, "--train", train, "--dev", dev, "--eval-schedule", schedule,
+               "--out", tmp_path / "run", *SMALL)  # fmt: skip
+    assert run(*command).status == 0
+    assert "nothing to do" in run(*command).out
+    schedule.write_text(LengthSchedule.ratios([0.8, 0.4]).to_json())
+    assert "holds another run (eval_schedule was" in run(*command).err
+    schedule.write_text(LengthSchedule.ratios([0.8, 0.5]).to_json())
+    other = write_model(tmp_path / "other", seed=1, words=WORDS)
+    (other / "model.safetensors").replace(model / "model.safetensors")
+    assert "holds another run (model_sha256 was" in run(*command).err
+
+
 def test_train_counts_dev_questions_that_cannot_be_read_as_wrong(
     run: Run, model_folder: Path, train: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +176,7 @@ def test_train_refuses_files_that_are_not_squad(
         (("--teacher", "x", "--temperature", 0), "temperature must be above 0, not 0.0"),
         (("--eval-every", 5), "--eval-every needs --dev"),
         (("--eval-schedule", "1,1"), "--eval-schedule needs --dev"),
+        (("--dev", "x", "--eval-schedule", "half"), "--eval-schedule 'half' is neither a list"),
         (("--learning-rate", 0), "learning_rate must be above 0, not 0.0"),
         (("--epochs", "nan"), "epochs must be above 0, not nan"),
         (("--save-every", 0), "expected a whole number of at least 1, got '0'"),

@@ -89,6 +89,33 @@ def make_trainer(model_folder: Path, questions: list[SquadQuestion], tmp_path: P
     return make
 
 
+def test_steps_have_the_planned_learning_rate_and_clipped_gradients(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(learning_rate=1e-3, warmup=0.3, max_grad_norm=1e-3)
+    rates, norms = [], []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        gradients = [one.grad for group in optimizer.param_groups for one in group["params"]]
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    trainer._optimizer.register_step_pre_hook(look)
+    trainer.run()
+    planned = [trainer.options.learning_rate_at(step, trainer.num_steps) for step in range(trainer.num_steps)]
+    assert rates == [[rate, rate] for rate in planned]
+    assert 0 < planned[0] < 5e-4 < 8e-4 < max(planned) <= 1e-3
+    assert planned[-1] < 3e-4
+    # Without clipping they would be some thousand times that.
+    assert norms == [pytest.approx(1e-3, rel=1e-3)] * trainer.num_steps
+
+
+@pytest.mark.parametrize("where", ["hidden_dropout", "attention_dropout"])
+def test_dropout_is_used(train_tiny: TrainTiny, tmp_path: Path, where: str) -> None:
+    for name, chance in (("without", 0.0), ("with", 0.3)):
+        train_tiny(name, epochs=0.2, **{where: chance})
+    without, dropped = (metrics(tmp_path / name)[0]["loss"] for name in ("without", "with"))
+    assert dropped != pytest.approx(without, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -368,7 +395,8 @@ def test_gradient_of_the_answer_loss_is_that_of_the_formula(make_trainer: Callab
     span_model = trainer._span_model.double()
     indices, head = (0, 3, 5), trainer.model.span
     labelled = trainer.data.collate(indices, torch.device("cpu"))
-    next(losses_of_step(span_model, labelled, TrainingBackend(), [], _label_loss, answer_loss=0.25)).backward()
+    # Always the cross-entropy, whatever the sub-models learn by.
+    next(losses_of_step(span_model, labelled, TrainingBackend(), [], _label_loss, "kl", answer_loss=0.25)).backward()
     got = {name: value.grad for name, value in span_model.named_parameters()}
     span_model.zero_grad()
 

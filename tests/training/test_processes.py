@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def train(arguments: list[str], log: Path, kill: Kill | None = None) -> int:
     return status(start(arguments, log, kill))
 
 
-def train_together(count: int, arguments: list[str], log: Path) -> list[int]:
+def train_together(
+    count: int, arguments: list[str], log: Path, disturb: Callable[[list[Any]], None] = lambda processes: None
+) -> list[int]:
     # As torchrun's: it listens before they start, so that nobody else can take its port.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -51,6 +54,7 @@ def train_together(count: int, arguments: list[str], log: Path) -> list[int]:
         start(arguments, log.with_name(f"{log.name}.{rank}"), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank in range(count)
     ]
+    disturb(processes)
     return [status(process) for process in processes]
 
 
@@ -114,6 +118,21 @@ def test_two_processes_train_as_one(arguments: list[str], tmp_path: Path, kind: 
     # The first process alone speaks.
     assert (tmp_path / "log.1").read_text() == ""
     assert "trained" in (tmp_path / "log.0").read_text()
+
+
+def test_first_process_says_that_another_one_was_killed(arguments: list[str], tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "run"
+
+    def kill_second(processes: list[Any]) -> None:
+        while not (out / "metrics.jsonl").exists() and processes[0].exitcode is None:
+            processes[0].join(0.01)
+        processes[1].kill()
+
+    endless = [*arguments, "--epochs", "1000", "--save-every", "100000", "--eval-every", "100000", "--out", str(out)]
+    assert train_together(2, endless, log, kill_second) == [2, -signal.SIGKILL]
+    said = (tmp_path / "log.0").read_text()
+    assert said.startswith("dtbert: error: another process has ended (")
+    assert said.endswith("the same command goes on\n")
 
 
 def test_error_of_all_processes_is_said_once_and_one_of_the_first_ends_the_others(

@@ -105,6 +105,7 @@ def test_known_extras_are_ignored(tmp_path: Path, form: str) -> None:
     tensors = make_tensors()
     extras = {
         "fit_dense.weight": torch.randn(32, 16),
+        "fit_denses.6.weight": torch.randn(32, 16),
         "fit_dense.bias": torch.full((32,), torch.nan),
         "bert.embeddings.position_ids": torch.arange(20)[None],
         "bert.pooler.dense.weight": torch.randn(16, 16),
