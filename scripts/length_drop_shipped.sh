@@ -20,7 +20,7 @@ splits=$out/splits
 . "$(dirname "$0")/train_cpu.bash"
 
 length_drop() {
-    train --length-drop --num-sandwich 1 --attention-dropout 0 "$@"
+    train --train "$splits"/train-*.json --length-drop --num-sandwich 1 --attention-dropout 0 "$@"
 }
 
 mkdir -p "$out"

@@ -16,8 +16,7 @@ split() {
 
 train() {
     "$python" -m torch.distributed.run --nproc-per-node "$processes" --master-addr 127.0.0.1 \
-        --master-port "${MASTER_PORT:-29500}" -m dtbert.cli train --train "$splits"/train-*.json \
-        --threads 1 --save-every 25 "$@"
+        --master-port "${MASTER_PORT:-29500}" -m dtbert.cli train --threads 1 --save-every 25 "$@"
 }
 
 # As it will be shipped: in int8, for schedules carry the digest of their weights. On held-out questions.

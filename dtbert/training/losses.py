@@ -56,8 +56,8 @@ def distillation_loss(
         packing: of the windows.
         kind: ``"cross_entropy"``: soft cross-entropy of teacher against student, which has the gradient of
             KL(teacher || student) (Hinton et al. 2015; the intent of Kim and Cho 2021). ``"kl"``: KL(student ||
-            teacher), as the public code of Length-Adaptive Transformer computes it, 2 to 3 F1 worse in
-            docs/results.md.
+            teacher), as the public code of Length-Adaptive Transformer computes it; docs/results.md
+            compares the two.
         temperature: divides both logits; the loss is not scaled back by its square.
 
     Returns:
