@@ -102,13 +102,14 @@ def run(arguments: argparse.Namespace) -> int:
     from dtbert.search import front_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    starts = _starts(arguments.start)
     questions, file = _questions(arguments)
     answerer = load_answerer(arguments, None)
     model_sha256 = _weights_sha256(arguments)
     # Work is behind this: what could be said about the options has been said.
     with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
         bar.set_description("full model")
-        search = _search(arguments, answerer, questions, model_sha256)
+        search = _search(arguments, answerer, questions, model_sha256, starts)
         bar.set_description("search")
 
         def show() -> None:
@@ -147,6 +148,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for option in ("out", "plot"):
         if getattr(arguments, option) is not None:
             check_folder(f"--{option}", Path(getattr(arguments, option)))
+    if Path(arguments.out).is_dir():
+        raise ValueError(f"--out {arguments.out} is a folder: name a file, such as {arguments.out}/schedules.json")
     if arguments.published is not None and arguments.plot is None:
         raise ValueError("--published says what to draw: it needs --plot")
     dtbert.search.Effort(arguments.rungs, arguments.margin)
@@ -172,6 +175,7 @@ def _search(
     answerer: "QuestionAnswerer",
     questions: "list[SquadQuestion]",
     model_sha256: str,
+    starts: "list[LengthSchedule]",
 ) -> "Search":
     from dtbert.search import Effort, QuestionEvaluator, Search, SearchSpace, constant_ratio, ids_sha256, open_study
 
@@ -185,11 +189,11 @@ def _search(
         "scorers": list(scorers),
         "keep_question": arguments.keep_question,
         "objective": arguments.objective,
+        "dtype": str(answerer.model.dtype),
     }
     if arguments.objective == "latency":
         # Times of different devices do not compare.
-        settings |= {"device": str(answerer.model.device), "dtype": str(answerer.model.dtype)}
-        settings |= {"threads": arguments.threads}
+        settings |= {"device": str(answerer.model.device), "threads": arguments.threads}
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     storage = arguments.storage or f"sqlite:///{Path(arguments.out).with_suffix('.study.db')}"
     name = arguments.study or f"dtbert-{digest[:12]}"
@@ -202,7 +206,7 @@ def _search(
         macs_range=arguments.budget_range,
         effort=Effort(arguments.rungs, arguments.margin),
     )
-    search.add_starts(_starts(arguments.start), "start")
+    search.add_starts(starts, "start")
     # Every combination, for a sampler hardly tries again what it has not seen do well.
     baseline = [
         constant_ratio(factor, num_layers, scorer, kept)
@@ -223,7 +227,7 @@ def _starts(specs: list[str]) -> "list[LengthSchedule]":
         if spec.endswith(".json") and '"schedules"' in Path(spec).read_text("utf-8"):
             schedules += [entry.schedule for entry in read_schedules(spec).schedules if entry.schedule is not None]
         else:
-            schedules.append(parse_schedule(spec))
+            schedules.append(parse_schedule(spec, "--start"))
     return schedules
 
 

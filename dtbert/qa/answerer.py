@@ -138,8 +138,9 @@ class QuestionAnswerer:
             question: at most as long as a window leaves room for.
             context: of any length.
             schedule: tokens that each layer keeps; all by default.
-            budget: instead of a schedule: the part of the full model's MACs that the call may cost, above 0 and at
-                most 1; the most accurate of `schedules` that fits is used, see `within_budget`.
+            budget: instead of a schedule: the part of the full model's MACs that a schedule may cost in the mean over
+                the questions it was searched on, above 0 and at most 1; the most accurate of `schedules` that fits is
+                used, see `within_budget`. A short text may cost a few points more.
 
         Raises:
             TypeError: not strings, not a `LengthSchedule`, or a budget that is not a number.

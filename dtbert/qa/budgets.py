@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import secrets
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -183,7 +184,7 @@ class ScheduleFront:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON ({error})") from error
         if isinstance(document, dict) and document.get("format") != _FORMAT:
-            raise ValueError(f"format is {document.get('format')!r}, this dtbert reads {_FORMAT}: make it anew")
+            raise ValueError(f"format is {document.get('format')!r}, this dtbert reads {_FORMAT}")
         names = ("format", "dtbert", "model_sha256", "questions", "full_model", "schedules")
         fields = _object(document, names)
         questions = _named("questions", lambda: _object(fields["questions"], ("file", "count", "ids_sha256")))
@@ -300,6 +301,8 @@ def _field(fields: Mapping[str, Any], name: str, kind: type[T]) -> T:
 
 
 def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float):
         raise ValueError(f"{name}: expected a number, found {_KINDS.get(type(value), repr(value))}")
+    if not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name}: expected a finite number, found {str(value)[:20]}")
     return float(value)

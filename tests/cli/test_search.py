@@ -108,6 +108,8 @@ def test_batch_answers_within_a_budget(run: Run, folder: Path) -> None:
     [
         (("--out", "no/such.json"), "--out no/such.json: there is no folder no"),
         (("--plot", "no/such.png"), "--plot no/such.png: there is no folder no"),
+        (("--out", "model"), "--out model is a folder: name a file, such as model/schedules.json"),
+        (("--start", "half"), "--start 'half' is neither a list"),
         (("--published", "points.tsv"), "--published says what to draw: it needs --plot"),
         (("--scorers", "luck"), "unknown scorer 'luck'"),
         (("--budget-range", "0.9"), "expected two numbers such as 0.2,0.9, got '0.9'"),
