@@ -7,8 +7,9 @@
     python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000
     python scripts/results.py show docs/results.json --plot docs/results.png
 
-Each row is `dtbert evaluate` with a budget; rows that the JSON file has already are not measured again, so an
-interrupted run goes on. Processes that write different files may work side by side; `show` takes several files.
+Each row is `dtbert evaluate` with a budget. Rows that the JSON file has already, of the same weights, dtype and
+threads, are not measured again, so an interrupted run goes on; `time` measures all of its rows anew and replaces them.
+Processes that write different files may work side by side; `show` takes several files.
 """
 
 import argparse
@@ -27,9 +28,11 @@ from dtbert.cli.options import describe_schedule
 from dtbert.cli.output import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
+from dtbert.qa.budgets import weights_sha256
 from dtbert.search import QuestionEvaluator, constant_ratio
 from dtbert.squad import SquadQuestion, evaluate, read_squad
 from dtbert.training import TrainingSet
+from dtbert.weights import resolve_source
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
 # By which the same constant ratio loses tokens, and whether the question is kept.
@@ -54,6 +57,21 @@ def load(path: Path) -> list[Row]:
 
 def save(path: Path, rows: list[Row]) -> None:
     write_whole(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def key(row: Row) -> str:
+    """What a row is of: all but what was measured."""
+    fields = ("what", "questions", "count", "model_sha256", "dtype", "threads", "budget", "schedule")
+    return json.dumps([row[field] for field in fields])
+
+
+def put(rows: list[Row], row: Row) -> None:
+    """Add a row in place of the one that it measures again."""
+    rows[:] = [old for old in rows if key(old) != key(row)] + [row]
+
+
+def plain(schedule: LengthSchedule | None) -> dict[str, Any] | None:
+    return None if schedule is None else schedule.to_dict()
 
 
 def measured(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedule: LengthSchedule | None) -> Row:
@@ -95,9 +113,10 @@ def competitors(
     what: str, answerer: QuestionAnswerer, questions: list[SquadQuestion], budgets: list[float]
 ) -> Iterator[tuple[str, float, LengthSchedule | None]]:
     """What is measured: the action's name for it, the budget and the schedule."""
-    if what == "measure":
+    if what in ("measure", "survival"):
         for budget, schedule in chosen(answerer, budgets):
-            yield what, budget, schedule
+            if what == "measure" or schedule is not None:
+                yield what, budget, schedule
         return
     # Tokenized once, for the schedules that are tried differ in their lengths alone.
     sample = QuestionEvaluator(answerer, questions[:: max(1, len(questions) // 200)])
@@ -115,7 +134,7 @@ def competitors(
 
 
 @torch.no_grad()
-def survival(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedule: LengthSchedule) -> Row:
+def survival(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedule: LengthSchedule | None) -> Row:
     """The part of the windows with an answer in which its first and its last token are left after each layer."""
     model = answerer.model
     backend = model.backend
@@ -139,10 +158,12 @@ def survival(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedul
     return {"windows": len(with_answer), "left": [round(value, 3) for value in (left / len(with_answer)).tolist()]}
 
 
-def time_schedules(answerer: QuestionAnswerer, questions: list[SquadQuestion], budgets: list[float]) -> list[Row]:
-    """Seconds a question, all budgets in turns, and the part of the executed MACs saved that is time saved."""
-    pairs = [(one.question, one.context) for one in spread(questions, _TIMED)]
-    schedules = dict(chosen(answerer, budgets))
+def time_schedules(
+    answerer: QuestionAnswerer, questions: list[SquadQuestion], budgets: list[float]
+) -> Iterator[tuple[float, LengthSchedule | None, Row]]:
+    """Seconds a question, all budgets and the full model in turns, and what part of the MACs saved is time saved."""
+    pairs = [(one.question, one.context) for one in questions]
+    schedules = dict(chosen(answerer, [1.0, *budgets]))
     seconds: dict[float, list[float]] = {budget: [] for budget in schedules}
     for _ in range(_ROUNDS + 1):
         for budget, schedule in schedules.items():
@@ -150,47 +171,50 @@ def time_schedules(answerer: QuestionAnswerer, questions: list[SquadQuestion], b
             list(answerer.answer_many(pairs, schedule=schedule))
             seconds[budget].append((time.perf_counter() - start) / len(pairs))
     # The first round warms up. Ratios are within a round, so that a machine that slows down slows both.
-    rows = []
-    sample = spread(questions, _TIMED)
     for budget, schedule in schedules.items():
         own = seconds[budget][1:]
         ratio = statistics.median(mine / full for mine, full in zip(own, seconds[1.0][1:], strict=True))
-        costs = cost(answerer, sample, schedule)
+        costs = cost(answerer, questions, schedule)
         executed = costs.executed / costs.own_length
-        saved = None if budget == 1 else round((1 - ratio) / (1 - executed), 3)
-        row = {"budget": budget, "executed": round(executed, 4), "time": round(ratio, 4), "time_per_macs_saved": saved}
-        rows.append(row | {"questions_per_second": round(1 / statistics.median(own), 2)})
-    return rows
+        row = {
+            "executed": round(executed, 4),
+            "time": round(ratio, 4),
+            "time_per_macs_saved": None if executed == 1 else round((1 - ratio) / (1 - executed), 3),
+            "questions_per_second": round(1 / statistics.median(own), 2),
+        }
+        yield budget, schedule, row
 
 
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     answerer = QuestionAnswerer.load(arguments.model, dtype=getattr(torch, arguments.dtype))
     if answerer.front is None and arguments.what != "scorers":
-        sys.exit(f"{arguments.model} has no schedules.json: make one with `dtbert search`")
+        raise ValueError(f"{arguments.model} has no schedules.json: make one with `dtbert search`")
     rows = load(arguments.json)
-    for name, _, path in (given.partition("=") for given in arguments.questions):
-        everything = read_squad(path)
-        questions = spread(everything, arguments.limit)
-        about = {"what": arguments.what, "questions": name, "count": len(questions)}
+    model = {
+        "model_sha256": weights_sha256(resolve_source(arguments.model)),
+        "dtype": arguments.dtype,
+        "threads": arguments.threads,
+    }
+
+    def record(row: Row, schedule: LengthSchedule | None) -> None:
+        put(rows, row)
+        save(arguments.json, rows)
+        print({**row, "schedule": describe_schedule(schedule)}, flush=True)
+
+    for name, path in arguments.questions:
+        questions = spread(read_squad(path), _TIMED if arguments.what == "time" else arguments.limit)
+        about = {"questions": name, "count": len(questions), **model}
         if arguments.what == "time":
-            about |= {"threads": arguments.threads, "dtype": arguments.dtype}
-            rows += [about | row for row in time_schedules(answerer, questions, arguments.budgets)]
-            save(arguments.json, rows)
-            continue
-        if arguments.what == "survival":
-            for budget, schedule in chosen(answerer, arguments.budgets):
-                if schedule is not None:
-                    rows.append(about | {"budget": budget} | survival(answerer, questions, schedule))
-            save(arguments.json, rows)
+            for budget, schedule, row in time_schedules(answerer, questions, arguments.budgets):
+                record({"what": "time", **about, "budget": budget, "schedule": plain(schedule), **row}, schedule)
             continue
         for what, budget, schedule in competitors(arguments.what, answerer, questions, arguments.budgets):
-            row = about | {"what": what, "budget": budget, "schedule": None if schedule is None else schedule.to_dict()}
-            if any(row.items() <= old.items() for old in rows):
+            row = {"what": what, **about, "budget": budget, "schedule": plain(schedule)}
+            if key(row) in map(key, rows):
                 continue
-            rows.append(row | measured(answerer, questions, schedule))
-            save(arguments.json, rows)
-            print({**rows[-1], "schedule": describe_schedule(schedule)}, flush=True)
+            measure = survival if what == "survival" else measured
+            record(row | measure(answerer, questions, schedule), schedule)
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -199,12 +223,15 @@ def show(arguments: argparse.Namespace) -> None:
         ("measure", ("questions", "budget", "f1", "exact_match", "executed", "published", "padded")),
         ("searched", ("questions", "count", "budget", "f1", "executed")),
         ("constant", ("questions", "count", "budget", "f1", "executed")),
-        ("scorers", ("questions", "count", "budget", "scorer", "f1", "executed")),
+        ("scorers", ("questions", "count", "budget", "scorer", "keep_question", "f1", "executed")),
         ("survival", ("questions", "budget", "windows", "left")),
         ("time", ("threads", "dtype", "budget", "executed", "time", "time_per_macs_saved", "questions_per_second")),
     ):
-        picked = [{**(row.get("schedule") or {}), **row} for row in rows if row["what"] == what]
+        picked = [
+            {**(row["schedule"] or {}), **row, "model": row["model_sha256"][:8]} for row in rows if row["what"] == what
+        ]
         if picked:
+            columns = ("model", *columns)
             print(f"\n{what}\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
             for row in picked:
                 print(f"| {' | '.join(str(row[column]) for column in columns)} |")
@@ -219,6 +246,8 @@ def draw(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    if len(models := {row["model_sha256"][:8] for row in rows if row["what"] == "measure"}) > 1:
+        raise ValueError(f"there are rows of several models ({', '.join(sorted(models))}): draw one model's file")
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
     names = {"squad": "SQuAD 1.1, development", "reddit": "Reddit", "amazon": "Amazon reviews"}
     for color, (name, label) in zip(("#0072B2", "#E69F00", "#009E73"), names.items(), strict=True):
@@ -235,6 +264,13 @@ def draw(rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
+def name_and_file(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE such as squad=dev-v1.1.json, got {text!r}")
+    return name, path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="what", required=True)
@@ -242,7 +278,7 @@ def main() -> None:
         one = actions.add_parser(name)
         one.add_argument("model")
         one.add_argument("json", type=Path)
-        one.add_argument("questions", nargs="+", metavar="NAME=FILE")
+        one.add_argument("questions", nargs="+", type=name_and_file, metavar="NAME=FILE")
         one.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
         one.add_argument("--limit", type=int, help="questions of each file, evenly spread")
         one.add_argument("--threads", type=int, default=1)
@@ -253,7 +289,10 @@ def main() -> None:
     one.add_argument("--plot", type=Path)
     one.set_defaults(run=show)
     arguments = parser.parse_args()
-    arguments.run(arguments)
+    try:
+        arguments.run(arguments)
+    except (OSError, ValueError) as error:
+        sys.exit(f"results.py: {error}")
 
 
 if __name__ == "__main__":

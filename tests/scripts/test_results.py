@@ -1,0 +1,157 @@
+"""The script that measures the results page, on a tiny model: what it records, and of which model."""
+
+import importlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dtbert
+from dtbert.model import LengthSchedule, Macs
+from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront, load_tokenizer, write_schedules
+from dtbert.qa.budgets import weights_sha256
+from dtbert.squad import read_squad
+from dtbert.weights import resolve_source, save_model
+from tests.qa.conftest import make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEDULE = LengthSchedule.ratios([0.6, 0.3], scorer="answer", keep_question=True)
+CONTEXT = "The letter was written by Ada Lovelace in London, in 1843, and answered from Paris in the spring."
+Results = Callable[..., list[dict[str, Any]]]
+
+
+def save_with_front(folder: Path) -> Path:
+    """A model whose schedules.json offers one schedule at half of its work."""
+    save_model(make_model(), folder)
+    load_tokenizer(resolve_source(None)).save(str(folder / "tokenizer.json"))
+
+    def entry(schedule: LengthSchedule | None, fraction: float, f1: float) -> MeasuredSchedule:
+        return MeasuredSchedule(schedule, fraction, Macs(1, 1), f1, f1, (f1, f1))
+
+    front = ScheduleFront(
+        (entry(SCHEDULE, 0.5, 70),),
+        entry(None, 1, 80),
+        "q.json",
+        4,
+        "0" * 64,
+        weights_sha256(folder),
+        dtbert.__version__,
+    )
+    write_schedules(folder / "schedules.json", front)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_with_front(tmp_path / "model")
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> str:
+    asked = [("who", "Ada Lovelace"), ("where", "London"), ("when", "1843"), ("from where", "Paris")]
+    qas = [
+        {"id": str(number), "question": f"{word}?", "answers": [{"text": text, "answer_start": CONTEXT.index(text)}]}
+        for number, (word, text) in enumerate(asked)
+    ]
+    (tmp_path / "q.json").write_text(
+        json.dumps({"data": [{"title": "t", "paragraphs": [{"context": CONTEXT, "qas": qas}]}]})
+    )
+    return f"squad={tmp_path / 'q.json'}"
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
+    """Runs the script; gives the rows of its file."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    script = importlib.import_module("results")
+    monkeypatch.setattr(script, "_ROUNDS", 2)
+    out = tmp_path / "results.json"
+
+    def run(what: str, *arguments: object) -> list[dict[str, Any]]:
+        given = [what, *map(str, arguments)] if what == "show" else [what, str(arguments[0]), str(out)]
+        given += [] if what == "show" else map(str, arguments[1:])
+        monkeypatch.setattr("sys.argv", ["results.py", *given])
+        script.main()
+        rows: list[dict[str, Any]] = json.loads(out.read_text())
+        return rows
+
+    return run
+
+
+def test_rows_are_what_evaluate_finds(results: Results, model: Path, questions: str) -> None:
+    full, half = results("measure", model, questions, "--budgets", 1, 0.5)
+    assert (full["schedule"], half["schedule"]) == (None, SCHEDULE.to_dict())
+    assert half["model_sha256"] == weights_sha256(model)
+    assert (half["dtype"], half["threads"], half["count"]) == ("float32", 1, 4)
+    asked = read_squad(questions.partition("=")[2])
+    answerer = QuestionAnswerer.load(model)
+    for row, schedule in ((full, None), (half, SCHEDULE)):
+        texts = {one.id: answerer(one.question, one.context, schedule=schedule).text for one in asked}
+        scores = dtbert.squad.evaluate(asked, texts)
+        assert (row["f1"], row["exact_match"]) == (round(scores.f1, 3), round(scores.exact_match, 3))
+    assert full["executed"] == 1 > half["executed"]
+
+
+def test_rows_that_are_there_are_not_measured_again_unless_the_weights_are_others(
+    results: Results, model: Path, questions: str, tmp_path: Path
+) -> None:
+    given = (questions, "--budgets", 1, 0.5)
+    before = results("measure", model, *given)
+    assert results("measure", model, *given) == before  # the questions a second would differ
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    changed = make_model(initializer_range=0.1)
+    save_model(changed, tmp_path / "changed")
+    shutil.copy(tmp_path / "changed/model.safetensors", other / "model.safetensors")
+    after = results("measure", other, *given)
+    assert after[:2] == before
+    assert [row["model_sha256"] for row in after[2:]] == [weights_sha256(other)] * 2 != [weights_sha256(model)] * 2
+    assert len(results("measure", other, *given, "--threads", 2)) == 6
+    with pytest.raises(SystemExit, match="rows of several models"):
+        results("show", tmp_path / "results.json", "--plot", tmp_path / "results.png")
+
+
+def test_times_are_against_the_full_model_and_replace_earlier_ones(
+    results: Results, model: Path, questions: str
+) -> None:
+    before = results("time", model, questions, "--budgets", 0.5)
+    assert [row["budget"] for row in before] == [1.0, 0.5]
+    assert (before[0]["time"], before[0]["time_per_macs_saved"]) == (1, None)
+    half = before[1]
+    saved = (1 - half["time"]) / (1 - half["executed"])
+    assert half["time_per_macs_saved"] == pytest.approx(saved, abs=0.02)
+    after = results("time", model, questions, "--budgets", 0.5)
+    assert [row["budget"] for row in after] == [1.0, 0.5]
+    assert after != before
+
+
+def test_all_kinds_of_rows_are_shown(
+    results: Results, model: Path, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for what in ("measure", "baseline", "scorers", "survival", "time"):
+        rows = results(what, model, questions, "--budgets", 0.5)
+    assert [row["what"] for row in rows].count("scorers") == 7
+    (left,) = (row["left"] for row in rows if row["what"] == "survival")
+    assert 1 >= left[0] >= left[1] >= 0
+    searched, constant = (row for row in rows if row["what"] in ("searched", "constant"))
+    assert constant["executed"] == pytest.approx(searched["executed"], abs=0.05)
+    capsys.readouterr()
+    results("show", tmp_path / "results.json", "--plot", tmp_path / "results.png")
+    shown = capsys.readouterr().out
+    for what in ("measure", "searched", "constant", "scorers", "survival", "time"):
+        assert f"\n{what}\n| model | " in shown
+    assert f"| {weights_sha256(model)[:8]} | squad | 0.5 |" in shown
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input_is_said_in_one_line(results: Results, model: Path, questions: str) -> None:
+    with pytest.raises(SystemExit, match="0.2 is below the cheapest schedule"):
+        results("measure", model, questions, "--budgets", 0.2)
+    with pytest.raises(SystemExit, match="no such file|No such file"):
+        results("measure", model, "squad=nothing.json")
+    (model / "schedules.json").unlink()
+    with pytest.raises(SystemExit, match="has no schedules.json: make one with `dtbert search`"):
+        results("measure", model, questions)
