@@ -124,7 +124,9 @@ def _number(entry: str) -> float:
         raise ValueError(f"{entry!r} is not a number") from None
 
 
-def load_answerer(arguments: argparse.Namespace, schedule: "LengthSchedule | None") -> "QuestionAnswerer":
+def load_answerer(
+    arguments: argparse.Namespace, schedule: "LengthSchedule | None", with_schedules: bool = True
+) -> "QuestionAnswerer":
     """The model that the options name, ready to answer.
 
     Raises:
@@ -139,7 +141,13 @@ def load_answerer(arguments: argparse.Namespace, schedule: "LengthSchedule | Non
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
-    answerer = QuestionAnswerer.load(arguments.model, revision=arguments.revision, device=arguments.device, dtype=dtype)
+    answerer = QuestionAnswerer.load(
+        arguments.model,
+        revision=arguments.revision,
+        device=arguments.device,
+        dtype=dtype,
+        with_schedules=with_schedules,
+    )
     if schedule is not None:
         schedule.check_layers(answerer.config.num_hidden_layers)
     return answerer

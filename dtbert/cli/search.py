@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
     from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
     from dtbert.search import Search
+    from dtbert.search.plot import PublishedPoint
     from dtbert.squad import SquadQuestion
 
 SUMMARY = "find the schedules of a model that are worth their cost"
@@ -85,7 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="questions after which bad trials end, or none (default: 100,200,400,800)",
     )
     group.add_argument(
-        "--margin", type=float, default=1.5, metavar="X", help="how clearly, in standard errors (default: 1.5)"
+        "--margin",
+        type=float,
+        default=2.0,
+        metavar="X",
+        help="how clearly, in standard errors; more against many schedules (default: 2)",
     )
     add_model_options(parser)
     parser.set_defaults(threads=1)
@@ -99,17 +104,20 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     import optuna
 
+    import dtbert.search
     from dtbert.search import front_of
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
     questions, file = _questions(arguments)
-    answerer = load_answerer(arguments, None)
+    # A schedules.json that is old or damaged is what the search may be there to replace.
+    answerer = load_answerer(arguments, None, with_schedules=False)
     model_sha256 = _weights_sha256(arguments)
     # Work is behind this: what could be said about the options has been said.
     with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
         bar.set_description("full model")
         search = _search(arguments, answerer, questions, model_sha256, starts)
+        published = _published(arguments, search, answerer)
         bar.set_description("search")
 
         def show() -> None:
@@ -124,11 +132,12 @@ def run(arguments: argparse.Namespace) -> int:
             done = search.num_finished()
             print(f"dtbert: interrupted after {done} trials; the same command goes on from there", file=sys.stderr)
             raise
+        bar.set_description("timing the front")
+        front = front_of(search, questions, file, model_sha256)
     _report_failures(search)
-    front = front_of(search, questions, file, model_sha256)
     write_schedules(arguments.out, front)
     if arguments.plot is not None:
-        _plot(arguments, search, front, answerer)
+        dtbert.search.plot.plot_front(search, front, Path(arguments.plot), published)
     if arguments.json:
         print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
     else:
@@ -152,6 +161,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {arguments.out} is a folder: name a file, such as {arguments.out}/schedules.json")
     if arguments.published is not None and arguments.plot is None:
         raise ValueError("--published says what to draw: it needs --plot")
+    if arguments.published is not None:
+        Path(arguments.published).stat()  # FileNotFoundError names it
+    if arguments.seed < 0:
+        raise ValueError(f"--seed must be 0 or more, not {arguments.seed}")
     dtbert.search.Effort(arguments.rungs, arguments.margin)
 
 
@@ -177,7 +190,16 @@ def _search(
     model_sha256: str,
     starts: "list[LengthSchedule]",
 ) -> "Search":
-    from dtbert.search import Effort, QuestionEvaluator, Search, SearchSpace, constant_ratio, ids_sha256, open_study
+    from dtbert.search import (
+        Effort,
+        QuestionEvaluator,
+        Search,
+        SearchSpace,
+        constant_ratio,
+        ids_sha256,
+        open_study,
+        sqlite_url,
+    )
 
     scorers = tuple(name.strip() for name in arguments.scorers.split(","))
     num_layers = answerer.config.num_hidden_layers
@@ -195,7 +217,7 @@ def _search(
         # Times of different devices do not compare.
         settings |= {"device": str(answerer.model.device), "threads": arguments.threads}
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    storage = arguments.storage or f"sqlite:///{Path(arguments.out).with_suffix('.study.db')}"
+    storage = arguments.storage or sqlite_url(Path(arguments.out).with_suffix(".study.db"))
     name = arguments.study or f"dtbert-{digest[:12]}"
     study = open_study(storage, name, settings, arguments.sampler, arguments.seed)
     search = Search(
@@ -231,15 +253,12 @@ def _starts(specs: list[str]) -> "list[LengthSchedule]":
     return schedules
 
 
-def _plot(
-    arguments: argparse.Namespace, search: "Search", front: "ScheduleFront", answerer: "QuestionAnswerer"
-) -> None:
-    from dtbert.search import plot
+def _published(arguments: argparse.Namespace, search: "Search", answerer: "QuestionAnswerer") -> "list[PublishedPoint]":
+    from dtbert.search.plot import read_published
 
-    published = []
-    if arguments.published is not None:
-        published = plot.read_published(arguments.published, answerer.config, search.evaluator)
-    plot.plot_front(search, front, Path(arguments.plot), published)
+    if arguments.published is None:
+        return []
+    return read_published(arguments.published, answerer.config, search.evaluator)
 
 
 def _counts(search: "Search") -> dict[str, Any]:
@@ -261,26 +280,25 @@ def _report_failures(search: "Search") -> None:
 def _table(search: "Search", front: "ScheduleFront") -> str:
     counts, savings = search.counts(), search.savings()
     saved = 1 - savings.answered / savings.without_rungs
-    timed = any(entry.latency for entry in front.schedules)
     return "\n".join(
         [
             f"trials      {counts.finished:,}: {counts.all_questions} answered all questions, "
             f"{counts.ended_early} ended early, {counts.failed} failed",
             f"questions   {savings.answered:,} answered instead of {savings.without_rungs:,}: {saved:.0%} saved",
             "",
-            f"   MACs  {'  time ' if timed else ''}   F1   95% interval     EM   kept after each layer, scorer",
-            *(_row(entry, timed) for entry in (*front.schedules, front.full_model)),
+            "   MACs    time    F1   95% interval     EM   kept after each layer, scorer",
+            *(_row(entry) for entry in (*front.schedules, front.full_model)),
         ]
     )
 
 
-def _row(entry: "MeasuredSchedule", timed: bool) -> str:
+def _row(entry: "MeasuredSchedule") -> str:
     low, high = entry.f1_interval
     # Time is, as MACs are, a part of the full model's.
     latency = entry.latency
-    time = f"{1 if latency is None else latency.seconds / latency.full_model_seconds:7.3f}" if timed else ""
+    time = 1 if latency is None else latency.seconds / latency.full_model_seconds
     scores = f"{entry.f1:5.2f}  {low:5.1f} to {high:5.1f}  {entry.exact_match:5.2f}"
-    return f"  {entry.macs_fraction:5.3f}{time}  {scores}   {describe_schedule(entry.schedule)}"
+    return f"  {entry.macs_fraction:5.3f}{time:7.3f}  {scores}   {describe_schedule(entry.schedule)}"
 
 
 def _range(text: str) -> tuple[float, float]:

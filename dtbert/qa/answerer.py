@@ -100,6 +100,7 @@ class QuestionAnswerer:
         stride: int = 128,
         max_answer_tokens: int = 30,
         batch_tokens: int | None = None,
+        with_schedules: bool = True,
     ) -> "QuestionAnswerer":
         """Load a model, its tokenizer, and its `schedules.json` where there is one.
 
@@ -110,6 +111,7 @@ class QuestionAnswerer:
             revision: of the hub id.
             device, dtype: as `dtbert.load_model`.
             window, stride, max_answer_tokens, batch_tokens: as the class.
+            with_schedules: False leaves `schedules.json` unread, whatever it holds.
 
         Raises:
             OSError: a file is missing or cannot be read, or cannot be fetched.
@@ -118,7 +120,7 @@ class QuestionAnswerer:
         path = resolve_source(source, revision)
         tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
         model = load_model(path, device=device, dtype=dtype)
-        front = schedules_of(path, model.config.num_hidden_layers)
+        front = schedules_of(path, model.config.num_hidden_layers) if with_schedules else None
         return cls(
             model,
             tokenizer,

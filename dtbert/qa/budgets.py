@@ -100,10 +100,10 @@ class MeasuredSchedule:
 
 @dataclass(frozen=True)
 class ScheduleFront:
-    """The schedules of a `schedules.json`: none of them is both dearer and less right than another.
+    """The schedules of a `schedules.json`, of which none is both dearer and less right than another.
 
     Attributes:
-        schedules: the cheapest first.
+        schedules: those with the fewest MACs first; what was dear may have been time, see `MeasuredSchedule.latency`.
         full_model: the same questions with nothing dropped.
         questions_file, num_questions, question_ids_sha256: what they were measured on; the hash is of the sorted
             ids, one a line.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dtbert
-from dtbert.qa import MeasuredSchedule, ScheduleFront
+from dtbert.qa import Latency, MeasuredSchedule, ScheduleFront
 from dtbert.search.evaluation import ids_sha256
 from dtbert.search.records import Record, pareto, records_of
 from dtbert.search.study import Search
@@ -37,7 +37,9 @@ def bootstrap_intervals(f1: Sequence[NDArray[np.float64]], seed: int = 0) -> lis
 def front_of(
     search: Search, questions: Sequence[SquadQuestion], questions_file: str, model_sha256: str
 ) -> ScheduleFront:
-    """The front that a search has found so far.
+    """The front that a search has found so far, in the order of MACs.
+
+    What has not been timed yet, with the objective ``"macs"``, is timed now, once a study.
 
     Args:
         search: its study holds the trials.
@@ -53,9 +55,13 @@ def front_of(
         raise ValueError("no trial has answered all questions yet: give the search more trials")
     chosen = [records[index] for index in pareto(records, [record.f1.mean() for record in records])]
     full = search.full_model
+    chosen.sort(key=lambda record: record.macs_fraction)  # with the objective "latency" it was that of time
     *intervals, full_interval = bootstrap_intervals([*(record.f1 for record in chosen), full.f1])
     return ScheduleFront(
-        tuple(_entry(record, interval) for record, interval in zip(chosen, intervals, strict=True)),
+        tuple(
+            _entry(record, interval, search.latency_of(record))
+            for record, interval in zip(chosen, intervals, strict=True)
+        ),
         MeasuredSchedule(None, 1.0, full.macs, *_percent(full.f1, full.exact_matches), full_interval),
         questions_file,
         len(questions),
@@ -65,10 +71,10 @@ def front_of(
     )
 
 
-def _entry(record: Record, interval: tuple[float, float]) -> MeasuredSchedule:
+def _entry(record: Record, interval: tuple[float, float], latency: Latency) -> MeasuredSchedule:
     f1, exact_match = _percent(record.f1, record.exact_matches)
     fraction = round(record.macs_fraction, 6)
-    return MeasuredSchedule(record.schedule, fraction, record.macs, f1, exact_match, interval, record.latency)
+    return MeasuredSchedule(record.schedule, fraction, record.macs, f1, exact_match, interval, latency)
 
 
 def _percent(f1: NDArray[np.float64], exact_matches: int) -> tuple[float, float]:

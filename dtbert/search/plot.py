@@ -1,5 +1,6 @@
 """The picture of a search: all trials, the baseline, and the front with its intervals."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,7 +60,7 @@ def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: 
     with pyplot.rc_context(_STYLE):
         figure, axes = pyplot.subplots(figsize=(7.2, 4.6))
         _draw_trials(axes, search)
-        _draw_baseline(axes, search)
+        _draw_baseline(axes, search, front)
         if published:
             label = "published, on SQuAD's development set"
             axes.plot(*zip(*published, strict=True), "x", color="#D55E00", markersize=6, label=label, zorder=7)
@@ -112,13 +113,18 @@ def _draw_trials(axes: Any, search: "Search") -> None:
     axes.scatter([], [], s=14, facecolors="none", edgecolors="0.4", linewidths=0.7, label="ended early (estimate)")
 
 
-def _draw_baseline(axes: Any, search: "Search") -> None:
+def _draw_baseline(axes: Any, search: "Search", front: "ScheduleFront") -> None:
+    """The constant ratios by what most of the front drops by."""
+
+    def drops_by(schedule: LengthSchedule) -> tuple[str, bool]:
+        return str(schedule.scorer), schedule.keep_question
+
     records = [record for record in records_of(search.study) if record.origin == "constant ratio"]
-    scorer, kept = search.space.scorers[0], search.space.keep_question[0]
-    drawn = [r for r in records if r.schedule.scorer == scorer and r.schedule.keep_question == kept]
+    ((most, _),) = Counter(drops_by(entry.schedule) for entry in front.schedules if entry.schedule).most_common(1)
+    drawn = [record for record in records if drops_by(record.schedule) == most]
     points = sorted(zip(*_places(search, drawn), strict=True))
     if points:
-        label = f"constant ratio, {scorer}"
+        label = f"constant ratio, {most[0]}{' +question' * most[1]}"
         axes.plot(*zip(*points, strict=True), "s--", color="0.45", markersize=4, linewidth=1, label=label, zorder=4)
 
 

@@ -1,7 +1,9 @@
 """Trials as what they measured, and the comparison that ends a bad one early."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from dtbert.qa import Latency
 # What a trial's user attributes are called.
 SCHEDULE, MACS, MACS_FRACTION, F1, EXACT_MATCHES = "schedule", "macs", "macs_fraction", "f1", "exact_matches"
 LATENCY, COST, ORIGIN, SAME_AS, ERROR = "latency", "cost", "origin", "same_as", "error"
+ALIVE = "alive"  # when its process last said that it goes on, in seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,22 @@ def is_beaten(f1: NDArray[np.float64], cost: float, peers: Iterable[Record], mar
 
     Args:
         f1: of the questions answered so far.
-        margin: standard errors of the mean difference, question by question, that are beyond doubt.
+        margin: standard errors of the mean difference, question by question, that are beyond doubt of a single peer.
+            The best of many looks better than it is, so with each peer it takes more, as Bonferroni has it.
     """
     count = len(f1)
-    for peer in peers:
-        if peer.cost > cost or len(peer.f1) < count:
-            continue
-        difference = peer.f1[:count] - f1
-        if difference.mean() > margin * difference.std(ddof=min(1, count - 1)) / count**0.5:
-            return True
-    return False
+    differences = [peer.f1[:count] - f1 for peer in peers if peer.cost <= cost and len(peer.f1) >= count]
+    least = margin_of_many(margin, len(differences))
+    return any(
+        difference.mean() > least * difference.std(ddof=min(1, count - 1)) / count**0.5 for difference in differences
+    )
+
+
+def margin_of_many(margin: float, count: int) -> float:
+    """The standard errors that the greatest of so many normal values exceeds as seldom, at most, as one the margin."""
+    tail = math.erfc(margin / math.sqrt(2)) / 2
+    # So far out that a double cannot tell: nothing is beyond doubt there anyway.
+    return -NormalDist().inv_cdf(tail / count) if count > 1 and tail / count > 0 else margin
 
 
 def pareto(records: Sequence[Record], f1: Sequence[float]) -> list[int]:

@@ -3,6 +3,8 @@
 import math
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,14 +16,17 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna import Study, Trial
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, get_storage
-from optuna.trial import TrialState
-from sqlalchemy import make_url
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from dtbert.model import LengthSchedule, Macs
+from dtbert.qa import Latency
 from dtbert.search import records
 from dtbert.search.evaluation import Evaluator
-from dtbert.search.records import is_beaten, records_of
+from dtbert.search.records import Record, is_beaten, records_of
 from dtbert.search.space import SearchSpace
 
 if sys.platform != "win32":
@@ -34,6 +39,9 @@ _POPULATION = 32
 # When so many draws in a row are outside the range or repeated, there is nothing left to try.
 _MOST_IDLE = 500
 _SQLITE_PATIENCE = 60  # seconds that a process waits for another one's write
+# Seconds between a process' signs that its trial goes on, and without one until others take the trial for lost.
+_SIGN_EVERY = 20.0
+_LOST_AFTER = 180.0
 
 
 @dataclass(frozen=True)
@@ -42,11 +50,12 @@ class Effort:
 
     Attributes:
         rungs: numbers of questions after which a trial is compared with those that cost no more.
-        margin: it ends there if one of them is better by more than this many standard errors.
+        margin: it ends there if one of them is better beyond doubt: by more than this many standard errors, and by more
+            the more of them there are, see `is_beaten`.
     """
 
     rungs: tuple[int, ...] = (100, 200, 400, 800)
-    margin: float = 1.5
+    margin: float = 2.0
 
     def __post_init__(self) -> None:
         if any(rung < 1 for rung in self.rungs) or list(self.rungs) != sorted(set(self.rungs)):
@@ -68,7 +77,10 @@ class Savings:
 
 
 class Counts(NamedTuple):
-    """Trials of a study: ``finished`` sums up the next three; those repeated or outside the range cost nothing."""
+    """Trials of a study: ``finished`` sums up the next three; those repeated or outside the range cost nothing.
+
+    Interrupted trials are not among them: they are tried again.
+    """
 
     finished: int
     all_questions: int
@@ -143,7 +155,8 @@ class Search:
     def run(self, num_trials: int, on_trial: Callable[[], None] = lambda: None) -> None:
         """Go on until the study has so many trials, other processes' and earlier ones included.
 
-        A trial that raises is recorded as failed, with its message; an interrupted one is put in line again.
+        A trial that raises is recorded as failed, with its message. One that was interrupted, or whose process has
+        given no sign for three minutes, is put in line again.
 
         Args:
             num_trials: finished ones, failed ones included, those repeated or outside the range not.
@@ -154,22 +167,27 @@ class Search:
         """
         idle = 0
         while self.num_finished() < num_trials:
+            self._retry_lost()
             trial = self.study.ask()
+            trial.set_user_attr(records.ALIVE, time.time())
             try:
-                values, is_new = self._evaluate(trial)
+                with _signs_of_life(trial):
+                    values, is_new = self._evaluate(trial)
             except _OutsideRangeError:
-                self.study.tell(trial, state=TrialState.PRUNED)
+                self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
                 idle += 1
             except KeyboardInterrupt:
-                self._fail(trial, "interrupted")
-                origin = {name: value for name, value in trial.user_attrs.items() if name == records.ORIGIN}
-                self.study.enqueue_trial(trial.params, user_attrs=origin)
+                self._retry(self.study.get_trials(deepcopy=False)[trial.number])
                 raise
+            except UpdateFinishedTrialError:  # another process took it for lost, and tries it again
+                idle = 0
             except Exception as error:  # whatever it is, the others may do
-                self._fail(trial, f"{type(error).__name__}: {error}")
+                with suppress(UpdateFinishedTrialError):
+                    trial.set_user_attr(records.ERROR, f"{type(error).__name__}: {error}")
+                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
                 idle = 0
             else:
-                self.study.tell(trial, values)
+                self.study.tell(trial, values, skip_if_finished=True)
                 idle = 0 if is_new else idle + 1
             on_trial()
             if idle == _MOST_IDLE:
@@ -192,7 +210,7 @@ class Search:
         everything = sum(
             len(trial.user_attrs.get(records.F1, ())) == self.evaluator.num_questions for trial in complete
         )
-        failed = states.count(TrialState.FAIL)
+        failed = len(self.errors())
         return Counts(
             len(complete) - repeated + failed,
             everything,
@@ -205,12 +223,23 @@ class Search:
     def errors(self) -> list[str]:
         """Messages of the trials that failed, in their order."""
         failed = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        return [str(trial.user_attrs.get(records.ERROR, "no message")) for trial in failed]
+        return [trial.user_attrs[records.ERROR] for trial in failed if records.ERROR in trial.user_attrs]
 
     def savings(self) -> Savings:
         """What the rungs saved so far."""
         answered = [len(record.f1) for record in records_of(self.study)]
         return Savings(sum(answered), len(answered) * self.evaluator.num_questions)
+
+    def latency_of(self, record: Record) -> Latency:
+        """The time that was measured with a trial, or now, once a study."""
+        if record.latency is not None:
+            return record.latency
+        name = f"{records.LATENCY}_{record.number}"
+        stored: dict[str, Any] | None = self.study.user_attrs.get(name)
+        if stored is None:
+            stored = vars(self.evaluator.latency(record.schedule))
+            self.study.set_user_attr(name, stored)
+        return Latency(**stored)
 
     def _full_model(self) -> FullModel:
         """Its scores, measured once a study."""
@@ -271,16 +300,24 @@ class Search:
     def _is_inside(self, fraction: float) -> bool:
         return self.macs_range[0] <= fraction <= self.macs_range[1]
 
-    def _fail(self, trial: Trial, message: str) -> None:
-        trial.set_user_attr(records.ERROR, message)
-        self.study.tell(trial, state=TrialState.FAIL)
+    def _retry_lost(self) -> None:
+        """Put the trials of processes that were killed in line again."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if time.time() - trial.user_attrs.get(records.ALIVE, math.inf) > _LOST_AFTER:
+                self._retry(trial)
+
+    def _retry(self, trial: FrozenTrial) -> None:
+        """End a trial that was interrupted, and put its schedule in line."""
+        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        origin = {name: value for name, value in trial.user_attrs.items() if name == records.ORIGIN}
+        self.study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=origin)
 
 
 def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler: SamplerName, seed: int) -> Study:
     """The study of a name, made if it is not there.
 
     Args:
-        storage: an Optuna URL such as ``sqlite:///search.db``; None keeps the study in memory.
+        storage: an Optuna URL such as that of `sqlite_url`; None keeps the study in memory.
         settings: plain values on which the trials depend; a study is of one such set.
         sampler: ``"nsga2"``, an evolution, or ``"tpe"``, Bayesian.
         seed: of the sampler; each of several processes needs its own.
@@ -297,14 +334,15 @@ def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler
         )
     except Exception as error:  # the errors of the storages have nothing in common
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"cannot open the study {name!r} in {storage}: {reason}") from error
+        raise ValueError(f"cannot open the study {name!r} in {_without_password(storage)}: {reason}") from error
     before = study.user_attrs.get("settings")
     if before is None:
         study.set_user_attr("settings", settings)
     elif before != settings:
         changed = sorted(field for field in {*before, *settings} if before.get(field) != settings.get(field))
         raise ValueError(
-            f"the study {name!r} in {storage} was made with other settings ({', '.join(changed)}): name another one"
+            f"the study {name!r} in {_without_password(storage)} was made with other settings ({', '.join(changed)}): "
+            "name another one"
         )
     # A continued search must not repeat the draws it began with.
     number = int(np.random.SeedSequence([seed, len(study.get_trials(deepcopy=False))]).generate_state(1)[0])
@@ -316,6 +354,37 @@ def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler
             # Layers matter together: what the first one drops the last one cannot use.
             study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
     return study
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL of a study in a file of SQLite's."""
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
+def _without_password(url: str | None) -> str:
+    try:
+        return "memory" if url is None else make_url(url).render_as_string()
+    except ArgumentError:
+        return f"{url!r}"
+
+
+@contextmanager
+def _signs_of_life(trial: Trial) -> Iterator[None]:
+    """Let other processes know that this one goes on with its trial."""
+    done = threading.Event()
+
+    def give() -> None:
+        while not done.wait(_SIGN_EVERY):
+            with suppress(Exception):  # a storage that is busy: the next sign may get through
+                trial.set_user_attr(records.ALIVE, time.time())
+
+    thread = threading.Thread(target=give, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _open_storage(url: str) -> BaseStorage:

@@ -5,10 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer, read_schedules
+from dtbert.squad import read_squad
 from tests.cli.conftest import Run
+from tests.training.conftest import write_model, write_questions
 
 pytest.importorskip("optuna", reason="the search needs the extra: pip install 'dtbert[search]'")
 CONTEXT = "Ada wrote it in London in 1843, and Zoe said it in Paris."
@@ -76,7 +79,54 @@ def test_same_command_goes_on_and_json_says_what_was_done(run: Run, folder: Path
     assert report["front"] == json.loads((folder / "model/schedules.json").read_text())
     again = json.loads(run(*SEARCH, *more).out)
     assert again == report
-    assert json.loads(run(*SEARCH, "--scorers", "answer", "--json").out)["study"] != report["study"]
+
+
+def test_study_is_of_one_model_set_of_questions_and_options(run: Run, folder: Path) -> None:
+    def study(*options: object) -> str:
+        given = (*SEARCH, "--scorers", "cls", "--trials", 1, *options, "--json")
+        return str(json.loads(run(*given).out)["study"])
+
+    shutil.copytree("model", "other")
+    weights = load_file("other/model.safetensors")
+    save_file({name: tensor * 0.5 for name, tensor in weights.items()}, "other/model.safetensors")
+    first = study()
+    assert study("--seed", 5, "--sampler", "nsga2", "--margin", 3) == first
+    latency = ("--objective", "latency", "--limit", 4)
+    others = [
+        study("--model", "other"),
+        study("--limit", 5),
+        study("--scorers", "answer"),
+        study("--keep-question", "yes"),
+        study(*latency),
+        study(*latency, "--threads", 2),
+    ]
+    assert len({first, *others}) == 7
+
+
+def test_damaged_schedules_do_not_stop_the_search_that_makes_them_anew(run: Run, folder: Path) -> None:
+    Path("model/schedules.json").write_text("{")
+    question = ("answer", "--model", "model", "--question", "who wrote it?", "--context", CONTEXT)
+    assert run(*question).status == 2
+    assert run(*SEARCH, "--scorers", "cls").status == 0
+    assert run(*question, "--budget", 1).status == 0
+
+
+def test_train_then_search_then_answer_within_a_budget(run: Run, folder: Path) -> None:
+    write_model(folder / "start", max_position_embeddings=384)
+    questions = read_squad(write_questions(folder / "asked.json", 16))
+    train = ("train", "--model", "start", "--train", "asked.json", "--out", "run", "--threads", 1, "--quiet")
+    dropping = ("--length-drop", "--scorers", "cls", "--ratio-bound", "0.5")
+    assert run(*train, *dropping, "--epochs", 35, "--learning-rate", 1e-2, "--batch-tokens", 2048).status == 0
+    search = ("search", "asked.json", "--model", "run/last", "--out", "run/last/schedules.json", "--scorers", "cls")
+    assert run(*search, "--trials", 8, "--budget-range", "0.5,0.9").status == 0
+    chosen = read_schedules("run/last/schedules.json").within(0.9)
+    assert chosen.schedule is not None
+    assert chosen.f1 > 90
+    right = 0
+    for one in questions:
+        asked = ("--question", one.question, "--context", one.context, "--budget", 0.9, "--json")
+        right += json.loads(run("answer", "--model", "run/last", *asked).out)["answer"] == one.answers[0].text
+    assert 100 * right / len(questions) == chosen.exact_match
 
 
 def test_latency_can_be_the_objective(run: Run, folder: Path) -> None:
@@ -116,6 +166,8 @@ def test_batch_answers_within_a_budget(run: Run, folder: Path) -> None:
         (("--budget-range", "0.9,0.2"), "expected two growing numbers from 0 to 1"),
         (("--rungs", "400,100"), "rungs must be growing numbers of questions, not [400, 100]"),
         (("--rungs", "many"), "expected a whole number of at least 1, got 'many'"),
+        (("--seed", "-1"), "--seed must be 0 or more, not -1"),
+        (("--published", "nothing.tsv", "--plot", "front.png"), "nothing.tsv"),
         (("--margin", "-1"), "margin must be a number of standard errors"),
         (("--start", "100,50"), "lengths are absolute"),
         (("--start", "0.8,0.3", "--scorers", "cls,answer"), "the scorer 'received' is not among cls, answer"),

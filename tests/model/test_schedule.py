@@ -58,6 +58,8 @@ def test_macs_without_dropping_are_the_plain_models() -> None:
         ("cls", 100 * 8, 40),
         ("from_question", 12 * 100 * 8, 40),
         ("answer", 2 * 100 * 8, 40),
+        ("overlap", 0, 40),
+        ("answer_overlap", 2 * 100 * 8, 40),
         ("random", 0, 40),
     ],
 )

@@ -2,16 +2,18 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 
 import dtbert
 from dtbert.model import LengthSchedule, Macs
-from dtbert.qa import read_schedules, write_schedules
+from dtbert.qa import Latency, read_schedules, write_schedules
 from dtbert.search import Effort, Record, bootstrap_intervals, front_of, in_search_order, pareto, plot
 from dtbert.squad import GoldAnswer, SquadQuestion
 from tests.search.toys import STARTS, Toy, toy_search
@@ -75,6 +77,56 @@ def test_front_holds_only_what_answered_all_questions(tmp_path: Path) -> None:
     write_schedules(path, front)
     assert read_schedules(path) == front
     assert front_of(search, QUESTIONS, "toy.json", "abc").to_json() == path.read_text()
+
+
+def test_front_of_macs_is_timed_once_a_study() -> None:
+    timed = []
+
+    class Timed(Toy):
+        def latency(self, schedule: LengthSchedule | None) -> Latency:
+            timed.append(schedule)
+            return super().latency(schedule)
+
+    search = toy_search(toy=Timed())
+    search.add_starts(STARTS, "start")
+    search.run(6)
+    assert timed == []
+    front = front_of(search, QUESTIONS, "toy.json", "abc")
+    assert [entry.latency for entry in front.schedules] == [Toy().latency(entry.schedule) for entry in front.schedules]
+    assert front_of(search, QUESTIONS, "toy.json", "abc") == front
+    assert timed == [entry.schedule for entry in front.schedules]
+
+
+def test_front_of_times_is_in_the_order_of_macs() -> None:
+    class Backwards(Toy):
+        """What has fewer MACs takes longer, and is more right."""
+
+        def latency(self, schedule: LengthSchedule | None) -> Latency:
+            return Latency(1 / self.macs(schedule).executed, 1e-6, "toy", "float32", 1)
+
+        def quality(self, schedule: LengthSchedule | None) -> float:
+            return 1 - super().quality(schedule)
+
+    search = toy_search(toy=Backwards(), objective="latency")
+    search.add_starts(STARTS, "start")
+    search.run(6)
+    front = front_of(search, QUESTIONS, "toy.json", "abc")
+    fractions = [entry.macs_fraction for entry in front.schedules]
+    assert len(fractions) > 1
+    assert fractions == sorted(fractions)
+    f1 = [entry.f1 for entry in front.schedules]
+    assert f1 == sorted(f1, reverse=True)
+
+
+def test_baseline_of_the_plot_drops_by_what_the_front_drops_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = toy_search()
+    search.space = replace(search.space, scorers=search.space.scorers[::-1])  # `random` first, which loses
+    search.add_starts(STARTS, "constant ratio")
+    search.run(6)
+    labels = []
+    monkeypatch.setattr(Axes, "legend", lambda axes, **_: labels.extend(axes.get_legend_handles_labels()[1]))
+    plot.plot_front(search, front_of(search, QUESTIONS, "toy.json", "abc"), tmp_path / "front.png")
+    assert "constant ratio, cls" in labels
 
 
 def test_beginnings_of_the_search_order_are_spread_over_articles() -> None:

@@ -1,14 +1,20 @@
 """The search over a toy whose front is known: what it finds, what it saves, and how it goes on."""
 
 import multiprocessing
+import time
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.samplers import NSGAIISampler, TPESampler
 
-from dtbert.model import LengthSchedule
-from dtbert.search import Effort, is_beaten, open_study, pareto, records_of, study
+from dtbert.model import LengthSchedule, Macs
+from dtbert.search import Effort, Record, is_beaten, open_study, pareto, records_of, sqlite_url, study
 from dtbert.search.front import full_records
+from dtbert.search.records import margin_of_many
 from dtbert.search.study import SamplerName
 from dtbert.squad import Score
 from tests.search.toys import STARTS, Toy, best_f1, sqlite, take_part, toy_search
@@ -17,6 +23,7 @@ from tests.search.toys import STARTS, Toy, best_f1, sqlite, take_part, toy_searc
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_search_finds_the_known_front(sampler: SamplerName) -> None:
     search = toy_search(sampler=sampler)
+    assert type(search.study.sampler) is (TPESampler if sampler == "tpe" else NSGAIISampler)
     search.add_starts(STARTS, "start")
     search.run(90)
     records = full_records(search)
@@ -75,6 +82,27 @@ def test_beaten_needs_a_peer_that_costs_no_more_and_is_clearly_better() -> None:
     assert not is_beaten(worse, 1.0, [], 2.0)
 
 
+@given(st.floats(0, 6), st.integers(1, 1000))
+def test_best_of_many_takes_more_to_be_beyond_doubt(margin: float, count: int) -> None:
+    upper_tail = NormalDist().cdf
+    assert count * upper_tail(-margin_of_many(margin, count)) == pytest.approx(upper_tail(-margin), rel=1e-6)
+
+
+def test_equal_peers_seldom_end_a_trial_however_many_they_are() -> None:
+    random = np.random.default_rng(0)
+    toy = LengthSchedule.ratios([0.9, 0.9], scorer="cls")
+    ended = 0
+    for _ in range(200):
+        f1, *others = random.uniform(size=(41, 100))
+        peers = [Record(0, toy, Macs(1, 1), 0.5, 0.5, other, 0, None, "") for other in others]
+        ended += is_beaten(f1, 0.5, peers, 2.0)
+    assert ended <= 12  # 2.3% of 200 are 4.6; without regard to their number they would be 80
+
+
+def test_nothing_is_beyond_the_greatest_margin() -> None:
+    assert margin_of_many(1000.0, 7) == 1000.0
+
+
 def test_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first = toy_search(sqlite(tmp_path))
     assert first.add_starts(STARTS, "start") == 6
@@ -105,7 +133,8 @@ def test_interrupted_trial_is_tried_again(tmp_path: Path) -> None:
     search.add_starts(STARTS, "start")
     with pytest.raises(KeyboardInterrupt):
         search.run(20)
-    assert search.errors() == ["interrupted"]
+    assert search.errors() == []
+    assert search.num_finished() == 2
     toy = Toy()
     again = toy_search(sqlite(tmp_path), toy)
     again.run(8)
@@ -113,6 +142,56 @@ def test_interrupted_trial_is_tried_again(tmp_path: Path) -> None:
     assert STARTS[2] in tried
     assert set(STARTS[3:]) <= set(tried)
     assert {record.origin for record in records_of(again.study) if record.schedule in STARTS} == {"start"}
+
+
+def test_trial_whose_process_was_killed_is_tried_again(tmp_path: Path) -> None:
+    killed = toy_search(sqlite(tmp_path))
+    killed.add_starts(STARTS, "start")
+    killed.run(1)
+    for sign in (time.time() - 3600, time.time()):  # the second one's process may live
+        trial = killed.study.ask()
+        trial.set_user_attr("alive", sign)
+        killed.space.suggest(trial)
+    toy = Toy()
+    search = toy_search(sqlite(tmp_path), toy)
+    assert search.add_starts(STARTS, "start") == 0
+    search.run(5)
+    tried = [schedule for schedule, _, _ in toy.answered]
+    assert STARTS[1] in tried
+    assert STARTS[2] not in tried
+    assert set(STARTS[3:]) <= set(tried)
+    assert search.counts().failed == 0
+
+
+def test_trial_that_others_took_for_lost_does_not_stop_the_search() -> None:
+    class Slow(Toy):
+        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+            if schedule == STARTS[0] and not self.answered[1:]:
+                search._retry(search.study.trials[0])
+            return super().scores(schedule, begin, end)
+
+    toy = Slow()
+    search = toy_search(toy=toy)
+    search.add_starts(STARTS[:2], "start")
+    search.run(3)
+    assert [schedule for schedule, _, _ in toy.answered].count(STARTS[0]) == 2
+    assert (search.counts().finished, search.counts().failed) == (3, 0)
+
+
+def test_living_process_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "_SIGN_EVERY", 0.01)
+    signs = set()
+
+    class Slow(Toy):
+        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+            until = time.time() + 60
+            while schedule is not None and len(signs) < 3 and time.time() < until:
+                signs.add(search.study.trials[-1].user_attrs["alive"])
+            return super().scores(schedule, begin, end)
+
+    search = toy_search(sqlite(tmp_path), Slow())
+    search.run(1)
+    assert len(signs) == 3
 
 
 def test_failing_trials_are_recorded_and_the_rest_goes_on() -> None:
@@ -204,6 +283,19 @@ def test_study_of_other_settings_is_refused(tmp_path: Path) -> None:
 def test_storage_that_cannot_be_opened_is_named(storage: str) -> None:
     with pytest.raises(ValueError, match="cannot open the study 'toy' in"):
         open_study(storage, "toy", {}, "tpe", 0)
+
+
+def test_password_of_a_storage_is_not_shown() -> None:
+    with pytest.raises(ValueError, match=r"cannot open the study 'toy' in nothing://me:\*\*\*@host/studies") as caught:
+        open_study("nothing://me:secret@host/studies", "toy", {}, "tpe", 0)
+    assert "secret" not in str(caught.value)
+
+
+def test_study_may_be_in_a_file_of_any_name(tmp_path: Path) -> None:
+    file = tmp_path / "what? {100%} #1.db"
+    toy_search(sqlite_url(file)).run(1)
+    assert toy_search(sqlite_url(file)).num_finished() == 1
+    assert file.is_file()
 
 
 @pytest.mark.parametrize(("rungs", "margin"), [((0,), 2), ((100, 100), 2), ((400, 100), 2), ((), -1), ((), np.inf)])

@@ -1,0 +1,96 @@
+"""What a schedule is worth: scores, multiply-accumulates and time of a tiny model's answers."""
+
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from dtbert.model import LengthSchedule
+from dtbert.qa import QuestionAnswerer, load_tokenizer
+from dtbert.search import QuestionEvaluator
+from dtbert.squad import GoldAnswer, SquadQuestion, score_prediction
+from dtbert.weights import resolve_source
+from tests.qa.conftest import make_model
+
+TEXT = "The letter was written by Ada Lovelace in London, in 1843, and answered from Paris. "
+SCHEDULES = [
+    None,
+    LengthSchedule.ratios([0.6, 0.3], scorer="from_question"),
+    LengthSchedule.ratios([0.6, 0.3], scorer="answer_overlap", keep_question=True),
+]
+
+
+def question(number: int, asked: str, times: int, answer: str) -> SquadQuestion:
+    context = TEXT * times
+    return SquadQuestion(str(number), "t", asked, context, (GoldAnswer(answer, context.index(answer)),))
+
+
+QUESTIONS = [
+    question(0, "Who wrote the letter?", 1, "Ada Lovelace"),
+    question(1, "In which year was that letter of hers written in London?", 9, "1843"),  # of two windows
+    question(2, "Where from?", 2, "Paris"),
+]
+
+
+@pytest.fixture(scope="module")
+def answerer() -> QuestionAnswerer:
+
+    return QuestionAnswerer(make_model(), load_tokenizer(resolve_source(None)), window=128, stride=32)
+
+
+@pytest.fixture
+def evaluator(answerer: QuestionAnswerer) -> QuestionEvaluator:
+    return QuestionEvaluator(answerer, QUESTIONS)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_macs_are_the_mean_over_questions_of_the_sum_over_their_windows(
+    evaluator: QuestionEvaluator, answerer: QuestionAnswerer, schedule: LengthSchedule | None
+) -> None:
+    published = executed = windows = 0
+    for one in QUESTIONS:
+        for window in answerer.windows(one.question, one.context):
+            everything = schedule or LengthSchedule.ratios([1, 1])
+            macs = everything.macs(
+                answerer.config, len(window.input_ids), question_length=window.token_type_ids.count(0)
+            )
+            published, executed, windows = published + macs.published, executed + macs.executed, windows + 1
+    assert windows > len(QUESTIONS)
+    assert evaluator.macs(schedule) == (round(published / 3), round(executed / 3))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_scores_are_those_of_the_answers_one_by_one(
+    evaluator: QuestionEvaluator, answerer: QuestionAnswerer, schedule: LengthSchedule | None
+) -> None:
+    expected = [
+        score_prediction(answerer(one.question, one.context, schedule=schedule).text, [one.answers[0].text])
+        for one in QUESTIONS
+    ]
+    assert evaluator.scores(schedule, 0, 3) == expected
+    assert evaluator.scores(schedule, 1, 2) == expected[1:2]
+
+
+def test_latency_is_the_schedules_own_and_the_full_models_beside_it(
+    evaluator: QuestionEvaluator, answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed, now = SCHEDULES[1], 0.0
+
+    def answer(prepared: Any, *, schedule: LengthSchedule | None = None) -> list[Any]:
+        nonlocal now
+        now += 3 * (2.0 if schedule is None else 0.5)  # three questions
+        return []
+
+    monkeypatch.setattr(answerer, "answer_prepared", answer)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    latency = evaluator.latency(timed)
+    assert (latency.seconds, latency.full_model_seconds) == (0.5, 2.0)
+    assert (latency.device, latency.dtype, latency.threads) == ("cpu", "float32", torch.get_num_threads())
+
+
+def test_questions_that_the_model_cannot_read_are_named(answerer: QuestionAnswerer) -> None:
+    with pytest.raises(ValueError, match="there are no questions to search with"):
+        QuestionEvaluator(answerer, [])
+    with pytest.raises(ValueError, match=r"question 7: .*; take it out of the file"):
+        QuestionEvaluator(answerer, [question(7, "who " * 200, 1, "Paris")])
