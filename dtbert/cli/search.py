@@ -88,9 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--margin",
         type=float,
-        default=2.0,
+        default=1.0,
         metavar="X",
-        help="how clearly, in standard errors; more against many schedules (default: 2)",
+        help="how clearly, in standard errors; more against many schedules (default: 1)",
     )
     add_model_options(parser)
     parser.set_defaults(threads=1)

@@ -55,7 +55,7 @@ class Effort:
     """
 
     rungs: tuple[int, ...] = (100, 200, 400, 800)
-    margin: float = 2.0
+    margin: float = 1.0
 
     def __post_init__(self) -> None:
         if any(rung < 1 for rung in self.rungs) or list(self.rungs) != sorted(set(self.rungs)):
