@@ -5,11 +5,13 @@
     python scripts/results.py scorers run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000 --budgets 0.5
     python scripts/results.py time run/best docs/results.json squad=dev-v1.1.json.gz --threads 1
     python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000
+    python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --schedule SPEC
     python scripts/results.py show docs/results.json --plot docs/results.png
 
-Each row is `dtbert evaluate` with a budget. Rows that the JSON file has already, of the same weights, dtype and
-threads, are not measured again, so an interrupted run goes on; `time` measures all of its rows anew and replaces them.
-Processes that write different files may work side by side; `show` takes several files.
+Each row is `dtbert evaluate` with a budget, or, for measure and survival, with each --schedule instead. Rows that the
+JSON file has already, of the same weights, dtype and threads, are not measured again, so an interrupted run goes on;
+`time` measures all of its rows anew and replaces them. Processes that write different files may work side by side;
+`show` takes several files.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 
 from dtbert.cli.evaluate import cost, spread
-from dtbert.cli.options import describe_schedule
+from dtbert.cli.options import describe_schedule, parse_schedule
 from dtbert.cli.output import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
@@ -110,9 +112,17 @@ def constant(sample: QuestionEvaluator, goal: float, scorer: str, keep_question:
 
 
 def competitors(
-    what: str, answerer: QuestionAnswerer, questions: list[SquadQuestion], budgets: list[float]
-) -> Iterator[tuple[str, float, LengthSchedule | None]]:
+    what: str,
+    answerer: QuestionAnswerer,
+    questions: list[SquadQuestion],
+    budgets: list[float],
+    schedules: list[LengthSchedule],
+) -> Iterator[tuple[str, float | None, LengthSchedule | None]]:
     """What is measured: the action's name for it, the budget and the schedule."""
+    if schedules:
+        for given in schedules:
+            yield what, None, given
+        return
     if what in ("measure", "survival"):
         for budget, schedule in chosen(answerer, budgets):
             if what == "measure" or schedule is not None:
@@ -188,7 +198,8 @@ def time_schedules(
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     answerer = QuestionAnswerer.load(arguments.model, dtype=getattr(torch, arguments.dtype))
-    if answerer.front is None and arguments.what != "scorers":
+    schedules = [parse_schedule(spec, "--schedule") for spec in getattr(arguments, "schedule", [])]
+    if answerer.front is None and arguments.what != "scorers" and not schedules:
         raise ValueError(f"{arguments.model} has no schedules.json: make one with `dtbert search`")
     rows = load(arguments.json)
     model = {
@@ -206,10 +217,10 @@ def run(arguments: argparse.Namespace) -> None:
         questions = spread(read_squad(path), _TIMED if arguments.what == "time" else arguments.limit)
         about = {"questions": name, "count": len(questions), **model}
         if arguments.what == "time":
-            for budget, schedule, row in time_schedules(answerer, questions, arguments.budgets):
-                record({"what": "time", **about, "budget": budget, "schedule": plain(schedule), **row}, schedule)
+            for timed, schedule, row in time_schedules(answerer, questions, arguments.budgets):
+                record({"what": "time", **about, "budget": timed, "schedule": plain(schedule), **row}, schedule)
             continue
-        for what, budget, schedule in competitors(arguments.what, answerer, questions, arguments.budgets):
+        for what, budget, schedule in competitors(arguments.what, answerer, questions, arguments.budgets, schedules):
             row = {"what": what, **about, "budget": budget, "schedule": plain(schedule)}
             if key(row) in map(key, rows):
                 continue
@@ -224,7 +235,7 @@ def show(arguments: argparse.Namespace) -> None:
         ("searched", ("questions", "count", "budget", "f1", "executed")),
         ("constant", ("questions", "count", "budget", "f1", "executed")),
         ("scorers", ("questions", "count", "budget", "scorer", "keep_question", "f1", "executed")),
-        ("survival", ("questions", "budget", "windows", "left")),
+        ("survival", ("questions", "budget", "scorer", "length_config", "windows", "left")),
         ("time", ("threads", "dtype", "budget", "executed", "time", "time_per_macs_saved", "questions_per_second")),
     ):
         picked = [
@@ -280,6 +291,8 @@ def main() -> None:
         one.add_argument("json", type=Path)
         one.add_argument("questions", nargs="+", type=name_and_file, metavar="NAME=FILE")
         one.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
+        if name in ("measure", "survival"):
+            one.add_argument("--schedule", action="append", default=[], metavar="SPEC", help="as `dtbert evaluate`'s")
         one.add_argument("--limit", type=int, help="questions of each file, evenly spread")
         one.add_argument("--threads", type=int, default=1)
         one.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

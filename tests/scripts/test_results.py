@@ -128,6 +128,16 @@ def test_times_are_against_the_full_model_and_replace_earlier_ones(
     assert after != before
 
 
+def test_schedules_may_be_given_instead_of_budgets(results: Results, model: Path, questions: str) -> None:
+    (model / "schedules.json").unlink()
+    spec = LengthSchedule.ratios([1, 0.3], scorer="overlap", keep_question=True)
+    (row,) = results("survival", model, questions, "--schedule", spec.to_json())
+    assert (row["budget"], row["schedule"], row["left"][0]) == (None, spec.to_dict(), 1)
+    measured = results("measure", model, questions, "--schedule", spec.to_json(), "--schedule", "1,1")[1:]
+    assert [row["schedule"]["length_config"] for row in measured] == [[1, 0.3], [1, 1]]
+    assert measured[0]["executed"] < measured[1]["executed"] == 1
+
+
 def test_all_kinds_of_rows_are_shown(
     results: Results, model: Path, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
