@@ -14,7 +14,7 @@ from dtbert.qa import Latency, Prepared, QuestionAnswerer
 from dtbert.squad import Score, SquadQuestion, score_prediction
 
 _TIMED_QUESTIONS = 32
-_TIMED_ROUNDS = 5
+_TIMED_ROUNDS = 3
 
 
 class Evaluator(Protocol):
@@ -29,8 +29,8 @@ class Evaluator(Protocol):
     def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
         """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
 
-    def latency(self, schedule: LengthSchedule | None) -> Latency:
-        """Seconds a question, and the full model's beside it."""
+    def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
+        """Seconds a question of each schedule, and the full model's beside it."""
 
 
 class QuestionEvaluator:
@@ -77,18 +77,18 @@ class QuestionEvaluator:
             score_prediction(answer.text, gold) for answer, gold in zip(answers, self._answers[begin:end], strict=True)
         ]
 
-    def latency(self, schedule: LengthSchedule | None) -> Latency:
-        """Medians of rounds in which the schedule and the full model take turns on the first questions."""
+    def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
+        """Medians of rounds in which the schedules and the full model take turns on the first questions."""
         sample = self._prepared[:_TIMED_QUESTIONS]
-        times: dict[bool, list[float]] = {False: [], True: []}
-        for _ in range(_TIMED_ROUNDS + 1):
-            for full in times:
-                times[full].append(self._seconds(sample, None if full else schedule) / len(sample))
         # The first round warms up.
-        own, full_model = (statistics.median(times[full][1:]) for full in (False, True))
+        rounds = [
+            [self._seconds(sample, schedule) / len(sample) for schedule in (None, *schedules)]
+            for _ in range(_TIMED_ROUNDS + 1)
+        ][1:]
+        full_model, *own = (statistics.median(times) for times in zip(*rounds, strict=True))
         device, dtype = self.answerer.model.device, str(self.answerer.model.dtype).removeprefix("torch.")
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return Latency(own, full_model, name, dtype, torch.get_num_threads())
+        return [Latency(seconds, full_model, name, dtype, torch.get_num_threads()) for seconds in own]
 
     def _seconds(self, sample: Prepared, schedule: LengthSchedule | None) -> float:
         start = time.perf_counter()

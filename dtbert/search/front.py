@@ -57,11 +57,9 @@ def front_of(
     full = search.full_model
     chosen.sort(key=lambda record: record.macs_fraction)  # with the objective "latency" it was that of time
     *intervals, full_interval = bootstrap_intervals([*(record.f1 for record in chosen), full.f1])
+    latencies = search.latencies_of(chosen)
     return ScheduleFront(
-        tuple(
-            _entry(record, interval, search.latency_of(record))
-            for record, interval in zip(chosen, intervals, strict=True)
-        ),
+        tuple(_entry(*measured) for measured in zip(chosen, intervals, latencies, strict=True)),
         MeasuredSchedule(None, 1.0, full.macs, *_percent(full.f1, full.exact_matches), full_interval),
         questions_file,
         len(questions),

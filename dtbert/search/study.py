@@ -230,16 +230,15 @@ class Search:
         answered = [len(record.f1) for record in records_of(self.study)]
         return Savings(sum(answered), len(answered) * self.evaluator.num_questions)
 
-    def latency_of(self, record: Record) -> Latency:
-        """The time that was measured with a trial, or now, once a study."""
-        if record.latency is not None:
-            return record.latency
-        name = f"{records.LATENCY}_{record.number}"
-        stored: dict[str, Any] | None = self.study.user_attrs.get(name)
-        if stored is None:
-            stored = vars(self.evaluator.latency(record.schedule))
-            self.study.set_user_attr(name, stored)
-        return Latency(**stored)
+    def latencies_of(self, chosen: Sequence[Record]) -> list[Latency]:
+        """The times of trials: those that were measured with them, and of the others now, once a study."""
+        stored: dict[str, dict[str, Any]] = self.study.user_attrs.get("latencies", {})
+        missing = [record for record in chosen if record.latency is None and str(record.number) not in stored]
+        if missing:
+            timed = self.evaluator.latencies([record.schedule for record in missing])
+            stored |= {str(record.number): vars(latency) for record, latency in zip(missing, timed, strict=True)}
+            self.study.set_user_attr("latencies", stored)
+        return [record.latency or Latency(**stored[str(record.number)]) for record in chosen]
 
     def _full_model(self) -> FullModel:
         """Its scores, measured once a study."""
@@ -271,7 +270,7 @@ class Search:
         trial.set_user_attr(records.MACS, list(macs))
         cost = fraction
         if self.objective == "latency":
-            latency = self.evaluator.latency(schedule)
+            (latency,) = self.evaluator.latencies([schedule])
             trial.set_user_attr(records.LATENCY, vars(latency))
             cost = latency.seconds / latency.full_model_seconds
         trial.set_user_attr(records.COST, cost)

@@ -75,18 +75,20 @@ def test_scores_are_those_of_the_answers_one_by_one(
 def test_latency_is_the_schedules_own_and_the_full_models_beside_it(
     evaluator: QuestionEvaluator, answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed, now = SCHEDULES[1], 0.0
+    first, second, now = LengthSchedule.ratios([1, 0.5]), LengthSchedule.ratios([0.4, 0.3]), 0.0
 
     def answer(prepared: Any, *, schedule: LengthSchedule | None = None) -> list[Any]:
         nonlocal now
-        now += 3 * (2.0 if schedule is None else 0.5)  # three questions
+        now += 3 * (2.0 if schedule is None else schedule.length_config[0])  # three questions
         return []
 
     monkeypatch.setattr(answerer, "answer_prepared", answer)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    latency = evaluator.latency(timed)
-    assert (latency.seconds, latency.full_model_seconds) == (0.5, 2.0)
-    assert (latency.device, latency.dtype, latency.threads) == ("cpu", "float32", torch.get_num_threads())
+    latencies = evaluator.latencies([first, second])
+    assert [latency.seconds for latency in latencies] == pytest.approx([1, 0.4])
+    for latency in latencies:
+        assert latency.full_model_seconds == pytest.approx(2)
+        assert (latency.device, latency.dtype, latency.threads) == ("cpu", "float32", torch.get_num_threads())
 
 
 def test_questions_that_the_model_cannot_read_are_named(answerer: QuestionAnswerer) -> None:

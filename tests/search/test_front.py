@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,29 +81,30 @@ def test_front_holds_only_what_answered_all_questions(tmp_path: Path) -> None:
 
 
 def test_front_of_macs_is_timed_once_a_study() -> None:
-    timed = []
+    timed: list[LengthSchedule] = []
 
     class Timed(Toy):
-        def latency(self, schedule: LengthSchedule | None) -> Latency:
-            timed.append(schedule)
-            return super().latency(schedule)
+        def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
+            timed.extend(schedules)
+            return super().latencies(schedules)
 
     search = toy_search(toy=Timed())
     search.add_starts(STARTS, "start")
     search.run(6)
     assert timed == []
     front = front_of(search, QUESTIONS, "toy.json", "abc")
-    assert [entry.latency for entry in front.schedules] == [Toy().latency(entry.schedule) for entry in front.schedules]
-    assert front_of(search, QUESTIONS, "toy.json", "abc") == front
     assert timed == [entry.schedule for entry in front.schedules]
+    assert [entry.latency for entry in front.schedules] == Toy().latencies(timed)
+    assert front_of(search, QUESTIONS, "toy.json", "abc") == front
+    assert len(timed) == len(front.schedules)
 
 
 def test_front_of_times_is_in_the_order_of_macs() -> None:
     class Backwards(Toy):
         """What has fewer MACs takes longer, and is more right."""
 
-        def latency(self, schedule: LengthSchedule | None) -> Latency:
-            return Latency(1 / self.macs(schedule).executed, 1e-6, "toy", "float32", 1)
+        def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
+            return [Latency(1 / self.macs(one).executed, 1e-6, "toy", "float32", 1) for one in schedules]
 
         def quality(self, schedule: LengthSchedule | None) -> float:
             return 1 - super().quality(schedule)
