@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dtbert import __version__
 from dtbert.cli.options import load_for_schedule
-from dtbert.cli.output import check_folder, write_whole
+from dtbert.cli.output import check_output, write_whole
 
 if sys.platform != "win32":
     import fcntl
@@ -226,9 +226,7 @@ def _check_paths(source: Path, output: Path) -> None:
     if not source.is_file():
         reason = "it is read more than once" if source.exists() else "there is none"
         raise ValueError(f"--input {source} must be a file: {reason}")
-    check_folder("--output", output)
-    if output.exists() and output.samefile(source):
-        raise ValueError(f"--output {output} is the input itself: name another file")
+    check_output("--output", output, source)
 
 
 def _settings_path(output: Path) -> Path:

@@ -18,7 +18,7 @@ from dtbert.cli.options import (
     load_for_schedule,
     positive,
 )
-from dtbert.cli.output import check_folder, print_json, write_whole
+from dtbert.cli.output import check_output, print_json, write_whole
 
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dtbert.squad import evaluate, read_squad
 
     if arguments.predictions is not None:
-        check_folder("--predictions", Path(arguments.predictions))
+        check_output("--predictions", Path(arguments.predictions), Path(arguments.file))
     questions = spread(read_squad(arguments.file), arguments.limit)
     answerer, schedule = load_for_schedule(arguments)
     good = [question for question in questions if _is_answerable(answerer, question)]
@@ -98,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         if arguments.budget is not None:
             print(f"budget {arguments.budget:g} chose: {describe_schedule(schedule)}\n")
+        elif schedule is not None:
+            print(f"schedule: {describe_schedule(schedule)}\n")
         print(_table(report))
     return 1 if scores.missing else 0
 

@@ -98,6 +98,11 @@ def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
             f"{option} {spec!r} is neither a list such as 1,1,0.9,0.6,0.4,0.2, nor JSON, nor a file"
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
+        if "unknown ['dtbert', 'format'" in str(error):
+            raise ValueError(
+                f"{option if inline else spec}: this is a schedules.json, of many schedules: keep it in the model's "
+                "folder and give --budget"
+            ) from error
         raise ValueError(f"{option if inline else spec}: not a schedule in JSON ({error})") from error
 
 

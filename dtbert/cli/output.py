@@ -1,6 +1,7 @@
 """What a command writes: JSON to stdout, and files whole or not at all."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,16 @@ def print_json(fields: dict[str, Any]) -> None:
     print(json.dumps(fields, ensure_ascii=not unicode))
 
 
-def check_folder(option: str, path: Path) -> None:
-    """Raise FileNotFoundError if there is no folder for the file: said before the work, not after it."""
+def check_output(option: str, path: Path, source: Path | None = None) -> None:
+    """Raise OSError if the file cannot be written, or is the one that is read: said before the work, not after it."""
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{option} {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{option} {path} is a folder: name a file")
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise FileExistsError(f"{option} {path} is the input itself: name another file")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{option} {path}: no permission to write it")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtbert.cli.options import SCHEDULE_HELP, add_model_options, add_schedule_options, positive, schedule_of
-from dtbert.cli.output import check_folder, print_json
+from dtbert.cli.output import check_output, print_json
 
 if TYPE_CHECKING:
     from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     for option, path in (("--plot", arguments.plot), ("--trace", arguments.trace)):
         if path is not None:
-            _check_output(option, Path(path))
+            check_output(option, Path(path))
     if arguments.plot is not None:
         check_plot(Path(arguments.plot))
     if arguments.size is not None and (arguments.model, arguments.revision) != (None, None):
@@ -151,7 +151,10 @@ def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,4})", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"expected layers x hidden size, such as 6x768, got {text!r}")
-    return int(match[1]), int(match[2])
+    layers, hidden = int(match[1]), int(match[2])
+    if hidden % 12:
+        raise argparse.ArgumentTypeError(f"a hidden size of 12 heads is a multiple of 12, such as 768, got {text!r}")
+    return layers, hidden
 
 
 def _seqlens(arguments: argparse.Namespace) -> list[int]:
@@ -180,11 +183,3 @@ def read_lengths(path: Path) -> list[int]:
     if not lengths:
         raise ValueError(f"{path}: no lengths in it: give the tokens of one sequence on each line")
     return lengths
-
-
-def _check_output(option: str, path: Path) -> None:
-    check_folder(option, path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{option} {path}: this is a folder: name a file")
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise PermissionError(f"{option} {path}: no permission to write it")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtbert.cli.options import add_model_options, describe_schedule, load_answerer, parse_schedule, positive
-from dtbert.cli.output import check_folder, print_json
+from dtbert.cli.output import check_output, print_json
 
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
@@ -115,25 +115,27 @@ def run(arguments: argparse.Namespace) -> int:
     model_sha256 = _weights_sha256(arguments)
     # Work is behind this: what could be said about the options has been said.
     with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
-        bar.set_description("full model")
-        search = _search(arguments, answerer, questions, model_sha256, starts)
-        published = _published(arguments, search, answerer)
-        bar.set_description("search")
+        done = 0
 
         def show() -> None:
-            bar.n = min(search.num_finished(), arguments.trials)
+            nonlocal done
+            done = search.num_finished()
+            bar.n = min(done, arguments.trials)
             bar.refresh()
 
-        show()
         try:
+            bar.set_description("full model")
+            search = _search(arguments, answerer, questions, model_sha256, starts)
+            published = _published(arguments, search, answerer)
+            bar.set_description("search")
+            show()
             search.run(arguments.trials, show)
+            bar.set_description("timing the front")
+            front = front_of(search, questions, file, model_sha256)
         except KeyboardInterrupt:
             bar.close()
-            done = search.num_finished()
             print(f"dtbert: interrupted after {done} trials; the same command goes on from there", file=sys.stderr)
             raise
-        bar.set_description("timing the front")
-        front = front_of(search, questions, file, model_sha256)
     _report_failures(search)
     write_schedules(arguments.out, front)
     if arguments.plot is not None:
@@ -154,11 +156,12 @@ def _check(arguments: argparse.Namespace) -> None:
             dtbert.search.plot.check()
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
-    for option in ("out", "plot"):
-        if getattr(arguments, option) is not None:
-            check_folder(f"--{option}", Path(getattr(arguments, option)))
-    if Path(arguments.out).is_dir():
-        raise ValueError(f"--out {arguments.out} is a folder: name a file, such as {arguments.out}/schedules.json")
+    for option, ending in (("out", ".json"), ("plot", ".png")):
+        given = getattr(arguments, option)
+        if given is not None:
+            check_output(f"--{option}", Path(given), Path(arguments.file))
+            if not given.endswith(ending):
+                raise ValueError(f"--{option} {given}: the ending must be {ending}")
     if arguments.published is not None and arguments.plot is None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:

@@ -379,12 +379,15 @@ def _train(trainer: "Trainer", arguments: argparse.Namespace, rank: int) -> bool
     with tqdm(total=trainer.num_steps, initial=trainer.step, unit="step", disable=hide) as bar:
 
         def report(record: dict[str, Any]) -> None:
-            rate = record["tokens"] / record["seconds"]
-            bar.set_postfix({"loss": f"{record['loss']:.3f}", "tokens/s": f"{rate:,.0f}"}, refresh=False)
+            loss, rate = f"{record['loss']:.3f}", f"{record['tokens'] / record['seconds']:,.0f}"
+            bar.set_postfix({"loss": loss, "tokens/s": rate}, refresh=False)
             bar.update()
+            step = record["step"]
+            if bar.disable and not hide and step % arguments.save_every == 0:  # outside a terminal
+                print(f"step {step:,} of {trainer.num_steps:,}: loss {loss}, {rate} tokens/s", file=sys.stderr)
             if "f1" in record:
                 measured = [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("f1")]
-                bar.write(f"step {record['step']}: {', '.join(measured)}", file=sys.stderr)
+                bar.write(f"step {step}: {', '.join(measured)}", file=sys.stderr)
 
         try:
             return trainer.run(report)

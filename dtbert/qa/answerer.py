@@ -118,8 +118,8 @@ class QuestionAnswerer:
             ValueError, TypeError: a file's content is wrong, or as the class.
         """
         path = resolve_source(source, revision)
-        tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
         model = load_model(path, device=device, dtype=dtype)
+        tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
         front = schedules_of(path, model.config.num_hidden_layers) if with_schedules else None
         return cls(
             model,

@@ -70,6 +70,8 @@ def _load(raw: bytes) -> Any:
             raw = gzip.decompress(raw)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"damaged gzip file ({error}): fetch it again") from error
+    if not raw.strip():
+        raise ValueError("the file is empty")
     try:
         return json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

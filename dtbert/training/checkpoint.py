@@ -45,6 +45,8 @@ class RunFolder:
 
     def __init__(self, path: Path, run: dict[str, Any]) -> None:
         self.path = path
+        if path.is_file():
+            raise FileExistsError(f"{path} is a file: name a new or empty folder")
         path.mkdir(parents=True, exist_ok=True)
         description = path / _RUN
         if not description.is_file() and any(not _is_passing(entry) for entry in path.iterdir()):

@@ -117,13 +117,21 @@ def _raise_if_refused(error: Exception, repo_id: str, revision: str | None) -> N
         ) from error
     if isinstance(error, RepositoryNotFoundError):
         raise FileNotFoundError(
-            f"no model {repo_id!r} on the hub, or it is private, and no such file or folder here; check the name, or "
-            "log in with `hf auth login`"
+            f"no model {repo_id!r} on the hub, or it is private, and no such file or folder here{_near(repo_id)}; "
+            "check the name, or log in with `hf auth login`"
         ) from error
     if isinstance(error, RevisionNotFoundError):
         raise FileNotFoundError(f"{repo_id!r} on the hub has no revision {revision!r}") from error
     if isinstance(error, EntryNotFoundError):
         raise FileNotFoundError(f"{repo_id!r} on the hub has no config.json: it is not a BERT's checkpoint") from error
+
+
+def _near(repo_id: str) -> str:
+    """What is known of a path that was perhaps meant."""
+    path = Path(repo_id)
+    return (
+        f" (the folder {path.parent} is here, without {path.name})" if path.parent.name and path.parent.is_dir() else ""
+    )
 
 
 def _no_network(repo_id: str, error: Exception | None) -> OSError:
@@ -132,7 +140,8 @@ def _no_network(repo_id: str, error: Exception | None) -> OSError:
     reason = str(error).partition("\n")[0] if error else "no answer"
     return OSError(
         f"cannot reach {constants.ENDPOINT} for {repo_id!r} ({reason}), its cache {constants.HF_HUB_CACHE} does not "
-        f"hold the model, and there is no such file or folder here. Ways to get weights without a network:\n"
+        f"hold the model, and there is no such file or folder here{_near(repo_id)}. "
+        f"Ways to get weights without a network:\n"
         f"  - the model inside the package: give no source\n"
         f"  - a local folder with config.json and weights: give its path\n"
         f"  - on a machine with a network, `hf download {repo_id} --exclude training_args.bin --local-dir FOLDER` "

@@ -133,6 +133,8 @@ def _placement(device: torch.device | str | None, dtype: torch.dtype | None, bac
         torch.zeros(1, device=place).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
+        if reason.startswith("Expected one of"):  # all of torch's forty kinds
+            reason = "expected cpu, cuda, cuda:1, ..."
         raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error
     choose_backend(place, backend)
     native = place.type != "cpu" or cpu.multiplies_natively(precision)

@@ -119,3 +119,10 @@ def test_schedule_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> No
     path.write_bytes(json.dumps({"kind": "ratios"}).encode("utf-16"))
     with pytest.raises(ValueError, match=r"schedule\.json"):
         parse_schedule(str(path))
+
+
+def test_schedules_json_is_not_one_schedule(tmp_path: Path) -> None:
+    file = tmp_path / "schedules.json"
+    file.write_text(json.dumps({"dtbert": "0", "format": 1, "model_sha256": "", "schedules": []}))
+    with pytest.raises(ValueError, match=r"schedules\.json: this is a schedules\.json, of many schedules: .* --budget"):
+        parse_schedule(str(file))

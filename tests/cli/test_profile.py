@@ -105,7 +105,8 @@ def test_random_weights_need_no_model(run: Run) -> None:
         (["--size", "2x24"], "give one or the other"),
         (["--plot", "profile.gif"], "the ending must be one of .png"),
         (["--plot", "nowhere/profile.png"], "there is no folder nowhere"),
-        (["--trace", "."], "--trace .: this is a folder"),
+        (["--size", "6x100"], "a hidden size of 12 heads is a multiple of 12, such as 768, got '6x100'"),
+        (["--trace", "."], "--trace . is a folder: name a file"),
         (["--lengths", "missing.txt"], "missing.txt: No such file"),
     ],
 )

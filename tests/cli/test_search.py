@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer, read_schedules
-from dtbert.squad import read_squad
+from dtbert.squad import Score, read_squad
 from tests.cli.conftest import Run
 from tests.training.conftest import write_model, write_questions
 
@@ -103,6 +103,28 @@ def test_study_is_of_one_model_set_of_questions_and_options(run: Run, folder: Pa
     assert len({first, *others}) == 7
 
 
+@pytest.mark.parametrize("where", ["full_model", "trial"])
+def test_interrupted_search_says_how_to_go_on(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    from dtbert.search import QuestionEvaluator
+
+    scores = QuestionEvaluator.scores
+
+    def interrupted(self: QuestionEvaluator, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+        if where == "full_model" or schedule is not None:
+            raise KeyboardInterrupt
+        return scores(self, schedule, begin, end)
+
+    monkeypatch.setattr(QuestionEvaluator, "scores", interrupted)
+    status, out, err = run(*SEARCH, "--scorers", "cls")
+    assert (status, out) == (130, "")
+    assert err == "dtbert: interrupted after 0 trials; the same command goes on from there\n"
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert run(*SEARCH, "--scorers", "cls").status == 0
+
+
 def test_damaged_schedules_do_not_stop_the_search_that_makes_them_anew(run: Run, folder: Path) -> None:
     Path("model/schedules.json").write_text("{")
     question = ("answer", "--model", "model", "--question", "who wrote it?", "--context", CONTEXT)
@@ -158,7 +180,10 @@ def test_batch_answers_within_a_budget(run: Run, folder: Path) -> None:
     [
         (("--out", "no/such.json"), "--out no/such.json: there is no folder no"),
         (("--plot", "no/such.png"), "--plot no/such.png: there is no folder no"),
-        (("--out", "model"), "--out model is a folder: name a file, such as model/schedules.json"),
+        (("--out", "model"), "--out model is a folder: name a file"),
+        (("--out", "squad.json"), "--out squad.json is the input itself: name another file"),
+        (("--out", "letter.txt"), "--out letter.txt: the ending must be .json"),
+        (("--plot", "front.xyz"), "--plot front.xyz: the ending must be .png"),
         (("--start", "half"), "--start 'half' is neither a list"),
         (("--published", "points.tsv"), "--published says what to draw: it needs --plot"),
         (("--scorers", "luck"), "unknown scorer 'luck'"),
@@ -183,6 +208,7 @@ def test_search_says_what_is_wrong_in_one_line(
     assert message in err
     assert err.count("\n") == 1
     assert not (folder / "model/schedules.json").exists()
+    assert read_squad("squad.json")
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ def answer(document: Any) -> Any:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not JSON"),
+        (b"", "the file is empty"),
+        (gzip.compress(b" "), "the file is empty"),
         (b'{"data": [', "not JSON"),
         (b"[" * 200_000, "not JSON"),
         (b'{"data": "caf\xe9"}', "not UTF-8 text .byte 13 is 0xe9."),
@@ -136,7 +137,7 @@ def answer(document: Any) -> Any:
         (gzip.compress(b"{}")[:5], "damaged gzip file"),
         (gzip.compress(b"{}")[:10] + b"\xff" * 20, "damaged gzip file"),
     ],
-    ids=["empty", "cut", "deep", "latin-1", "list", "gzip cut", "gzip header", "gzip garbled"],
+    ids=["empty", "blank", "cut", "deep", "latin-1", "list", "gzip cut", "gzip header", "gzip garbled"],
 )
 def test_read_squad_refuses_damaged_files(write: Callable[[Any], Path], content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):

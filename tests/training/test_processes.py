@@ -145,5 +145,5 @@ def test_error_of_all_processes_is_said_once_and_one_of_the_first_ends_the_other
     # The folder cannot be written: the first process alone finds out.
     (tmp_path / "file").write_text("")
     assert train_together(2, [*arguments, "--out", str(tmp_path / "file")], tmp_path / "log2") == [2, 2]
-    assert "file: File exists" in (tmp_path / "log2.0").read_text()
+    assert "file is a file: name a new or empty folder" in (tmp_path / "log2.0").read_text()
     assert (tmp_path / "log2.1").read_text() == ""

@@ -199,6 +199,16 @@ def test_no_network_is_an_error_that_names_the_ways_to_get_weights(
         assert way in str(caught.value)
 
 
+def test_path_that_was_perhaps_meant_is_named(
+    connect: Connect, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    connect(Hub("org/name", {"main": files}))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"or folder here \(the folder run is here, without best\); check"):
+        load_model("run/best")
+
+
 def test_no_network_but_a_cache_uses_it_and_says_so(
     connect: Connect,
     files: dict[str, bytes],
