@@ -30,11 +30,10 @@ from dtbert.cli.options import describe_schedule, parse_schedule
 from dtbert.cli.output import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
-from dtbert.qa.budgets import weights_sha256
 from dtbert.search import QuestionEvaluator, constant_ratio
 from dtbert.squad import SquadQuestion, evaluate, read_squad
 from dtbert.training import TrainingSet
-from dtbert.weights import resolve_source
+from dtbert.weights import resolve_source, weights_sha256
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
 # By which the same constant ratio loses tokens, and whether the question is kept.
@@ -251,20 +250,19 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """F1 against executed MACs, a line per question file."""
+    """F1 against executed MACs at the budgets, a line per question file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    if len(models := {row["model_sha256"][:8] for row in rows if row["what"] == "measure"}) > 1:
+    rows = [row for row in rows if row["what"] == "measure" and row["budget"] is not None]
+    if len(models := {row["model_sha256"][:8] for row in rows}) > 1:
         raise ValueError(f"there are rows of several models ({', '.join(sorted(models))}): draw one model's file")
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
     names = {"squad": "SQuAD 1.1, development", "reddit": "Reddit", "amazon": "Amazon reviews"}
     for color, (name, label) in zip(("#0072B2", "#E69F00", "#009E73"), names.items(), strict=True):
-        points = sorted(
-            (row["executed"], row["f1"]) for row in rows if row["what"] == "measure" and row["questions"] == name
-        )
+        points = sorted((row["executed"], row["f1"]) for row in rows if row["questions"] == name)
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=color, label=label)
     axes.set_xlabel("executed multiply-accumulates, part of the full model's at each text's own length")

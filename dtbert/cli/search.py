@@ -180,8 +180,7 @@ def _questions(arguments: argparse.Namespace) -> "tuple[list[SquadQuestion], str
 
 
 def _weights_sha256(arguments: argparse.Namespace) -> str:
-    from dtbert.qa.budgets import weights_sha256
-    from dtbert.weights import resolve_source
+    from dtbert.weights import resolve_source, weights_sha256
 
     return weights_sha256(resolve_source(arguments.model, arguments.revision))
 

@@ -1,6 +1,5 @@
 """Budgets: the schedules that a search found for a model, what each costs and how right it is; `schedules.json`."""
 
-import hashlib
 import json
 import logging
 import math
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dtbert.model import LengthSchedule, Macs
-from dtbert.weights.checkpoint import weights_file
+from dtbert.weights import weights_sha256
 
 SCHEDULES_FILE = "schedules.json"
 _FORMAT = 1
@@ -227,12 +226,6 @@ def write_schedules(path: str | PathLike[str], front: ScheduleFront) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
-
-
-def weights_sha256(path: Path) -> str:
-    """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal."""
-    with weights_file(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def schedules_of(path: Path, num_layers: int) -> ScheduleFront | None:

@@ -85,7 +85,7 @@ class QuestionEvaluator:
             [self._seconds(sample, schedule) / len(sample) for schedule in (None, *schedules)]
             for _ in range(_TIMED_ROUNDS + 1)
         ][1:]
-        full_model, *own = (statistics.median(times) for times in zip(*rounds, strict=True))
+        full_model, *own = (round(statistics.median(times), 9) for times in zip(*rounds, strict=True))
         device, dtype = self.answerer.model.device, str(self.answerer.model.dtype).removeprefix("torch.")
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return [Latency(seconds, full_model, name, dtype, torch.get_num_threads()) for seconds in own]

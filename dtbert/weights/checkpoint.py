@@ -1,5 +1,6 @@
 """Reading a checkpoint: its config, its tensors from a mapped file, and whether the two fit."""
 
+import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -232,3 +233,9 @@ def weights_file(path: Path) -> Path:
             return folder / name
     held = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
     raise FileNotFoundError(f"{folder} has no weights: looked for {', '.join(WEIGHT_FILES)}, found {held}")
+
+
+def weights_sha256(path: Path) -> str:
+    """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal."""
+    with weights_file(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dtbert.model import BertEncoder, BertForQuestionAnswering
-from dtbert.weights.checkpoint import Checkpoint, open_checkpoint
+from dtbert.weights.checkpoint import Checkpoint, open_checkpoint, weights_sha256
 from dtbert.weights.hub import resolve_source
 from dtbert.weights.load import expected_tensors
 from dtbert.weights.names import POOLER, SPAN_HEAD, hub_names
@@ -72,7 +72,8 @@ def convert(
         revision: as `load_model`'s.
         int8: write ``model.int8.safetensors``, a quarter of float32's size: matrices as int8 with a float16 scale per
             row, the rest as float16. Otherwise ``model.safetensors``, in the floats of the source; int8 becomes
-            float32.
+            float32. A `schedules.json` beside the source goes along; it was measured with the source's weights, and
+            with ``int8`` loading says so.
 
     Returns:
         ``dest``.
@@ -94,6 +95,8 @@ def convert(
         for name in _COMPANIONS:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, partial / name)
+        if not int8:
+            _rename_weights(partial / "schedules.json", weights_sha256(checkpoint.file.path), weights_sha256(partial))
     return Path(dest)
 
 
@@ -136,6 +139,12 @@ def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> 
         raise OSError(f"cannot write {path.name}: {error}") from error
     # safetensors makes its files readable by their owner alone.
     path.chmod(mode)
+
+
+def _rename_weights(schedules: Path, old: str, new: str) -> None:
+    """Let schedules that were measured with the old file of weights name the new one, which holds the same values."""
+    if schedules.is_file():
+        schedules.write_bytes(schedules.read_bytes().replace(old.encode(), new.encode()))
 
 
 @contextmanager

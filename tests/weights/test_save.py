@@ -27,6 +27,7 @@ from dtbert.weights import (
     resolve_source,
     save_model,
     to_hub_tensors,
+    weights_sha256,
 )
 from dtbert.weights.quantize import dequantize_rows, quantize_rows
 from tests.weights.checkpoints import CONFIG, assert_same, make_tensors, write
@@ -123,6 +124,17 @@ def test_shipped_model_survives_expansion_and_conversion_bit_for_bit(tmp_path: P
     for name in ("config.json", "tokenizer.json", "README.md"):
         assert (tmp_path / "int8" / name).read_bytes() == (shipped / name).read_bytes()
     assert_same(to_hub_tensors(load_model(tmp_path / "plain")), to_hub_tensors(load_model()))
+
+
+def test_schedules_name_the_converted_weights_where_these_hold_the_same_values(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", make_tensors(), "pytorch_model.bin")
+    digest, other = weights_sha256(source), 64 * "a"
+    (source / "schedules.json").write_text(f"measured with {digest}, then with {other}")
+    for path in (source, source / "pytorch_model.bin"):
+        dest = convert(path, tmp_path / "of" / path.name)
+        assert (dest / "schedules.json").read_text() == f"measured with {weights_sha256(dest)}, then with {other}"
+    small = convert(source, tmp_path / "int8", int8=True)
+    assert (small / "schedules.json").read_text() == (source / "schedules.json").read_text()
 
 
 @given(
