@@ -229,12 +229,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 def show(arguments: argparse.Namespace) -> None:
     rows = [row for path in arguments.json for row in load(path)]
+    schedule = ("scorer", "length_config")
     for what, columns in (
-        ("measure", ("questions", "budget", "f1", "exact_match", "executed", "published", "padded")),
+        (
+            "measure",
+            ("questions", "dtype", "budget", *schedule, "f1", "exact_match", "executed", "published", "padded"),
+        ),
         ("searched", ("questions", "count", "budget", "f1", "executed")),
         ("constant", ("questions", "count", "budget", "f1", "executed")),
         ("scorers", ("questions", "count", "budget", "scorer", "keep_question", "f1", "executed")),
-        ("survival", ("questions", "budget", "scorer", "length_config", "windows", "left")),
+        ("survival", ("questions", "budget", *schedule, "windows", "left")),
         ("time", ("threads", "dtype", "budget", "executed", "time", "time_per_macs_saved", "questions_per_second")),
     ):
         picked = [
@@ -244,19 +248,20 @@ def show(arguments: argparse.Namespace) -> None:
             columns = ("model", *columns)
             print(f"\n{what}\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
             for row in picked:
-                print(f"| {' | '.join(str(row[column]) for column in columns)} |")
+                print(f"| {' | '.join(str(row.get(column)) for column in columns)} |")
     if arguments.plot is not None:
         draw(rows, arguments.plot)
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """F1 against executed MACs at the budgets, a line per question file."""
+    """F1 against executed MACs at the budgets, a line per question file, in the dtype that was measured first."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = [row for row in rows if row["what"] == "measure" and row["budget"] is not None]
+    rows = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
     if len(models := {row["model_sha256"][:8] for row in rows}) > 1:
         raise ValueError(f"there are rows of several models ({', '.join(sorted(models))}): draw one model's file")
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
