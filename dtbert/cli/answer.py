@@ -7,7 +7,6 @@ from pathlib import Path
 from dtbert.cli import batch
 from dtbert.cli.options import (
     SCHEDULE_HELP,
-    add_budget_option,
     add_model_options,
     add_schedule_options,
     load_for_schedule,
@@ -57,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="the K best answers, of different texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)
-    add_schedule_options(parser)
-    add_budget_option(parser)
+    add_schedule_options(parser, budget=True)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from dtbert.cli.options import (
     SCHEDULE_HELP,
-    add_budget_option,
     add_model_options,
     add_schedule_options,
     describe_schedule,
@@ -64,8 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
     add_model_options(parser)
-    add_schedule_options(parser)
-    add_budget_option(parser)
+    add_schedule_options(parser, budget=True)
 
 
 def run(arguments: argparse.Namespace) -> int:

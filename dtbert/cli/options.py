@@ -40,21 +40,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
 
 
-def add_schedule_options(parser: argparse.ArgumentParser) -> None:
+def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False) -> None:
     group = parser.add_argument_group("token dropping")
+    if budget:
+        group.add_argument(
+            "--budget",
+            type=_part,
+            metavar="X",
+            help="the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5",
+        )
     group.add_argument("--schedule", metavar="SPEC", help="how many tokens stay after each layer (default: all)")
     group.add_argument("--scorer", metavar="NAME", help="which tokens stay (default: received, or the schedule's own)")
     group.add_argument("--keep-cls", action="store_true", help="always keep the first token")
     group.add_argument("--keep-question", action="store_true", help="keep the question before the context")
-
-
-def add_budget_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--budget",
-        type=float,
-        metavar="X",
-        help="instead of --schedule: the most accurate one of the model's schedules.json within this part of all MACs",
-    )
 
 
 def positive(text: str) -> int:
@@ -62,6 +60,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _part(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a part of all MACs, such as 0.7, got {text!r}") from None
 
 
 def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
@@ -79,7 +84,10 @@ def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
     if arguments.schedule is None:
         if changes:
             option = next(iter(changes)).replace("_", "-")
-            raise ValueError(f"--{option} says which tokens stay: it needs --schedule, which says how many")
+            raise ValueError(
+                f"--{option} says which tokens stay: it needs --schedule, which says how many; a budget's schedule has "
+                "its own"
+            )
         return None
     return replace(parse_schedule(arguments.schedule), **changes)
 
