@@ -216,7 +216,7 @@ def test_search_says_what_is_wrong_in_one_line(
     [
         (("--budget", "0.5"), "this model has no schedules.json to choose a schedule from"),
         (("--budget", "1.5"), "budget must be above 0 and at most 1"),
-        (("--budget", "half"), "invalid float value: 'half'"),
+        (("--budget", "half"), "such as 0.7, got 'half'"),
         (("--budget", "0.5", "--schedule", "1,0.5"), "--schedule and --budget exclude each other"),
         (("--budget", "0.5", "--scorer", "cls"), "--scorer says which tokens stay: it needs --schedule"),
     ],
