@@ -54,6 +54,14 @@ def test_rungs_save_questions_and_lose_nothing_of_the_front() -> None:
     assert counts.ended_early > 10
 
 
+def test_cheapest_starts_are_tried_first() -> None:
+    search = toy_search()
+    search.add_starts(STARTS[::-1], "start")
+    search.run(len(STARTS))
+    ratios = [record.schedule.length_config[0] for record in records_of(search.study)]
+    assert ratios == [0.7, 0.7, 0.85, 0.85, 0.95, 0.95]
+
+
 def test_no_question_is_answered_twice_for_a_schedule() -> None:
     toy = Toy()
     search = toy_search(toy=toy, effort=Effort((50, 200)))

@@ -16,7 +16,7 @@ from dtbert.squad import Score
 
 FULL_MACS = 1_000_000
 SCORERS = ("cls", "random")
-STARTS = [constant_ratio(factor, 2, scorer) for factor in (0.95, 0.85, 0.7) for scorer in SCORERS]
+STARTS = [constant_ratio(factor, 2, scorer) for factor in (0.7, 0.85, 0.95) for scorer in SCORERS]
 
 
 @dataclass
