@@ -26,8 +26,10 @@ def average(sources: list[str], dest: Path) -> None:
     for mean, *values in zip(first.parameters(), *(other.parameters() for other in others), strict=True):
         mean.copy_(torch.stack([mean, *values]).mean(0))
     save_model(first, dest)
+    path = resolve_source(sources[0])
+    folder = path if path.is_dir() else path.parent
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        if (file := resolve_source(sources[0]) / name).is_file():
+        if (file := folder / name).is_file():
             shutil.copy(file, dest)
 
 

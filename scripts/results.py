@@ -46,6 +46,7 @@ SCORERS = {
     "answer_overlap": True,
     "random": True,
 }
+_FIELDS = ("what", "questions", "count", "model_sha256", "dtype", "threads", "budget", "schedule")
 _TIMED = 64
 _ROUNDS = 7
 
@@ -53,7 +54,10 @@ Row = dict[str, Any]
 
 
 def load(path: Path) -> list[Row]:
-    return json.loads(path.read_text("utf-8")) if path.exists() else []
+    rows = json.loads(path.read_text("utf-8")) if path.exists() else []
+    if any(field not in row for row in rows for field in _FIELDS):
+        raise ValueError(f"{path} holds rows without {', '.join(_FIELDS)}: measure into a new file")
+    return rows
 
 
 def save(path: Path, rows: list[Row]) -> None:
@@ -62,13 +66,20 @@ def save(path: Path, rows: list[Row]) -> None:
 
 def key(row: Row) -> str:
     """What a row is of: all but what was measured."""
-    fields = ("what", "questions", "count", "model_sha256", "dtype", "threads", "budget", "schedule")
-    return json.dumps([row[field] for field in fields])
+    return json.dumps([row[field] for field in _FIELDS])
+
+
+def place(row: Row) -> str:
+    """What there is one row of: at a budget, whichever schedule it chose."""
+    if row["budget"] is None:
+        return key(row)
+    of_scorer = row["what"] == "scorers"
+    return key({**row, "schedule": [row["schedule"][field] for field in ("scorer", "keep_question") if of_scorer]})
 
 
 def put(rows: list[Row], row: Row) -> None:
     """Add a row in place of the one that it measures again."""
-    rows[:] = [old for old in rows if key(old) != key(row)] + [row]
+    rows[:] = [old for old in rows if place(old) != place(row)] + [row]
 
 
 def plain(schedule: LengthSchedule | None) -> dict[str, Any] | None:

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dtbert.squad import evaluate, read_squad
 
     if arguments.predictions is not None:
-        check_output("--predictions", Path(arguments.predictions), Path(arguments.file))
+        check_output("--predictions", Path(arguments.predictions), arguments.file, arguments.schedule)
     questions = spread(read_squad(arguments.file), arguments.limit)
     answerer, schedule = load_for_schedule(arguments)
     good = [question for question in questions if _is_answerable(answerer, question)]

@@ -115,12 +115,13 @@ def run(arguments: argparse.Namespace) -> int:
     model_sha256 = _weights_sha256(arguments)
     # Work is behind this: what could be said about the options has been said.
     with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
-        done = 0
+        done = ""
 
         def show() -> None:
             nonlocal done
-            done = search.num_finished()
-            bar.n = min(done, arguments.trials)
+            finished = search.num_finished()
+            done = f" after {finished} trials"
+            bar.n = min(finished, arguments.trials)
             bar.refresh()
 
         try:
@@ -134,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
             front = front_of(search, questions, file, model_sha256)
         except KeyboardInterrupt:
             bar.close()
-            print(f"dtbert: interrupted after {done} trials; the same command goes on from there", file=sys.stderr)
+            print(f"dtbert: interrupted{done}; the same command goes on from there", file=sys.stderr)
             raise
     _report_failures(search)
     write_schedules(arguments.out, front)
@@ -159,7 +160,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for option, ending in (("out", ".json"), ("plot", ".png")):
         given = getattr(arguments, option)
         if given is not None:
-            check_output(f"--{option}", Path(given), Path(arguments.file))
+            check_output(f"--{option}", Path(given), arguments.file, arguments.published)
             if not given.endswith(ending):
                 raise ValueError(f"--{option} {given}: the ending must be {ending}")
     if arguments.published is not None and arguments.plot is None:

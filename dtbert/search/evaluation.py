@@ -32,6 +32,9 @@ class Evaluator(Protocol):
     def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
         """Seconds a question of each schedule, and the full model's beside it."""
 
+    def device(self) -> tuple[str, str, int]:
+        """What latencies hold for: the device, the dtype, and the number of threads."""
+
 
 class QuestionEvaluator:
     """Scores a model's answers to questions, which are tokenized once.
@@ -86,9 +89,12 @@ class QuestionEvaluator:
             for _ in range(_TIMED_ROUNDS + 1)
         ][1:]
         full_model, *own = (round(statistics.median(times), 9) for times in zip(*rounds, strict=True))
+        return [Latency(seconds, full_model, *self.device()) for seconds in own]
+
+    def device(self) -> tuple[str, str, int]:
         device, dtype = self.answerer.model.device, str(self.answerer.model.dtype).removeprefix("torch.")
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return [Latency(seconds, full_model, name, dtype, torch.get_num_threads()) for seconds in own]
+        return name, dtype, torch.get_num_threads()
 
     def _seconds(self, sample: Prepared, schedule: LengthSchedule | None) -> float:
         start = time.perf_counter()

@@ -177,7 +177,7 @@ class Search:
                 with _signs_of_life(trial):
                     values, is_new = self._evaluate(trial)
             except _OutsideRangeError:
-                self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+                self._tell(trial, state=TrialState.PRUNED)
                 idle += 1
             except KeyboardInterrupt:
                 self._retry(self.study.get_trials(deepcopy=False)[trial.number])
@@ -187,10 +187,10 @@ class Search:
             except Exception as error:  # whatever it is, the others may do
                 with suppress(UpdateFinishedTrialError):
                     trial.set_user_attr(records.ERROR, f"{type(error).__name__}: {error}")
-                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+                self._tell(trial, state=TrialState.FAIL)
                 idle = 0
             else:
-                self.study.tell(trial, values, skip_if_finished=True)
+                self._tell(trial, values)
                 idle = 0 if is_new else idle + 1
             on_trial()
             if idle == _MOST_IDLE:
@@ -234,14 +234,17 @@ class Search:
         return Savings(sum(answered), len(answered) * self.evaluator.num_questions)
 
     def latencies_of(self, chosen: Sequence[Record]) -> list[Latency]:
-        """The times of trials: those that were measured with them, and of the others now, once a study."""
-        stored: dict[str, dict[str, Any]] = self.study.user_attrs.get("latencies", {})
-        missing = [record for record in chosen if record.latency is None and str(record.number) not in stored]
+        """The times of trials: those that were measured with them, and of the others now, once a device."""
+        device = " ".join(map(str, self.evaluator.device()))
+        keys = {record.number: f"latency {record.number} {device}" for record in chosen if record.latency is None}
+        stored: dict[str, Any] = self.study.user_attrs
+        missing = [record for record in chosen if record.number in keys and keys[record.number] not in stored]
         if missing:
             timed = self.evaluator.latencies([record.schedule for record in missing])
-            stored |= {str(record.number): vars(latency) for record, latency in zip(missing, timed, strict=True)}
-            self.study.set_user_attr("latencies", stored)
-        return [record.latency or Latency(**stored[str(record.number)]) for record in chosen]
+            for record, latency in zip(missing, timed, strict=True):
+                self.study.set_user_attr(keys[record.number], vars(latency))
+            stored = self.study.user_attrs
+        return [record.latency or Latency(**stored[keys[record.number]]) for record in chosen]
 
     def _full_model(self) -> FullModel:
         """Its scores, measured once a study."""
@@ -302,15 +305,27 @@ class Search:
     def _is_inside(self, fraction: float) -> bool:
         return self.macs_range[0] <= fraction <= self.macs_range[1]
 
+    def _tell(
+        self, trial: Trial | int, values: tuple[float, float] | None = None, state: TrialState | None = None
+    ) -> bool:
+        """End a trial; False where it has ended: another process took it for lost."""
+        try:
+            self.study.tell(trial, values, state)
+        except (UpdateFinishedTrialError, ValueError):
+            return False
+        return True
+
     def _retry_lost(self) -> None:
         """Put the trials of processes that were killed in line again."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if time.time() - trial.user_attrs.get(records.ALIVE, math.inf) > _LOST_AFTER:
+            started = math.inf if trial.datetime_start is None else trial.datetime_start.timestamp()
+            if time.time() - trial.user_attrs.get(records.ALIVE, started) > _LOST_AFTER:
                 self._retry(trial)
 
     def _retry(self, trial: FrozenTrial) -> None:
-        """End a trial that was interrupted, and put its schedule in line."""
-        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        """End a trial that was interrupted, and put its schedule in line, unless another process has."""
+        if not self._tell(trial.number, state=TrialState.FAIL):
+            return
         origin = {name: value for name, value in trial.user_attrs.items() if name == records.ORIGIN}
         self.study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=origin)
 

@@ -128,6 +128,8 @@ def test_limit_spreads_over_the_file(run: Run, model_folder: Path, questions_fil
         (("bad.json",), "bad.json: data: missing; the file has x"),
         (("squad.json", "--predictions", "no/p.json"), "--predictions no/p.json: there is no folder no"),
         (("squad.json", "--predictions", "squad.json"), "--predictions squad.json is the input itself"),
+        (("squad.json", "--schedule", "bad.json", "--predictions", "bad.json"), "bad.json is the input itself"),
+        (("squad.json", "--schedule", '{"kind": ' + "1" * 300, "--predictions", "squad.json"), "is the input itself"),
         (("squad.json", "--predictions", "."), "--predictions . is a folder: name a file"),
         (("squad.json", "--device", "gpu"), "the device 'gpu' is not there: expected cpu, cuda, cuda:1, ..."),
         (("squad.json", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),

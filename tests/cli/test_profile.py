@@ -107,6 +107,7 @@ def test_random_weights_need_no_model(run: Run) -> None:
         (["--plot", "nowhere/profile.png"], "there is no folder nowhere"),
         (["--size", "6x100"], "a hidden size of 12 heads is a multiple of 12, such as 768, got '6x100'"),
         (["--trace", "."], "--trace . is a folder: name a file"),
+        (["--lengths", __file__, "--trace", __file__], "is the input itself"),
         (["--lengths", "missing.txt"], "missing.txt: No such file"),
     ],
 )

@@ -119,7 +119,8 @@ def test_interrupted_search_says_how_to_go_on(
     monkeypatch.setattr(QuestionEvaluator, "scores", interrupted)
     status, out, err = run(*SEARCH, "--scorers", "cls")
     assert (status, out) == (130, "")
-    assert err == "dtbert: interrupted after 0 trials; the same command goes on from there\n"
+    after = {"full_model": "", "trial": " after 0 trials"}[where]
+    assert err == f"dtbert: interrupted{after}; the same command goes on from there\n"
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     assert run(*SEARCH, "--scorers", "cls").status == 0
@@ -184,6 +185,7 @@ def test_batch_answers_within_a_budget(run: Run, folder: Path) -> None:
         (("--out", "squad.json"), "--out squad.json is the input itself: name another file"),
         (("--out", "letter.txt"), "--out letter.txt: the ending must be .json"),
         (("--plot", "front.xyz"), "--plot front.xyz: the ending must be .png"),
+        (("--published", "points.json", "--plot", "f.png", "--out", "points.json"), "points.json is the input itself"),
         (("--start", "half"), "--start 'half' is neither a list"),
         (("--published", "points.tsv"), "--published says what to draw: it needs --plot"),
         (("--scorers", "luck"), "unknown scorer 'luck'"),
@@ -203,6 +205,7 @@ def test_batch_answers_within_a_budget(run: Run, folder: Path) -> None:
 def test_search_says_what_is_wrong_in_one_line(
     run: Run, folder: Path, arguments: tuple[str, ...], message: str
 ) -> None:
+    Path("points.json").touch()
     status, out, err = run(*SEARCH, *arguments)
     assert (status, out) == (2, "")
     assert message in err

@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import dtbert
 from dtbert.model import LengthSchedule, Macs
-from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront, load_tokenizer, write_schedules
+from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront, load_tokenizer, read_schedules, write_schedules
 from dtbert.squad import read_squad
 from dtbert.weights import resolve_source, save_model, weights_sha256
 from tests.qa.conftest import make_model
@@ -128,6 +129,21 @@ def test_times_are_against_the_full_model_and_replace_earlier_ones(
     after = results("time", model, questions, "--budgets", 0.5)
     assert [row["budget"] for row in after] == [1.0, 0.5]
     assert after != before
+
+
+def test_new_schedules_of_the_same_weights_take_the_place_of_the_old(
+    results: Results, model: Path, questions: str, tmp_path: Path
+) -> None:
+    before = [results(what, model, questions, "--budgets", 0.5) for what in ("measure", "time", "baseline")][-1]
+    front = read_schedules(model / "schedules.json")
+    new = LengthSchedule.ratios([0.5, 0.2], scorer="answer", keep_question=True)
+    write_schedules(model / "schedules.json", replace(front, schedules=(replace(front.schedules[0], schedule=new),)))
+    after = [results(what, model, questions, "--budgets", 0.5) for what in ("measure", "time", "baseline")][-1]
+    assert sorted(row["what"] for row in after) == sorted(row["what"] for row in before)
+    assert [row["schedule"] for row in after if row["what"] in ("measure", "searched")] == [new.to_dict()] * 2
+    (tmp_path / "results.json").write_text('[{"what": "measure"}]')
+    with pytest.raises(SystemExit, match=r"results.json holds rows without .*model_sha256.*: measure into a new file"):
+        results("show", tmp_path / "results.json")
 
 
 def test_schedules_may_be_given_instead_of_budgets(results: Results, model: Path, questions: str) -> None:

@@ -72,6 +72,10 @@ def test_average_is_the_mean_of_the_weights(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "mean" / "vocab.txt").read_text() == "[PAD]\n"
     with pytest.raises(SystemExit, match="is there already"):
         average.main()
+    files = [f"{folder}/model.safetensors" for folder in folders]
+    monkeypatch.setattr("sys.argv", ["average_models.py", str(tmp_path / "of_files"), *files])
+    average.main()
+    assert (tmp_path / "of_files" / "vocab.txt").read_text() == "[PAD]\n"
     other = save_model(make_model(intermediate_size=64), tmp_path / "other")
     monkeypatch.setattr("sys.argv", ["average_models.py", str(tmp_path / "no"), folders[0], str(other)])
     with pytest.raises(SystemExit, match="only models of one shape can be averaged"):

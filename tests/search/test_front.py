@@ -80,7 +80,7 @@ def test_front_holds_only_what_answered_all_questions(tmp_path: Path) -> None:
     assert front_of(search, QUESTIONS, "toy.json", "abc").to_json() == path.read_text()
 
 
-def test_front_of_macs_is_timed_once_a_study() -> None:
+def test_front_of_macs_is_timed_once_a_device() -> None:
     timed: list[LengthSchedule] = []
 
     class Timed(Toy):
@@ -97,6 +97,9 @@ def test_front_of_macs_is_timed_once_a_study() -> None:
     assert [entry.latency for entry in front.schedules] == Toy().latencies(timed)
     assert front_of(search, QUESTIONS, "toy.json", "abc") == front
     assert len(timed) == len(front.schedules)
+    search.evaluator = other = Timed(name="another toy")
+    again = front_of(search, QUESTIONS, "toy.json", "abc")
+    assert [entry.latency for entry in again.schedules] == other.latencies(timed[: len(front.schedules)])
 
 
 def test_front_of_times_is_in_the_order_of_macs() -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -88,6 +89,12 @@ def test_beaten_needs_a_peer_that_costs_no_more_and_is_clearly_better() -> None:
     assert not is_beaten(one_worse, peer.cost, [peer], 2.0)
     assert is_beaten(one_worse, peer.cost, [peer], 0.5)
     assert not is_beaten(worse, 1.0, [], 2.0)
+    # Only those that it may be compared with make it harder: by 2.5 standard errors is beyond doubt of one peer.
+    six_worse = peer.f1[:100].copy()
+    six_worse[np.flatnonzero(six_worse)[:6]] = 0
+    others = [replace(peer, cost=peer.cost + 0.1), replace(peer, f1=peer.f1[:50])] * 50
+    assert is_beaten(six_worse, peer.cost, [peer, *others], 2.0)
+    assert not is_beaten(six_worse, peer.cost, [peer, *[replace(peer, f1=six_worse)] * 100], 2.0)
 
 
 @given(st.floats(0, 6), st.integers(1, 1000))
@@ -169,6 +176,61 @@ def test_trial_whose_process_was_killed_is_tried_again(tmp_path: Path) -> None:
     assert STARTS[2] not in tried
     assert set(STARTS[3:]) <= set(tried)
     assert search.counts().failed == 0
+
+
+def test_trial_that_the_sampler_drew_is_tried_again_with_what_it_drew(tmp_path: Path) -> None:
+    class Interrupted(Toy):
+        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+            if len(self.answered) == 4:
+                drawn.append(schedule)
+                raise KeyboardInterrupt
+            return super().scores(schedule, begin, end)
+
+    drawn: list[LengthSchedule | None] = []
+    with pytest.raises(KeyboardInterrupt):
+        toy_search(sqlite(tmp_path), Interrupted()).run(9)
+    toy = Toy()
+    toy_search(sqlite(tmp_path), toy, seed=5).run(4)
+    assert [schedule for schedule, _, _ in toy.answered] == drawn
+
+
+def test_trial_that_never_gave_a_sign_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = toy_search(sqlite(tmp_path))
+    killed.add_starts(STARTS[:1], "start")
+    killed.study.ask()
+    toy = Toy()
+    search = toy_search(sqlite(tmp_path), toy)
+    search.run(2)
+    assert STARTS[0] not in [schedule for schedule, _, _ in toy.answered]  # the process may live
+    monkeypatch.setattr(study, "_LOST_AFTER", 0.001)
+    search.run(3)
+    assert toy.answered[-1][0] == STARTS[0]
+
+
+def test_trial_is_put_in_line_once_whoever_takes_it_for_lost(tmp_path: Path) -> None:
+    killed = toy_search(sqlite(tmp_path))
+    killed.add_starts(STARTS[:1], "start")
+    killed.space.suggest(killed.study.ask())
+    (lost,) = killed.study.get_trials()
+    for _ in range(2):
+        toy_search(sqlite(tmp_path))._retry(lost)
+    states = [trial.state.name for trial in killed.study.get_trials()]
+    assert states == ["FAIL", "WAITING"]
+
+
+def test_trial_that_others_take_for_lost_while_it_is_told_does_not_stop_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = toy_search(sqlite(tmp_path))
+    search.add_starts(STARTS[:1], "start")
+
+    def after_trial(*_: object) -> None:
+        monkeypatch.undo()
+        toy_search(sqlite(tmp_path))._retry(search.study.get_trials(deepcopy=False)[0])
+
+    monkeypatch.setattr(search.study.sampler, "after_trial", after_trial)
+    search.run(2)
+    assert [trial.state.name for trial in search.study.get_trials()] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
 def test_trial_that_others_took_for_lost_does_not_stop_the_search() -> None:

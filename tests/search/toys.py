@@ -25,6 +25,7 @@ class Toy:
 
     num_questions: int = 600
     noise: float = 0.0
+    name: str = "toy"
     answered: list[tuple[LengthSchedule | None, int, int]] = field(default_factory=list)
 
     def macs(self, schedule: LengthSchedule | None) -> Macs:
@@ -51,7 +52,10 @@ class Toy:
 
     def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
         seconds = [0.5 * self.macs(schedule).executed / FULL_MACS for schedule in schedules]
-        return [Latency(own, 0.5, "toy", "float32", 1) for own in seconds]
+        return [Latency(own, 0.5, *self.device()) for own in seconds]
+
+    def device(self) -> tuple[str, str, int]:
+        return self.name, "float32", 1
 
 
 def best_f1(cost: float) -> float:
