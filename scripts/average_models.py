@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from dtbert.weights import load_trainable, resolve_source, save_model
+from dtbert.weights import load_trainable, model_folder, resolve_source, save_model
 
 
 @torch.no_grad()
@@ -26,8 +26,7 @@ def average(sources: list[str], dest: Path) -> None:
     for mean, *values in zip(first.parameters(), *(other.parameters() for other in others), strict=True):
         mean.copy_(torch.stack([mean, *values]).mean(0))
     save_model(first, dest)
-    path = resolve_source(sources[0])
-    folder = path if path.is_dir() else path.parent
+    folder = model_folder(resolve_source(sources[0]))
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
         if (file := folder / name).is_file():
             shutil.copy(file, dest)

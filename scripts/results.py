@@ -73,8 +73,9 @@ def place(row: Row) -> str:
     """What there is one row of: at a budget, whichever schedule it chose."""
     if row["budget"] is None:
         return key(row)
-    of_scorer = row["what"] == "scorers"
-    return key({**row, "schedule": [row["schedule"][field] for field in ("scorer", "keep_question") if of_scorer]})
+    schedule = row["schedule"]
+    compared = (schedule["scorer"], schedule["keep_question"]) if row["what"] == "scorers" else None
+    return key({**row, "schedule": compared})
 
 
 def put(rows: list[Row], row: Row) -> None:

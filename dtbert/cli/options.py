@@ -99,19 +99,26 @@ def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
     if _NUMBERS.fullmatch(spec):
         return _from_list(option, spec, LengthSchedule.absolute, LengthSchedule.ratios)
     inline = spec.lstrip().startswith("{")
+    text = ""
     try:
-        return LengthSchedule.from_json(spec if inline else Path(spec).read_text("utf-8"))
+        text = spec if inline else Path(spec).read_text("utf-8")
+        return LengthSchedule.from_json(text)
     except FileNotFoundError:
         raise ValueError(
             f"{option} {spec!r} is neither a list such as 1,1,0.9,0.6,0.4,0.2, nor JSON, nor a file"
         ) from None
     except (ValueError, TypeError, RecursionError) as error:
-        if "unknown ['dtbert', 'format'" in str(error):
+        if holds_many(text):
             raise ValueError(
                 f"{option if inline else spec}: this is a schedules.json, of many schedules: keep it in the model's "
                 "folder and give --budget"
             ) from error
         raise ValueError(f"{option if inline else spec}: not a schedule in JSON ({error})") from error
+
+
+def holds_many(text: str) -> bool:
+    """Whether the text is a `schedules.json`'s, not one schedule's."""
+    return '"schedules"' in text
 
 
 def _from_list(

@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtbert.cli.options import add_model_options, describe_schedule, load_answerer, parse_schedule, positive
+from dtbert.cli.options import (
+    add_model_options,
+    describe_schedule,
+    holds_many,
+    load_answerer,
+    parse_schedule,
+    positive,
+)
 from dtbert.cli.output import check_output, print_json
 
 if TYPE_CHECKING:
@@ -249,7 +256,7 @@ def _starts(specs: list[str]) -> "list[LengthSchedule]":
 
     schedules = []
     for spec in specs:
-        if spec.endswith(".json") and '"schedules"' in Path(spec).read_text("utf-8"):
+        if spec.endswith(".json") and holds_many(Path(spec).read_text("utf-8")):
             schedules += [entry.schedule for entry in read_schedules(spec).schedules if entry.schedule is not None]
         else:
             schedules.append(parse_schedule(spec, "--start"))

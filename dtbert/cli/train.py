@@ -240,7 +240,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
 
     from dtbert.qa import QuestionAnswerer, load_tokenizer
     from dtbert.training import HeldOut, RunFolder, TrainingSet
-    from dtbert.weights import load_trainable, resolve_source
+    from dtbert.weights import load_trainable, model_folder, resolve_source
 
     options = _options(arguments)
     if arguments.threads is not None:
@@ -265,7 +265,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     model = load_trainable(source, device=arguments.device, generator=generator)
     if options.length_drop is not None:
         options.length_drop.bounds(model.config.num_hidden_layers)
-    tokenizer_folder = source if source.is_dir() else source.parent
+    tokenizer_folder = model_folder(source)
     tokenizer = load_tokenizer(tokenizer_folder)
     size = {"window": arguments.window, "stride": arguments.stride}
     data = TrainingSet.from_questions(questions, tokenizer, model.config, **size)
@@ -322,14 +322,11 @@ def _teacher(
         return None
     from dtbert.qa import load_tokenizer
     from dtbert.training import Teacher
-    from dtbert.weights import load_model, resolve_source
+    from dtbert.weights import load_model, model_folder, resolve_source
 
     source = resolve_source(arguments.teacher, arguments.teacher_revision)
     # Its tokens must be the student's, one by one.
-    own, other = (
-        one.get_vocab(with_added_tokens=True)
-        for one in (tokenizer, load_tokenizer(source if source.is_dir() else source.parent))
-    )
+    own, other = (one.get_vocab(with_added_tokens=True) for one in (tokenizer, load_tokenizer(model_folder(source))))
     if own != other:
         differing = min(token for token, _ in own.items() ^ other.items())
         raise ValueError(

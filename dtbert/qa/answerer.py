@@ -13,7 +13,7 @@ from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, c
 from dtbert.qa.spans import Answer, BestAnswers, WindowSpans
 from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, tokenize
 from dtbert.qa.windows import Example, Prepared, Window, WindowSize, batches, pack, windows
-from dtbert.weights import load_model, resolve_source
+from dtbert.weights import load_model, model_folder, resolve_source
 
 # `answer_many` reads this many pairs ahead, or fewer: until it has this many characters per token of a batch.
 BUFFER_PAIRS = 4096
@@ -119,7 +119,7 @@ class QuestionAnswerer:
         """
         path = resolve_source(source, revision)
         model = load_model(path, device=device, dtype=dtype)
-        tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
+        tokenizer = load_tokenizer(model_folder(path))
         front = schedules_of(path, model.config.num_hidden_layers) if with_schedules else None
         return cls(
             model,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dtbert.model import LengthSchedule, Macs
-from dtbert.weights import weights_sha256
+from dtbert.weights import model_folder, weights_sha256
 
 SCHEDULES_FILE = "schedules.json"
 _FORMAT = 1
@@ -234,7 +234,7 @@ def schedules_of(path: Path, num_layers: int) -> ScheduleFront | None:
     Raises:
         OSError, ValueError: as `read_schedules`, or its schedules are for another number of layers.
     """
-    file = (path if path.is_dir() else path.parent) / SCHEDULES_FILE
+    file = model_folder(path) / SCHEDULES_FILE
     if not file.is_file():
         return None
     front = read_schedules(file)

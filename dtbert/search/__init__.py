@@ -12,7 +12,8 @@ from dtbert.search.evaluation import Evaluator, QuestionEvaluator, ids_sha256, i
 from dtbert.search.front import bootstrap_intervals, front_of
 from dtbert.search.records import Record, is_beaten, pareto, records_of
 from dtbert.search.space import SearchSpace, constant_ratio
-from dtbert.search.study import Effort, Search, open_study, sqlite_url
+from dtbert.search.storage import open_study, sqlite_url
+from dtbert.search.study import Effort, Search
 
 __all__ = [
     "Effort",

@@ -1,26 +1,18 @@
 """The search itself: an Optuna study of two objectives, F1 up and cost down, whose bad trials end early."""
 
 import math
-import os
-import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
 from optuna import Study, Trial
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage, get_storage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency
@@ -29,16 +21,10 @@ from dtbert.search.evaluation import Evaluator
 from dtbert.search.records import Record, is_beaten, records_of
 from dtbert.search.space import SearchSpace
 
-if sys.platform != "win32":
-    import fcntl
-
-SamplerName = Literal["nsga2", "tpe"]
 Objective = Literal["macs", "latency"]
 
-_POPULATION = 32
 # When so many draws in a row are outside the range or repeated, there is nothing left to try.
 _MOST_IDLE = 500
-_SQLITE_PATIENCE = 60  # seconds that a process waits for another one's write
 # Seconds between a process' signs that its trial goes on, and without one until others take the trial for lost.
 _SIGN_EVERY = 20.0
 _LOST_AFTER = 180.0
@@ -182,10 +168,8 @@ class Search:
             except KeyboardInterrupt:
                 self._retry(self.study.get_trials(deepcopy=False)[trial.number])
                 raise
-            except UpdateFinishedTrialError:  # another process took it for lost, and tries it again
-                idle = 0
             except Exception as error:  # whatever it is, the others may do
-                with suppress(UpdateFinishedTrialError):
+                with suppress(UpdateFinishedTrialError):  # another process took it for lost, and tries it again
                     trial.set_user_attr(records.ERROR, f"{type(error).__name__}: {error}")
                 self._tell(trial, state=TrialState.FAIL)
                 idle = 0
@@ -330,61 +314,6 @@ class Search:
         self.study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=origin)
 
 
-def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler: SamplerName, seed: int) -> Study:
-    """The study of a name, made if it is not there.
-
-    Args:
-        storage: an Optuna URL such as that of `sqlite_url`; None keeps the study in memory.
-        settings: plain values on which the trials depend; a study is of one such set.
-        sampler: ``"nsga2"``, an evolution, or ``"tpe"``, Bayesian.
-        seed: of the sampler; each of several processes needs its own.
-
-    Raises:
-        ValueError: the storage cannot be opened, or holds a study of that name with other settings.
-    """
-    try:
-        study = optuna.create_study(
-            storage=None if storage is None else _open_storage(storage),
-            study_name=name,
-            directions=["maximize", "minimize"],
-            load_if_exists=True,
-        )
-    except Exception as error:  # the errors of the storages have nothing in common
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"cannot open the study {name!r} in {_without_password(storage)}: {reason}") from error
-    before = study.user_attrs.get("settings")
-    if before is None:
-        study.set_user_attr("settings", settings)
-    elif before != settings:
-        changed = sorted(field for field in {*before, *settings} if before.get(field) != settings.get(field))
-        raise ValueError(
-            f"the study {name!r} in {_without_password(storage)} was made with other settings ({', '.join(changed)}): "
-            "name another one"
-        )
-    # A continued search must not repeat the draws it began with.
-    number = int(np.random.SeedSequence([seed, len(study.get_trials(deepcopy=False))]).generate_state(1)[0])
-    if sampler == "nsga2":
-        study.sampler = optuna.samplers.NSGAIISampler(population_size=_POPULATION, seed=number)
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Layers matter together: what the first one drops the last one cannot use.
-            study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
-    return study
-
-
-def sqlite_url(file: Path) -> str:
-    """The URL of a study in a file of SQLite's."""
-    return URL.create("sqlite", database=str(file)).render_as_string()
-
-
-def _without_password(url: str | None) -> str:
-    try:
-        return "memory" if url is None else make_url(url).render_as_string()
-    except ArgumentError:
-        return f"{url!r}"
-
-
 @contextmanager
 def _signs_of_life(trial: Trial) -> Iterator[None]:
     """Let other processes know that this one goes on with its trial."""
@@ -402,25 +331,3 @@ def _signs_of_life(trial: Trial) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def _open_storage(url: str) -> BaseStorage:
-    if not url.startswith("sqlite"):
-        return get_storage(url)
-    with _folder_lock(Path(make_url(url).database or "").absolute().parent):
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_PATIENCE}})
-
-
-@contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time make its tables: two at once would be in each other's way."""
-    if sys.platform == "win32" or not folder.is_dir():
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,6 @@
 """Where parameters come from: folders, files, the hub, the shipped model; and how they are written."""
 
-from dtbert.weights.checkpoint import CheckpointError, weights_sha256
+from dtbert.weights.checkpoint import CheckpointError, model_folder, weights_sha256
 from dtbert.weights.hub import resolve_source
 from dtbert.weights.load import load_encoder, load_model, load_trainable
 from dtbert.weights.save import convert, save_model, to_hub_tensors
@@ -11,6 +11,7 @@ __all__ = [
     "load_encoder",
     "load_model",
     "load_trainable",
+    "model_folder",
     "resolve_source",
     "save_model",
     "to_hub_tensors",

@@ -235,6 +235,11 @@ def weights_file(path: Path) -> Path:
     raise FileNotFoundError(f"{folder} has no weights: looked for {', '.join(WEIGHT_FILES)}, found {held}")
 
 
+def model_folder(path: Path) -> Path:
+    """The folder with what goes along with the weights, tokenizer and schedules: the path, or its folder if a file."""
+    return path if path.is_dir() else path.parent
+
+
 def weights_sha256(path: Path) -> str:
     """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal."""
     with weights_file(path).open("rb") as file:

@@ -95,8 +95,11 @@ def convert(
         for name in _COMPANIONS:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, partial / name)
-        if not int8:
-            _rename_weights(partial / "schedules.json", weights_sha256(checkpoint.file.path), weights_sha256(partial))
+        schedules = partial / "schedules.json"
+        if not int8 and schedules.is_file():
+            # They were measured with the same values in another file.
+            old, new = weights_sha256(checkpoint.file.path), weights_sha256(partial)
+            schedules.write_bytes(schedules.read_bytes().replace(old.encode(), new.encode()))
     return Path(dest)
 
 
@@ -139,12 +142,6 @@ def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> 
         raise OSError(f"cannot write {path.name}: {error}") from error
     # safetensors makes its files readable by their owner alone.
     path.chmod(mode)
-
-
-def _rename_weights(schedules: Path, old: str, new: str) -> None:
-    """Let schedules that were measured with the old file of weights name the new one, which holds the same values."""
-    if schedules.is_file():
-        schedules.write_bytes(schedules.read_bytes().replace(old.encode(), new.encode()))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from dtbert.model import LengthSchedule, Macs
 from dtbert.search import Effort, Record, is_beaten, open_study, pareto, records_of, sqlite_url, study
 from dtbert.search.front import full_records
 from dtbert.search.records import margin_of_many
-from dtbert.search.study import SamplerName
+from dtbert.search.storage import SamplerName
 from dtbert.squad import Score
 from tests.search.toys import STARTS, Toy, best_f1, sqlite, take_part, toy_search
 

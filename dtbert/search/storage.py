@@ -1,0 +1,101 @@
+"""Where a study lives: any storage of Optuna's, opened by several processes at once, with its sampler."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna import Study
+from optuna.storages import BaseStorage, RDBStorage, get_storage
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+if sys.platform != "win32":
+    import fcntl
+
+SamplerName = Literal["nsga2", "tpe"]
+
+_POPULATION = 32
+_SQLITE_PATIENCE = 60  # seconds that a process waits for another one's write
+
+
+def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler: SamplerName, seed: int) -> Study:
+    """The study of a name, made if it is not there.
+
+    Args:
+        storage: an Optuna URL such as that of `sqlite_url`; None keeps the study in memory.
+        settings: plain values on which the trials depend; a study is of one such set.
+        sampler: ``"nsga2"``, an evolution, or ``"tpe"``, Bayesian.
+        seed: of the sampler; each of several processes needs its own.
+
+    Raises:
+        ValueError: the storage cannot be opened, or holds a study of that name with other settings.
+    """
+    try:
+        study = optuna.create_study(
+            storage=None if storage is None else _open_storage(storage),
+            study_name=name,
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+    except Exception as error:  # the errors of the storages have nothing in common
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"cannot open the study {name!r} in {_without_password(storage)}: {reason}") from error
+    before = study.user_attrs.get("settings")
+    if before is None:
+        study.set_user_attr("settings", settings)
+    elif before != settings:
+        changed = sorted(field for field in {*before, *settings} if before.get(field) != settings.get(field))
+        raise ValueError(
+            f"the study {name!r} in {_without_password(storage)} was made with other settings ({', '.join(changed)}): "
+            "name another one"
+        )
+    # A continued search must not repeat the draws it began with.
+    number = int(np.random.SeedSequence([seed, len(study.get_trials(deepcopy=False))]).generate_state(1)[0])
+    if sampler == "nsga2":
+        study.sampler = optuna.samplers.NSGAIISampler(population_size=_POPULATION, seed=number)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Layers matter together: what the first one drops the last one cannot use.
+            study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
+    return study
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL of a study in a file of SQLite's."""
+    return URL.create("sqlite", database=str(file)).render_as_string()
+
+
+def _without_password(url: str | None) -> str:
+    try:
+        return "memory" if url is None else make_url(url).render_as_string()
+    except ArgumentError:
+        return f"{url!r}"
+
+
+def _open_storage(url: str) -> BaseStorage:
+    if not url.startswith("sqlite"):
+        return get_storage(url)
+    with _folder_lock(Path(make_url(url).database or "").absolute().parent):
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _SQLITE_PATIENCE}})
+
+
+@contextmanager
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time make its tables: two at once would be in each other's way."""
+    if sys.platform == "win32" or not folder.is_dir():
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
