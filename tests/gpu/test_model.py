@@ -13,6 +13,7 @@ from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch, 
 from dtbert.weights import convert, load_model
 from tests.gpu.cases import relative_error
 from tests.peer import make_config, make_dtbert, make_peer
+from tests.tolerances import assert_as_right_as_peer
 
 pytestmark = pytest.mark.gpu
 
@@ -97,8 +98,8 @@ def test_shipped_model_in_half_precision_is_at_most_twice_as_wrong_as_transforme
 @torch.inference_mode()
 def test_float32_agrees_with_transformers(peer: transformers.BertForQuestionAnswering) -> None:
     batch = random_batch(LENGTHS)
-    got = logits(own(peer, torch.float32), batch)
-    assert relative_error(got, transformers_logits(on_gpu(peer, torch.float32), batch)) <= FLOAT32_BOUND
+    theirs, exact = (transformers_logits(on_gpu(peer, dtype), batch) for dtype in (torch.float32, torch.float64))
+    assert_as_right_as_peer([logits(own(peer, torch.float32), batch)], [theirs], [exact])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from dtbert.weights import convert, load_encoder, load_model
+from tests.tolerances import assert_as_right_as_peer
 
 SENTENCES = [
     "Who wrote the letter?",
@@ -45,32 +46,31 @@ def padded_batch(tokenizer: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_hidden_state_of_all_minilm_l6_v2_agrees_with_transformers(minilm: Path) -> None:
-    theirs = transformers.BertModel.from_pretrained(minilm, attn_implementation="eager", dtype=torch.float32).eval()
     batch = padded_batch(minilm / "tokenizer.json")
     real = batch["attention_mask"].bool()
-    with torch.no_grad():
-        wanted = theirs(**batch, output_hidden_states=True)
+    peers, exact = (
+        transformers.BertModel.from_pretrained(minilm, attn_implementation="eager", dtype=dtype)
+        .eval()
+        .requires_grad_(False)(**batch, output_hidden_states=True)
+        for dtype in (torch.float32, torch.float64)
+    )
     for backend in (None, "reference"):
         got = load_encoder(minilm, backend=backend)(**batch, output_hidden_states=True)
-        assert len(got.hidden_states) == len(wanted.hidden_states) == 7
-        for layer, (ours, other) in enumerate(zip(got.hidden_states, wanted.hidden_states, strict=True)):
-            error = (ours[real] - other[real]).abs().max().item()
-            assert error <= 1e-5, f"hidden state {layer}, backend {backend}"
+        assert len(got.hidden_states) == len(peers.hidden_states) == 7
         assert torch.equal(got.last_hidden_state, got.hidden_states[-1])
-        assert got.pooler_output is not None
-        torch.testing.assert_close(got.pooler_output, wanted.pooler_output, rtol=0, atol=1e-5)
+        states = ([*(one[real] for one in out.hidden_states), out.pooler_output] for out in (got, peers, exact))
+        assert_as_right_as_peer(*states, about=f"backend {backend}, hidden states and pooler's output")
 
 
 def test_shipped_model_agrees_with_transformers(tmp_path: Path) -> None:
     folder = convert(None, tmp_path / "plain")
-    theirs, report = transformers.BertForQuestionAnswering.from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
-    )
-    assert not any(report.values())
     batch = padded_batch(folder / "tokenizer.json")
     real = batch["attention_mask"].bool()
-    with torch.no_grad():
-        wanted = theirs.eval()(**batch)
-    got = load_model()(**batch)
-    torch.testing.assert_close(got.start_logits[real], wanted.start_logits[real], rtol=0, atol=1e-5)
-    torch.testing.assert_close(got.end_logits[real], wanted.end_logits[real], rtol=0, atol=1e-5)
+    outputs = [load_model()(**batch)]
+    for dtype in (torch.float32, torch.float64):
+        theirs, report = transformers.BertForQuestionAnswering.from_pretrained(
+            folder, attn_implementation="eager", dtype=dtype, output_loading_info=True
+        )
+        assert not any(report.values())
+        outputs.append(theirs.eval().requires_grad_(False)(**batch))
+    assert_as_right_as_peer(*([out.start_logits[real], out.end_logits[real]] for out in outputs))
