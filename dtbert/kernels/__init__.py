@@ -1,15 +1,12 @@
 """The steps of the network, each as fast as its device allows; torch tensors in and out.
 
-A backend is a module with the functions of `reference`: `reference` itself (any device, differentiable), `cpu` (oneDNN
-products) and `triton` (fused kernels for a GPU), the last two for inference only. `get_backend` picks one by device, or
-the one that is named. The functions here are the same steps for direct use, from `steps`: they pick the backend and
-check all that they are given.
+`Backend` is the contract of the steps and their plain form; `get_backend` picks who runs them by device, or by name.
+The functions here are the same steps for direct use, from `checked`: they pick the backend and check all that they are
+given.
 """
 
-from dtbert.kernels import cpu, reference
-from dtbert.kernels.backend import Backend, BackendName, choose_backend, get_backend
-from dtbert.kernels.reference import ATTENTION_SCORES, Activation, AttentionScore
-from dtbert.kernels.steps import (
+from dtbert.kernels.backend import SCORE_COSTS, Backend, BackendName, ScoreCost, Sizes, choose_backend, get_backend
+from dtbert.kernels.checked import (
     attention,
     attention_significance,
     embed_layer_norm,
@@ -19,23 +16,29 @@ from dtbert.kernels.steps import (
     restore,
     select_tokens,
 )
+from dtbert.kernels.packing import Kept, Packing, TokenIds
+from dtbert.kernels.reference import ATTENTION_SCORES, Activation, AttentionScore
 
 __all__ = [
     "ATTENTION_SCORES",
+    "SCORE_COSTS",
     "Activation",
     "AttentionScore",
     "Backend",
     "BackendName",
+    "Kept",
+    "Packing",
+    "ScoreCost",
+    "Sizes",
+    "TokenIds",
     "attention",
     "attention_significance",
     "choose_backend",
-    "cpu",
     "embed_layer_norm",
     "get_backend",
     "linear",
     "linear_add_layer_norm",
     "linear_gelu",
-    "reference",
     "restore",
     "select_tokens",
 ]

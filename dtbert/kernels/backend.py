@@ -1,157 +1,255 @@
-"""Which module of kernels serves a device: the backends, and the choice between them."""
+"""The steps of the network, and the one place that chooses who runs them on a device.
+
+`Backend` is the contract and, in plain torch, the specification: any device and dtype, differentiable. Others override
+what they do better: `dtbert.kernels.cpu`, `dtbert.kernels.triton`, and training its own with dropout. What the letters
+in shapes mean stands in `dtbert.kernels.reference`.
+"""
 
 import importlib
 import importlib.util
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from dtbert.kernels import cpu, reference
-from dtbert.kernels.reference import Activation, AttentionScore
+from dtbert.kernels.packing import Kept, Packing, TokenIds
+from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
+from dtbert.kernels.reference import (
+    Activation,
+    AttentionScore,
+    activate,
+    attention_logits,
+    highest,
+    score_of,
+    split_heads,
+)
 
 BackendName = Literal["reference", "cpu", "triton"]
 
 
-class Backend(Protocol):
-    """What a module must offer to serve as a backend; `reference` documents each step."""
+class ScoreCost(NamedTuple):
+    """What an attention score costs a backend in products of queries and keys, beside those of the context.
 
-    def embed_layer_norm(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        token_type_ids: Tensor,
-        word: Tensor,
-        position: Tensor,
-        token_type: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-    ) -> Tensor: ...
+    Attributes:
+        products: those of all queries that a score which comes with the context takes once more.
+        looks: how often the products of a score on its own are computed.
+        own_queries: whether ``cls`` and ``from_question`` on their own take the queries that they read alone.
+    """
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+    products: int
+    looks: int
+    own_queries: bool
 
-    def linear_gelu(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "gelu"
-    ) -> Tensor: ...
 
-    def linear_add_layer_norm(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        residual: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        keep_indices: Tensor | None = None,
-    ) -> Tensor: ...
+SCORE_COSTS: dict[BackendName, ScoreCost] = {
+    "reference": ScoreCost(0, 1, False),
+    "cpu": ScoreCost(0, 1, True),
+    "triton": ScoreCost(1, 2, True),
+}
 
-    def attention(
-        self,
-        qkv: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        num_heads: int,
-        *,
-        significance: AttentionScore | None = None,
-        token_type_ids: Tensor | None = None,
-        query_indices: Tensor | None = None,
-        cu_seqlens_q: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]: ...
 
-    def attention_significance(
-        self,
-        qkv: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        num_heads: int,
-        kind: AttentionScore,
-        token_type_ids: Tensor | None = None,
-    ) -> Tensor: ...
+class Backend:
+    """The steps, which trust what they are given: whoever calls them directly takes `dtbert.kernels.checked`."""
 
-    def select_tokens(
-        self,
-        significance: Tensor,
-        cu_seqlens: Tensor,
-        next_cu_seqlens: Tensor,
-        num_kept: int,
-        max_seqlen: int,
-    ) -> Tensor: ...
+    name: ClassVar[BackendName] = "reference"
+    differentiable: ClassVar[bool] = True
 
-    def restore(self, states: Tensor, keep_indices: Tensor, kept_states: Tensor) -> Tensor: ...
+    def prepare(self, model: nn.Module) -> None:
+        """Lay out a model's weights for inference, where that makes the steps faster; it cannot train any more."""
+
+    def embed(self, ids: TokenIds, tables: Embeddings) -> Tensor:
+        """LayerNorm of the sum of the three embeddings of each token: ``[T, H]`` in the tables' dtype."""
+        norm = tables.norm
+        states = F.embedding(ids.input_ids, tables.word) + F.embedding(ids.token_type_ids, tables.token_type)
+        states = states + F.embedding(ids.position_ids, tables.position)
+        return F.layer_norm(states, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+    def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
+        """``activation(x @ weight.T + bias)``: ``[T, in]`` to ``[T, out]``."""
+        product = F.linear(x, layer.weight, layer.bias)
+        return product if activation is None else activate(product, activation)
+
+    def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
+        """Attention within each sequence.
+
+        Args:
+            qkv: ``[T, 3 * H]``: queries, keys and values side by side, heads contiguous within each.
+            packing: of the T tokens.
+            num_heads: N.
+            queries: tokens whose context is computed; all by default.
+
+        Returns:
+            Context ``[T, H]``, or ``[K, H]`` of the chosen queries, in the dtype of ``qkv``.
+        """
+        asked = packing.slices if queries is None else queries.packing.slices
+        contexts = [qkv.new_zeros(0, qkv.shape[1] // 3)]
+        for rows, q_rows in zip(packing.slices, asked, strict=True):
+            query, key, value = split_heads(qkv[rows], num_heads)
+            if queries is not None:
+                query = split_heads(qkv[queries.rows[q_rows]], num_heads)[0]
+            contexts.append(_context(attention_logits(query, key).softmax(-1), value))
+        return torch.cat(contexts)
+
+    def scored_attention(
+        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore
+    ) -> tuple[Tensor, Tensor]:
+        """`attention` and `significance` from the same probabilities, for a score that reads all queries."""
+        contexts = [qkv.new_zeros(0, qkv.shape[1] // 3)]
+        scores = [qkv.new_zeros(0, dtype=torch.promote_types(qkv.dtype, torch.float32))]
+        for rows in packing.slices:
+            query, key, value = split_heads(qkv[rows], num_heads)
+            probabilities = attention_logits(query, key).softmax(-1)
+            contexts.append(_context(probabilities, value))
+            scores.append(score_of(score, probabilities, value))
+        return torch.cat(contexts), torch.cat(scores)
+
+    def significance(
+        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore, segments: Tensor | None = None
+    ) -> Tensor:
+        """A score of each token, float32 ``[T]``: `dtbert.kernels.reference.score_of`.
+
+        ``segments``, int64 ``[T]``, are read by ``from_question`` alone.
+        """
+        scores = [qkv.new_zeros(0, dtype=torch.promote_types(qkv.dtype, torch.float32))]
+        for rows in packing.slices:
+            query, key, value = split_heads(qkv[rows], num_heads)
+            of_rows = None if segments is None else segments[rows]
+            scores.append(score_of(score, attention_logits(query, key).softmax(-1), value, of_rows))
+        return torch.cat(scores)
+
+    def add_norm(
+        self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None
+    ) -> Tensor:
+        """``LayerNorm(x @ weight.T + bias + residual[rows])``.
+
+        Args:
+            x: ``[K, in]``, rows of the kept tokens alone.
+            layer: ``in`` to H.
+            residual: ``[T, H]``, rows of all tokens.
+            norm: over H.
+            rows: int64 ``[K]``, ascending; all by default.
+
+        Returns:
+            ``[K, H]``.
+        """
+        if rows is not None:
+            residual = residual.index_select(0, rows)
+        summed = F.linear(x, layer.weight, layer.bias) + residual
+        return F.layer_norm(summed, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+    def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
+        """The tokens of highest significance of each sequence, ties to the lower position, in text order.
+
+        Args:
+            significance: float32 ``[T]``.
+            packing: the sequences now.
+            target: the same sequences afterwards.
+        """
+        kept = [
+            highest(significance[rows], count) + rows.start
+            for rows, count in zip(packing.slices, target.seqlens, strict=True)
+        ]
+        return Kept(torch.cat([significance.new_zeros(0, dtype=torch.int64), *kept]), target)
+
+    def scatter(self, final: Tensor, rows: Tensor, states: Tensor) -> Tensor:
+        """``final`` ``[T, H]`` with ``states`` ``[K, H]`` in its ``rows``; in inference in place."""
+        return final.index_copy(0, rows, states)
+
+
+class Sizes(NamedTuple):
+    """What a backend must be able to take; None where it is not known.
+
+    Attributes:
+        dtype: of the weights.
+        head_size: D.
+        hidden_size: H.
+        max_seqlen: tokens in the longest sequence.
+    """
+
+    dtype: torch.dtype | None = None
+    head_size: int | None = None
+    hidden_size: int | None = None
+    max_seqlen: int | None = None
 
 
 def choose_backend(
-    device: torch.device | str,
-    name: BackendName | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    head_size: int | None = None,
+    device: torch.device | str, name: BackendName | None = None, sizes: Sizes | None = None
 ) -> BackendName:
     """The name of the backend for a device, or the named one once it is sure to run there.
 
     Args:
         device: where the tensors are.
         name: ``"reference"``, ``"cpu"`` or ``"triton"``. By default ``"cpu"`` on a CPU; ``"triton"`` on a GPU, if it is
-            installed and has kernels for the dtype and the head size; else ``"reference"``.
-        dtype: of the weights, if known.
-        head_size: D, if known.
+            installed and has kernels for the sizes; else ``"reference"``.
+        sizes: what it must take.
 
     Raises:
-        ValueError: the name is unknown, or the backend does not run on the device, with the dtype or the head size, or
-            is not installed.
+        ValueError: the name is unknown, or the backend does not run on the device, with these sizes, or is not
+            installed.
     """
     device = torch.device(device)
     if name is None:
         if device.type == "cpu":
             return "cpu"
-        return "triton" if device.type == "cuda" and _why_not_triton(device, dtype, head_size) is None else "reference"
+        return "triton" if device.type == "cuda" and _why_not_triton(device, sizes or Sizes()) is None else "reference"
     if name not in get_args(BackendName):
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(get_args(BackendName))}")
     if name == "cpu" and device.type != "cpu":
         raise ValueError(f"the backend 'cpu' needs tensors on the CPU, not on {device}: leave backend out")
     if name == "triton":
-        reason = _why_not_triton(device, dtype, head_size)
+        reason = _why_not_triton(device, sizes or Sizes())
         if reason is not None:
             raise ValueError(f"the backend 'triton' {reason}")
     return name
 
 
-def get_backend(
-    device: torch.device | str,
-    name: BackendName | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    head_size: int | None = None,
-) -> Backend:
-    """The module that `choose_backend` names; arguments and errors are its own."""
-    chosen = choose_backend(device, name, dtype=dtype, head_size=head_size)
-    if chosen == "triton":
-        return _triton()
-    return cpu if chosen == "cpu" else reference
+def get_backend(device: torch.device | str, name: BackendName | None = None, sizes: Sizes | None = None) -> Backend:
+    """The backend that `choose_backend` names; arguments and errors are its own."""
+    return _BACKENDS[choose_backend(device, name, sizes)]()
 
 
-def _why_not_triton(device: torch.device, dtype: torch.dtype | None, head_size: int | None) -> str | None:
+def _context(probabilities: Tensor, value: Tensor) -> Tensor:
+    """``[q, H]`` in the values' dtype."""
+    context = probabilities @ value.to(probabilities.dtype)
+    return context.transpose(0, 1).flatten(1).to(value.dtype)
+
+
+def _why_not_triton(device: torch.device, sizes: Sizes) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "needs triton, which is not installed: pip install triton, or choose the backend 'reference'"
     if device.type not in ("cuda", "cpu"):
         return f"runs on a CUDA or ROCm GPU, not on {device}: leave backend out"
-    if device.type == "cpu" and not _triton().INTERPRETED:
+    triton = _triton()
+    if device.type == "cpu" and not triton.INTERPRETED:
         return (
             "runs on a GPU, and on the CPU only interpreted, for tests (TRITON_INTERPRET=1 before triton is imported): "
             "move the tensors to a GPU, or leave backend out"
         )
-    if dtype is not None and dtype not in _triton().FLOAT_DTYPES:
-        return f"computes in float32, bfloat16 and float16, not in {dtype}: choose the backend 'reference'"
-    if head_size is not None and head_size > _triton().MAX_HEAD_SIZE:
-        return (
-            f"takes heads of at most {_triton().MAX_HEAD_SIZE} values, not of {head_size}: "
-            "choose the backend 'reference'"
-        )
+    if sizes.dtype is not None and sizes.dtype not in triton.FLOAT_DTYPES:
+        return f"computes in float32, bfloat16 and float16, not in {sizes.dtype}: choose the backend 'reference'"
+    for what, size, most in (
+        ("heads of at most {:,} values", sizes.head_size, triton.MAX_HEAD_SIZE),
+        ("states of at most {:,} values", sizes.hidden_size, triton.MAX_HIDDEN_SIZE),
+        ("sequences of at most {:,} tokens", sizes.max_seqlen, triton.MAX_SEQLEN),
+    ):
+        if size is not None and size > most:
+            return f"takes {what.format(most)}, not of {size:,}: choose the backend 'reference'"
     return None
 
 
 def _triton() -> Any:
     # Imported when first used: its import takes a second, and triton may be missing.
     return importlib.import_module("dtbert.kernels.triton")
+
+
+def _cpu() -> Backend:
+    return importlib.import_module("dtbert.kernels.cpu").Cpu()
+
+
+_BACKENDS: dict[BackendName, Callable[[], Backend]] = {
+    "reference": Backend,
+    "cpu": _cpu,
+    "triton": lambda: _triton().Triton(),
+}

@@ -1,11 +1,12 @@
-"""Metadata that the steps refuse: dtypes, devices, shapes and strides. No data is read, so no device is waited for."""
+"""What is wrong with tensors: metadata, looked at without a wait for the device, and contents, all in one wait."""
 
-from typing import get_args
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dtbert.kernels.reference import Activation
+# Whether something is wrong, as a bool on the device, and what to say then.
+Fault = tuple[Tensor, Callable[[], str]]
 
 
 def check_matching(step: str, **tensors: Tensor) -> None:
@@ -52,21 +53,6 @@ def check_shape(step: str, name: str, tensor: Tensor, *expected: int | None, wan
         raise ValueError(f"{step}: {name} has shape {list(shape)}, expected [{sizes}]{wanted and f' ({wanted})'}")
 
 
-def check_embedding(step: str, ids: dict[str, Tensor], tables: dict[str, Tensor], norms: dict[str, Tensor]) -> None:
-    """Refuse ids ``[T]``, tables ``[rows, H]`` and vectors ``[H]`` that do not fit each other."""
-    check_matching(step, **tables, **norms)
-    word = tables["word"]
-    check_shape(step, "word", word, None, None, wanted="rows, hidden size")
-    for name, tensor in tables.items():
-        check_shape(step, name, tensor, None, word.shape[1], wanted="rows, hidden size")
-    for name, tensor in norms.items():
-        check_shape(step, name, tensor, word.shape[1], wanted="hidden size")
-    check_shape(step, "input_ids", ids["input_ids"], None, wanted="tokens")
-    for name, tensor in ids.items():
-        check_shape(step, name, tensor, ids["input_ids"].shape[0], wanted="tokens")
-    check_integers(step, word, torch.int64, **ids)
-
-
 def check_product(step: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuse operands of ``x @ weight.T + bias`` that do not fit each other."""
     check_matching(step, x=x, weight=weight, **({} if bias is None else {"bias": bias}))
@@ -74,36 +60,6 @@ def check_product(step: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
     check_shape(step, "weight", weight, None, x.shape[1], wanted="out, in")
     if bias is not None:
         check_shape(step, "bias", bias, weight.shape[0], wanted="out")
-
-
-def check_activation(step: str, activation: str) -> None:
-    if activation not in get_args(Activation):
-        raise ValueError(f"{step}: unknown activation {activation!r}: choose one of {', '.join(get_args(Activation))}")
-
-
-def check_gather(
-    step: str, rows: int, vectors: dict[str, Tensor], residual: Tensor, keep_indices: Tensor | None
-) -> None:
-    """Refuse a residual ``[T, H]``, vectors ``[H]`` and ``keep_indices`` that do not fit ``rows`` kept tokens."""
-    hidden_size = vectors["bias"].shape[-1] if vectors["bias"].ndim else 0
-    for name, tensor in vectors.items():
-        check_shape(step, name, tensor, hidden_size, wanted="hidden size")
-    tokens = rows if keep_indices is None else None
-    check_shape(step, "residual", residual, tokens, hidden_size, wanted="tokens, hidden size")
-    if keep_indices is not None:
-        check_shape(step, "keep_indices", keep_indices, rows, wanted="kept tokens")
-        check_integers(step, residual, torch.int64, keep_indices=keep_indices)
-
-
-def check_selection(step: str, significance: Tensor, cu_seqlens: Tensor, next_cu_seqlens: Tensor) -> None:
-    """Refuse scores ``[T]`` and offsets ``[B + 1]`` that do not fit each other."""
-    if significance.dtype != torch.float32:
-        raise TypeError(f"{step}: significance is {significance.dtype}, expected torch.float32: call .float() on it")
-    check_shape(step, "significance", significance, None, wanted="tokens")
-    check_contiguous_rows(step, "significance", significance)
-    check_offsets(step, "cu_seqlens", cu_seqlens, significance)
-    check_offsets(step, "next_cu_seqlens", next_cu_seqlens, significance)
-    check_shape(step, "next_cu_seqlens", next_cu_seqlens, len(cu_seqlens), wanted="sequences + 1")
 
 
 def check_offsets(step: str, name: str, cu_seqlens: Tensor, like: Tensor) -> None:
@@ -114,10 +70,88 @@ def check_offsets(step: str, name: str, cu_seqlens: Tensor, like: Tensor) -> Non
     check_integers(step, like, torch.int32, **{name: cu_seqlens})
 
 
-def check_restore(step: str, states: Tensor, keep_indices: Tensor, kept_states: Tensor) -> None:
-    """Refuse states ``[T, H]``, ``keep_indices`` ``[K]`` and kept states ``[K, H]`` that do not fit each other."""
-    check_matching(step, states=states, kept_states=kept_states)
-    check_shape(step, "states", states, None, None, wanted="tokens, hidden size")
-    check_shape(step, "kept_states", kept_states, None, states.shape[1], wanted="kept tokens, hidden size")
-    check_shape(step, "keep_indices", keep_indices, kept_states.shape[0], wanted="kept tokens")
-    check_integers(step, states, torch.int64, keep_indices=keep_indices)
+def check_rows(step: str, name: str, rows: Tensor, count: int | None, like: Tensor) -> None:
+    """Refuse indices that are not int64 ``[count]`` on the device of ``like``."""
+    check_shape(step, name, rows, count, wanted="kept tokens")
+    check_integers(step, like, torch.int64, **{name: rows})
+
+
+def refuse(step: str, *faults: Fault) -> None:
+    """Raise ValueError for the first fault; one wait for the device, a second one to say what came."""
+    present = torch.stack([wrong for wrong, _ in faults]).tolist()
+    for wrong, (_, say) in zip(present, faults, strict=True):
+        if wrong:
+            raise ValueError(f"{step}: {say()}")
+
+
+def outside(name: str, ids: Tensor, size: int) -> Fault:
+    wrong = (ids < 0) | (ids >= size)
+
+    def say() -> str:
+        token = first_true(wrong)
+        return f"{name} holds {ids[token].item()} at token {token}, its table rows 0 to {size - 1}"
+
+    return wrong.any(), say
+
+
+def not_ascending(name: str, indices: Tensor, rows: int) -> tuple[Fault, Fault]:
+    outside, falling = (indices < 0) | (indices >= rows), indices.diff() <= 0
+    return (
+        (
+            outside.any(),
+            lambda: f"{name} holds {indices[first_true(outside)].item()}, there are the rows 0 to {rows - 1}",
+        ),
+        (
+            falling.any(),
+            lambda: (
+                f"{name} must ascend, but {indices[first_true(falling)].item()} comes before "
+                f"{indices[first_true(falling) + 1].item()}"
+            ),
+        ),
+    )
+
+
+def not_offsets(name: str, cu_seqlens: Tensor, of: str, rows: int) -> tuple[Fault, Fault, Fault]:
+    falling = cu_seqlens.diff() < 0
+    return (
+        (cu_seqlens[0] != 0, lambda: f"{name} starts at {cu_seqlens[0].item()}, expected 0"),
+        (
+            falling.any(),
+            lambda: (
+                f"{name} falls from {cu_seqlens[first_true(falling)].item()} to "
+                f"{cu_seqlens[first_true(falling) + 1].item()} at sequence {first_true(falling)}: offsets must not fall"
+            ),
+        ),
+        (
+            cu_seqlens[-1] != rows,
+            lambda: f"{name} ends at {cu_seqlens[-1].item()}, {of} {'is' if of == 'num_kept' else 'has'} {rows}",
+        ),
+    )
+
+
+def another_maximum(cu_seqlens: Tensor, max_seqlen: int) -> Fault:
+    longest = cu_seqlens.diff().amax() if len(cu_seqlens) > 1 else cu_seqlens[0]
+    return (
+        longest != max_seqlen,
+        lambda: f"max_seqlen is {max_seqlen}, the longest sequence of cu_seqlens has {longest.item()} tokens",
+    )
+
+
+def in_another_sequence(query_indices: Tensor, cu_seqlens_q: Tensor, cu_seqlens: Tensor) -> Fault:
+    place = torch.arange(len(query_indices), dtype=torch.int32, device=query_indices.device)
+    asked = torch.searchsorted(cu_seqlens_q[1:], place, right=True)
+    holds = torch.searchsorted(cu_seqlens[1:], query_indices.int(), right=True)
+    wrong = asked != holds
+
+    def say() -> str:
+        query = first_true(wrong)
+        return (
+            f"query_indices holds {query_indices[query].item()} for sequence {asked[query].item()}, "
+            f"but that row belongs to sequence {holds[query].item()}"
+        )
+
+    return wrong.any(), say
+
+
+def first_true(wrong: Tensor) -> int:
+    return int(wrong.int().argmax())

@@ -1,12 +1,13 @@
 """The network: its sizes, packed batches, length schedules and scorers, the encoder and the span-answering model."""
 
+from dtbert.kernels import Packing
+from dtbert.model.batch import PackedBatch, pack_padded, unpack
+from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits
 from dtbert.model.config import BertConfig
-from dtbert.model.encoder import BertEncoder, EncoderOutput
 from dtbert.model.overlap import question_overlap
-from dtbert.model.packing import PackedBatch, Packing, pack_padded, unpack
-from dtbert.model.question_answering import BertForQuestionAnswering, SpanLogits
-from dtbert.model.schedule import LengthSchedule, Macs
-from dtbert.model.scorers import LayerView, Scorer, available_scorers, register_scorer
+from dtbert.model.schedule import LengthSchedule
+from dtbert.model.scorers import LayerView, available_scorers, register_scorer
+from dtbert.model.work import Macs
 
 __all__ = [
     "BertConfig",
@@ -18,7 +19,6 @@ __all__ = [
     "Macs",
     "PackedBatch",
     "Packing",
-    "Scorer",
     "SpanLogits",
     "available_scorers",
     "pack_padded",

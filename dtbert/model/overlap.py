@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtbert.model.packing import PackedBatch
+from dtbert.model.batch import PackedBatch
 
 # Tokens at which a word of the question is no longer near.
 OVERLAP_REACH = 32

@@ -4,22 +4,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from dtbert.kernels import BackendName
 from dtbert.model.config import BertConfig
-from dtbert.model.scorers import SCORES_WITH_CONTEXT, available_scorers
-
-
-class Macs(NamedTuple):
-    """Multiply-accumulates of one sequence.
-
-    ``published`` is the count of the literature (torchprofile's, there called FLOPs); ``executed`` what dtbert
-    computes, which is less because dropped rows skip the attention output projection, and with some scorers the
-    attention too.
-    """
-
-    published: int
-    executed: int
+from dtbert.model.scorers import available_scorers
+from dtbert.model.work import Macs, macs_of
 
 
 @dataclass(frozen=True)
@@ -135,7 +125,14 @@ class LengthSchedule:
                 f"the schedule has {self.num_layers} entries, the model {num_layers} layers: they must match"
             )
 
-    def macs(self, config: BertConfig, sequence_length: int, *, question_length: int | None = None) -> Macs:
+    def macs(
+        self,
+        config: BertConfig,
+        sequence_length: int,
+        *,
+        question_length: int | None = None,
+        backend: BackendName = "cpu",
+    ) -> Macs:
         """Multiply-accumulates for one sequence, span head included; weights of the embedding tables cost none.
 
         Args:
@@ -144,6 +141,7 @@ class LengthSchedule:
             question_length: tokens of segment 0, which the score ``from_question`` alone costs; by default it is
                 counted as if every token were one. ``overlap`` multiplies nothing, and what a registered scorer
                 computes is not counted.
+            backend: whose executed count: one computes products for a score again that another has at hand.
 
         Raises:
             ValueError: the schedule does not fit the config, or a length below 1.
@@ -151,29 +149,7 @@ class LengthSchedule:
         self.check_layers(config.num_hidden_layers)
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, not {sequence_length}")
-        d, f = config.hidden_size, config.intermediate_size
-        outside = 3 * d * sequence_length + 2 * sequence_length
-        published = executed = outside
-        before = sequence_length
-        for name, kept in zip(self.scorers, self.lengths(sequence_length), strict=True):
-            shared = 2 * kept * d * f + d * (before + kept)
-            published += 4 * before * d * d + 2 * before * before * d + shared
-            executed += (3 * before + kept) * d * d + shared
-            if kept == before or name in SCORES_WITH_CONTEXT:
-                executed += 2 * before * before * d
-            else:
-                executed += 2 * kept * before * d
-            if kept < before:
-                if name == "cls":
-                    executed += before * d
-                elif name == "from_question":
-                    executed += min(before, question_length or before) * before * d
-                elif name in ("answer", "answer_overlap"):
-                    executed += 2 * before * d
-                elif name == "value_norm":
-                    executed += before * d
-            before = kept
-        return Macs(published, executed)
+        return macs_of(self, config, sequence_length, question_length, backend)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""

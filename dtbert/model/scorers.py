@@ -8,25 +8,20 @@ schedule = LengthSchedule.ratios([1, 1, 0.8, 0.6, 0.4, 0.2], scorer="shortest_fi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend
+from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Packing, ScoreCost
+from dtbert.model.batch import PackedBatch
 from dtbert.model.overlap import question_overlap
-from dtbert.model.packing import PackedBatch
 
-# These need every query of the layer, so they come with the context, in one pass of the kernel.
-SCORES_WITH_CONTEXT: frozenset[AttentionScore] = frozenset(
-    ("received", "received_off_diagonal", "received_max", "value_norm")
-)
-
-# These read `PackedBatch.overlap`, which is of the whole text: computed once, before the first layer.
-SCORES_BY_OVERLAP = frozenset(("overlap", "answer_overlap"))
+SpanHead = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class LayerView:
     """What a layer has at hand when it chooses among its T tokens.
 
@@ -34,34 +29,46 @@ class LayerView:
         layer: 0-based index of the layer.
         hidden_states: ``[T, H]``, the states that entered the layer.
         qkv: ``[T, 3 * H]``, their queries, keys and values side by side.
-        batch: ids, segments, original positions and lengths of the tokens that are still there.
+        packing: where each sequence lies among the T tokens.
         num_heads: N.
     """
 
     layer: int
     hidden_states: Tensor
     qkv: Tensor
-    batch: PackedBatch
+    packing: Packing
     num_heads: int
-    backend: Backend
-    span_head: Callable[[Tensor], Tensor] | None
+    text: "Text" = field(repr=False)
+    rows: Tensor | None = field(repr=False)
+    backend: Backend = field(repr=False)
+    span_head: SpanHead | None = field(repr=False)
+
+    @property
+    def batch(self) -> PackedBatch:
+        """Ids, segments and original positions of the tokens that are still there."""
+        input_ids = self._left(self.text.batch.input_ids)
+        return PackedBatch(input_ids, self.token_type_ids, self.position_ids, self.packing)
 
     @property
     def token_type_ids(self) -> Tensor:
         """int64 ``[T]``; 0 is the question's segment."""
-        return self.batch.token_type_ids
+        return self._left(self.text.batch.token_type_ids)
 
     @property
     def position_ids(self) -> Tensor:
         """int64 ``[T]``: each token's place in its original sequence."""
-        return self.batch.position_ids
+        return self._left(self.text.batch.position_ids)
 
     def attention(self, kind: AttentionScore) -> Tensor:
-        """An attention-based score, float32 ``[T]``, computed without a stored matrix."""
-        packing = self.batch.packing
-        return self.backend.attention_significance(
-            self.qkv, packing.cu_seqlens, packing.max_seqlen, self.num_heads, kind, self.token_type_ids
-        )
+        """An attention-based score, float32 ``[T]``, computed without a stored matrix.
+
+        Raises:
+            ValueError: there is no such score.
+        """
+        if kind not in ATTENTION_SCORES:
+            raise ValueError(f"unknown attention score {kind!r}: choose one of {', '.join(ATTENTION_SCORES)}")
+        segments = self.token_type_ids if kind == "from_question" else None
+        return self.backend.significance(self.qkv, self.packing, self.num_heads, kind, segments)
 
     def span_logits(self) -> Tensor:
         """The span head applied to the layer's own states: ``[T, 2]``, start and end.
@@ -74,22 +81,55 @@ class LayerView:
         return self.span_head(self.hidden_states)
 
     def question_overlap(self) -> Tensor:
-        """How many words of the question stand near each token, float32 ``[T]``: `dtbert.model.question_overlap`.
+        """How many words of the question stand near each token, float32 ``[T]``: `dtbert.model.question_overlap`."""
+        return self._left(self.text.overlap())
 
-        Of the whole text where the schedule has a scorer that reads it, else of the tokens that are still there.
-        """
-        return question_overlap(self.batch) if self.batch.overlap is None else self.batch.overlap
+    def _left(self, values: Tensor) -> Tensor:
+        return values if self.rows is None else values.index_select(0, self.rows)
 
 
-Scorer = Callable[[LayerView], Tensor]
+class Text:
+    """A batch as it entered the network, and what scorers ask of the whole of it, computed when first asked for."""
+
+    def __init__(self, batch: PackedBatch) -> None:
+        self.batch = batch
+        self._overlap: Tensor | None = None
+
+    def overlap(self) -> Tensor:
+        if self._overlap is None:
+            self._overlap = question_overlap(self.batch)
+        return self._overlap
+
+
+class ScoredTokens(NamedTuple):
+    """Of what a layer's scoring is counted: n tokens of which q are the question's, states of H values."""
+
+    tokens: int
+    question: int
+    hidden_size: int
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A row of the table of scorers.
+
+    Attributes:
+        function: what a layer has at hand to significance, float32 ``[T]``.
+        attention: the attention score that it is, if it is one.
+        with_context: whether it needs every query of the layer, so that it comes with the context, in one pass.
+        needs_span_head: whether it reads the span head.
+        macs: multiply-accumulates that it takes beside the context's, on a backend.
+    """
+
+    function: Callable[[LayerView], Tensor]
+    attention: AttentionScore | None = None
+    with_context: bool = False
+    needs_span_head: bool = False
+    macs: Callable[[ScoredTokens, ScoreCost], int] = lambda sizes, cost: 0
 
 
 def _answer(view: LayerView) -> Tensor:
     return view.span_logits().float().amax(1)
-
-
-def _overlap(view: LayerView) -> Tensor:
-    return view.question_overlap()
 
 
 def _answer_overlap(view: LayerView) -> Tensor:
@@ -97,32 +137,56 @@ def _answer_overlap(view: LayerView) -> Tensor:
     return _answer(view) + 2 * (view.question_overlap() + 0.1).log()
 
 
-def _random(seed: int) -> Scorer:
-    def score(view: LayerView) -> Tensor:
-        # An integer hash (splitmix64's finaliser, cut to 63 bits), so that a token's score depends on its position,
-        # the layer and the seed, and on nothing else in the batch.
-        x = view.position_ids + 1000003 * (view.layer + 1) + 7919 * 1000003 * (seed + 1)
-        for multiplier, shift in (
-            (0x3F58476D1CE4E5B9, 30),
-            (0x14D049BB133111EB, 27),
-            (0x2545F4914F6CDD1D, 31),
-        ):
-            x = ((x ^ (x >> shift)) * multiplier) & 0x7FFFFFFFFFFFFFFF
-        return (x >> 39).float()  # 24 bits: every value is exact in float32
-
-    return score
+def _random(view: LayerView) -> Tensor:
+    # An integer hash (splitmix64's finaliser, cut to 63 bits), so that a token's score depends on its position and the
+    # layer, and on nothing else in the batch.
+    x = view.position_ids + 1000003 * (view.layer + 1) + 7919 * 1000003
+    for multiplier, shift in ((0x3F58476D1CE4E5B9, 30), (0x14D049BB133111EB, 27), (0x2545F4914F6CDD1D, 31)):
+        x = ((x ^ (x >> shift)) * multiplier) & 0x7FFFFFFFFFFFFFFF
+    return (x >> 39).float()  # 24 bits: every value is exact in float32
 
 
-_SCORERS: dict[str, Scorer] = {
-    "answer": _answer,
-    "overlap": _overlap,
-    "answer_overlap": _answer_overlap,
-    "random": _random(0),
+def _attention(
+    score: AttentionScore, macs: Callable[[ScoredTokens, ScoreCost], int], *, with_context: bool = False
+) -> Scorer:
+    return Scorer(lambda view: view.attention(score), score, with_context, macs=macs)
+
+
+def _again(sizes: ScoredTokens, cost: ScoreCost) -> int:
+    return cost.products * sizes.tokens**2 * sizes.hidden_size
+
+
+def _of_queries(sizes: ScoredTokens, cost: ScoreCost, queries: int, looks: int) -> int:
+    asked = queries if cost.own_queries else sizes.tokens
+    return looks * asked * sizes.tokens * sizes.hidden_size
+
+
+def _of_span_head(sizes: ScoredTokens, cost: ScoreCost) -> int:
+    return 2 * sizes.tokens * sizes.hidden_size
+
+
+_TABLE: dict[str, Scorer] = {
+    "received": _attention("received", _again, with_context=True),
+    "received_off_diagonal": _attention("received_off_diagonal", _again, with_context=True),
+    "received_max": _attention("received_max", _again, with_context=True),
+    "cls": _attention("cls", lambda sizes, cost: _of_queries(sizes, cost, 1, 1)),
+    "from_question": _attention(
+        "from_question", lambda sizes, cost: _of_queries(sizes, cost, min(sizes.question, sizes.tokens), cost.looks)
+    ),
+    "value_norm": _attention(
+        "value_norm",
+        lambda sizes, cost: _again(sizes, cost) + sizes.tokens * sizes.hidden_size,
+        with_context=True,
+    ),
+    "answer": Scorer(_answer, needs_span_head=True, macs=_of_span_head),
+    "overlap": Scorer(LayerView.question_overlap),
+    "answer_overlap": Scorer(_answer_overlap, needs_span_head=True, macs=_of_span_head),
+    "random": Scorer(_random),
 }
-BUILT_IN_SCORERS: tuple[str, ...] = (*ATTENTION_SCORES, *_SCORERS)
+BUILT_IN_SCORERS: tuple[str, ...] = tuple(_TABLE)
 
 
-def register_scorer(name: str, function: Scorer) -> None:
+def register_scorer(name: str, function: Callable[[LayerView], Tensor]) -> None:
     """Make a scorer available to schedules under a name.
 
     Args:
@@ -140,27 +204,27 @@ def register_scorer(name: str, function: Scorer) -> None:
         raise ValueError(f"{name!r} is built in: register yours under another name")
     if not callable(function):
         raise TypeError(f"the scorer {name!r} must be a function of a LayerView, not {type(function).__name__}")
-    _SCORERS[name] = function
+    _TABLE[name] = Scorer(lambda view: _checked(name, function(view), view))
 
 
 def available_scorers() -> tuple[str, ...]:
     """Names of the built-in and the registered scorers."""
-    return tuple(dict.fromkeys((*BUILT_IN_SCORERS, *_SCORERS)))
+    return tuple(_TABLE)
 
 
-def score_tokens(name: str, view: LayerView) -> Tensor:
-    """Significance of each token by the named scorer, float32 ``[T]``.
+def scorer_named(name: str) -> Scorer:
+    """The row of a name.
 
     Raises:
-        ValueError: unknown name, or a registered scorer returned another shape, NaN, or a tensor on another device.
+        ValueError: there is none.
     """
-    if name in ATTENTION_SCORES:
-        return view.attention(name)
-    if name not in _SCORERS:
-        raise ValueError(f"unknown scorer {name!r}: choose one of {', '.join(available_scorers())}, or register it")
-    score = _SCORERS[name](view)
-    if name in BUILT_IN_SCORERS:
-        return score
+    if name not in _TABLE:
+        raise ValueError(f"unknown scorer {name!r}: choose one of {', '.join(_TABLE)}, or register it")
+    return _TABLE[name]
+
+
+def _checked(name: str, score: Tensor, view: LayerView) -> Tensor:
+    """What somebody's function returned, in float32; ValueError where that is no float per token."""
     tokens = len(view.hidden_states)
     if not isinstance(score, Tensor) or score.shape != (tokens,) or score.device != view.qkv.device:
         came = f"{list(score.shape)} on {score.device}" if isinstance(score, Tensor) else type(score).__name__

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from dtbert.model import Packing
-from dtbert.model.question_answering import SpanLogits
+from dtbert.model import Packing, SpanLogits
 from dtbert.training.backend import AttentionPieces
 
 SubModelLoss = Literal["cross_entropy", "kl"]

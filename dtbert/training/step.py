@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dtbert.model import BertForQuestionAnswering
-from dtbert.model.question_answering import SpanLogits
+from dtbert.model import BertForQuestionAnswering, SpanLogits
 from dtbert.training.backend import AttentionPieces, TrainingBackend
 from dtbert.training.data import LabelledBatch
 from dtbert.training.length_drop import SubModel

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import BackendName, choose_backend, cpu
+from dtbert.kernels import BackendName, choose_backend
+from dtbert.kernels.cpu import multiplies_natively
 from dtbert.model import BertEncoder, BertForQuestionAnswering
 from dtbert.weights.checkpoint import Checkpoint, Source, TensorFile, open_checkpoint
 from dtbert.weights.hub import resolve_source
@@ -54,7 +55,7 @@ def load_model(
     with torch.device("meta"):
         model = BertForQuestionAnswering(checkpoint.config, backend=backend)
     _fill(model, checkpoint, placement)
-    model.pack_weights()
+    model.prepare()
     return model.eval()
 
 
@@ -75,7 +76,7 @@ def load_encoder(
     with torch.device("meta"):
         model = BertEncoder(checkpoint.config, pooler=checkpoint.has(POOLER), backend=backend)
     _fill(model, checkpoint, placement)
-    model.pack_weights()
+    model.prepare()
     return model.eval()
 
 
@@ -137,7 +138,7 @@ def _placement(device: torch.device | str | None, dtype: torch.dtype | None, bac
             reason = "expected cpu, cuda, cuda:1, ..."
         raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error
     choose_backend(place, backend)
-    native = place.type != "cpu" or cpu.multiplies_natively(precision)
+    native = place.type != "cpu" or multiplies_natively(precision)
     return _Placement(place, precision, precision if native else torch.float32)
 
 

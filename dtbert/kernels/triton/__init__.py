@@ -4,27 +4,64 @@ Importing this package imports triton. With ``TRITON_INTERPRET=1`` set before th
 CPU: slow, and for tests alone.
 """
 
-from dtbert.kernels.triton.attention import MAX_HEAD_SIZE, attention, attention_significance
-from dtbert.kernels.triton.embed_layer_norm import embed_layer_norm
-from dtbert.kernels.triton.launch import FLOAT_DTYPES, INTERPRETED
-from dtbert.kernels.triton.linear import linear
-from dtbert.kernels.triton.linear_add_layer_norm import gather_add_layer_norm, linear_add_layer_norm
-from dtbert.kernels.triton.linear_gelu import fused_linear_gelu, linear_gelu
-from dtbert.kernels.triton.restore import restore
-from dtbert.kernels.triton.select_tokens import select_tokens
+import torch.nn.functional as F
+from torch import Tensor
 
-__all__ = [
-    "FLOAT_DTYPES",
-    "INTERPRETED",
-    "MAX_HEAD_SIZE",
-    "attention",
-    "attention_significance",
-    "embed_layer_norm",
-    "fused_linear_gelu",
-    "gather_add_layer_norm",
-    "linear",
-    "linear_add_layer_norm",
-    "linear_gelu",
-    "restore",
-    "select_tokens",
-]
+from dtbert.kernels.backend import Backend
+from dtbert.kernels.packing import Kept, Packing, TokenIds
+from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
+from dtbert.kernels.reference import Activation, AttentionScore
+from dtbert.kernels.triton.add_norm import add_norm
+from dtbert.kernels.triton.attention import MAX_HEAD_SIZE, attention
+from dtbert.kernels.triton.embed import embed
+from dtbert.kernels.triton.launch import FLOAT_DTYPES, INTERPRETED
+from dtbert.kernels.triton.layer_norm import MAX_HIDDEN_SIZE
+from dtbert.kernels.triton.linear import linear
+from dtbert.kernels.triton.scatter import scatter
+from dtbert.kernels.triton.select import MAX_SEQLEN, select
+
+__all__ = ["FLOAT_DTYPES", "INTERPRETED", "MAX_HEAD_SIZE", "MAX_HIDDEN_SIZE", "MAX_SEQLEN", "Triton"]
+
+
+class Triton(Backend):
+    """The steps of `Backend` as launches; nothing is read back from the device, and nothing is checked."""
+
+    name = "triton"
+    differentiable = False
+
+    def embed(self, ids: TokenIds, tables: Embeddings) -> Tensor:
+        norm = tables.norm
+        return embed(*ids, tables.word, tables.token_type, tables.position, norm.weight, norm.bias, norm.eps)
+
+    def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
+        return linear(x, layer.weight, layer.bias, activation)
+
+    def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
+        chosen = (None, None) if queries is None else (queries.rows, queries.packing.cu_seqlens)
+        return attention(qkv, packing.cu_seqlens, packing.max_seqlen, num_heads, True, "", None, *chosen)[0]
+
+    def scored_attention(
+        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore
+    ) -> tuple[Tensor, Tensor]:
+        return attention(qkv, packing.cu_seqlens, packing.max_seqlen, num_heads, True, score, None, None, None)
+
+    def significance(
+        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore, segments: Tensor | None = None
+    ) -> Tensor:
+        if score != "from_question":
+            segments = None
+        return attention(qkv, packing.cu_seqlens, packing.max_seqlen, num_heads, False, score, segments, None, None)[1]
+
+    def add_norm(
+        self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None
+    ) -> Tensor:
+        product = F.linear(x, layer.weight)
+        return add_norm(product, layer.bias, residual, norm.weight, norm.bias, norm.eps, rows)
+
+    def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
+        rows = select(significance, packing.cu_seqlens, target.cu_seqlens, target.num_tokens)
+        return Kept(rows, target)
+
+    def scatter(self, final: Tensor, rows: Tensor, states: Tensor) -> Tensor:
+        scatter(final, rows, states)
+        return final

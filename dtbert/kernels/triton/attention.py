@@ -11,25 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.reference import ATTENTION_SCORES, AttentionScore
-from dtbert.kernels.triton.attention_significance import (
+from dtbert.kernels.reference import ATTENTION_SCORES
+from dtbert.kernels.triton.launch import INTERPRETED, TRITON_NAMES, CompileCase, architecture, operator, wrap_triton
+from dtbert.kernels.triton.significance import (
     LOG2_E,
     cls_significance,
     combine_partials,
     load_rows,
     score_compile_cases,
     sequence_bounds,
-)
-from dtbert.kernels.triton.launch import (
-    INTERPRETED,
-    TRITON_NAMES,
-    CompileCase,
-    architecture,
-    check_floats,
-    check_integers,
-    check_shape,
-    operator,
-    wrap_triton,
 )
 
 MAX_HEAD_SIZE = 128
@@ -174,7 +164,7 @@ def _attention_kernel(
 
 
 @operator("attention")
-def _attention(
+def attention(
     qkv: Tensor,
     cu_seqlens: Tensor,
     max_seqlen: int,
@@ -185,7 +175,25 @@ def _attention(
     query_indices: Tensor | None,
     cu_seqlens_q: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Context and significance; what was not asked for is empty, and so is ``score`` to ask for none."""
+    """Context and significance in one kernel; a score takes a second, small one. What was not asked for is empty.
+
+    Grid: a program a sequence, head and block of queries; those past the end of their sequence return at once.
+    Products accumulate in float32, which float32 inputs keep exactly (no TF32); softmax and scores are float32. In
+    half precision the probabilities are rounded to it before they meet the values, as in every fused attention.
+    Takes 4 n^2 D FLOPs a head, a score 2 n^2 D more; without context 4 n^2 D in all, of which ``from_question`` skips
+    the first half in blocks of queries without one of segment 0; ``cls`` takes 2 n D. Reads 3 T H values, keys and
+    values again from cache for every block of queries, and writes T H. A score writes and reads 4 N T bytes a block.
+
+    The same sequence gives the same bits in every run and in every batch: no atomics, and configurations that
+    depend on architecture, dtype and head size alone.
+
+    Args:
+        qkv, cu_seqlens, max_seqlen, num_heads: as `Backend.attention`. Rows outside every sequence are undefined.
+        with_context: whether context is asked for.
+        score: an `AttentionScore`, or empty to ask for none.
+        token_type_ids: int64 ``[T]``, for ``from_question``.
+        query_indices, cu_seqlens_q: int64 ``[K]`` and int32 ``[B + 1]``, each sequence's queries; not with a score.
+    """
     tokens, hidden_size = qkv.shape[0], qkv.shape[1] // 3
     sequences, head_size = cu_seqlens.shape[0] - 1, hidden_size // num_heads
     rows = tokens if query_indices is None else query_indices.shape[0]
@@ -234,128 +242,6 @@ def _attention(
             partials, cu_seqlens, max_seqlen, config.block_m, maximum=score == "received_max"
         )
     return context, significance
-
-
-def attention(
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    num_heads: int,
-    *,
-    significance: AttentionScore | None = None,
-    token_type_ids: Tensor | None = None,
-    query_indices: Tensor | None = None,
-    cu_seqlens_q: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """`reference.attention` in one kernel, which stores no probabilities; a score takes a second, small one.
-
-    Grid: a program a sequence, head and block of queries; those past the end of their sequence return at once.
-    Products accumulate in float32, which float32 inputs keep exactly (no TF32); softmax and scores are float32. In
-    half precision the probabilities are rounded to it before they meet the values, as in every fused attention.
-    Takes 4 n^2 D FLOPs a head, a score 2 n^2 D more (``cls`` 2 n D); reads 3 T H values, keys and values again from
-    cache for every block of queries, and writes T H. A score writes and reads 4 N T bytes a block of queries.
-
-    The same sequence gives the same bits in every run and in every batch: no atomics, and configurations that
-    depend on architecture, dtype and head size alone.
-
-    Args:
-        As `reference.attention`. ``cu_seqlens`` and ``query_indices`` are not read on the host: what they say is for
-        the caller to check. The result has rows for all of ``qkv``; those outside every sequence are undefined.
-
-    Raises:
-        TypeError, ValueError: dtypes, devices, shapes or strides that do not fit, head size beyond `MAX_HEAD_SIZE`,
-            an unknown score, or one whose segments are missing or that would not see every query.
-    """
-    _check("attention", qkv, cu_seqlens, max_seqlen, num_heads, significance, token_type_ids)
-    if (query_indices is None) != (cu_seqlens_q is None):
-        raise ValueError(
-            "attention: one of query_indices and cu_seqlens_q is missing: pass both, or none for all queries"
-        )
-    if query_indices is not None and cu_seqlens_q is not None:
-        if significance is not None:
-            raise ValueError(
-                f"attention: the score {significance!r} needs every query, query_indices asks for some: "
-                "call attention_significance for the score"
-            )
-        check_shape("attention", "query_indices", query_indices, None, wanted="kept tokens")
-        check_shape("attention", "cu_seqlens_q", cu_seqlens_q, len(cu_seqlens), wanted="sequences + 1")
-        check_integers("attention", qkv, torch.int64, query_indices=query_indices)
-        check_integers("attention", qkv, torch.int32, cu_seqlens_q=cu_seqlens_q)
-    segments = token_type_ids if significance == "from_question" else None
-    context, scores = _attention(
-        qkv, cu_seqlens, max_seqlen, num_heads, True, significance or "", segments, query_indices, cu_seqlens_q
-    )
-    return context, None if significance is None else scores
-
-
-def attention_significance(
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    num_heads: int,
-    kind: AttentionScore,
-    token_type_ids: Tensor | None = None,
-) -> Tensor:
-    """`reference.attention_significance`: `attention` without its values, or the row of [CLS] alone for ``cls``.
-
-    Grid, accumulation and errors: as `attention`. Takes 4 n^2 D FLOPs a head; ``from_question`` skips the first look
-    in blocks of queries without one of segment 0; ``cls`` takes 2 n D, and reads the keys once.
-    """
-    _check("attention_significance", qkv, cu_seqlens, max_seqlen, num_heads, kind, token_type_ids)
-    segments = token_type_ids if kind == "from_question" else None
-    return _attention(qkv, cu_seqlens, max_seqlen, num_heads, False, kind, segments, None, None)[1]
-
-
-def _check(
-    step: str,
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    num_heads: int,
-    score: str | None,
-    token_type_ids: Tensor | None,
-) -> None:
-    if score is not None and score not in ATTENTION_SCORES:
-        raise ValueError(f"{step}: unknown attention score {score!r}: choose one of {', '.join(ATTENTION_SCORES)}")
-    check_floats(step, qkv=qkv)
-    check_shape(step, "qkv", qkv, None, None, wanted="tokens, 3 * hidden size")
-    tokens, width = qkv.shape
-    if num_heads < 1 or width == 0 or width % (3 * num_heads):
-        raise ValueError(
-            f"{step}: qkv is {width} wide, which {num_heads} heads do not divide in queries, keys and values: "
-            "pass the model's number of heads"
-        )
-    if width // (3 * num_heads) > MAX_HEAD_SIZE:
-        raise ValueError(
-            f"{step}: heads of {width // (3 * num_heads)}, the kernel takes up to {MAX_HEAD_SIZE}: "
-            "choose the backend 'reference'"
-        )
-    check_shape(step, "cu_seqlens", cu_seqlens, None, wanted="sequences + 1")
-    check_integers(step, qkv, torch.int32, cu_seqlens=cu_seqlens)
-    if token_type_ids is not None:
-        check_shape(step, "token_type_ids", token_type_ids, tokens, wanted="tokens")
-        check_integers(step, qkv, torch.int64, token_type_ids=token_type_ids)
-    elif score == "from_question":
-        raise ValueError(f"{step}: the score 'from_question' needs token_type_ids: pass the segment id of every token")
-    _check_lengths(step, qkv, len(cu_seqlens) - 1, max_seqlen)
-
-
-def _check_lengths(step: str, qkv: Tensor, sequences: int, max_seqlen: int) -> None:
-    if sequences < 0:
-        raise ValueError(f"{step}: cu_seqlens is empty: without sequences it is [0]")
-    # A traced program must serve other lengths than those it was traced with.
-    if torch.compiler.is_compiling():
-        return
-    if sequences * max_seqlen < len(qkv):
-        raise ValueError(
-            f"{step}: {sequences} sequences of max_seqlen {max_seqlen} cannot hold the {len(qkv)} tokens of qkv: "
-            "pass the length of the longest sequence"
-        )
-    if max_seqlen * qkv.stride(0) >= 2**31:
-        raise ValueError(
-            f"{step}: a sequence of {max_seqlen} tokens, the kernel addresses up to {2**31 // qkv.stride(0)}: "
-            "split it, or choose the backend 'reference'"
-        )
 
 
 def compile_cases(arch: str) -> Iterator[CompileCase]:

@@ -1,7 +1,7 @@
-"""What all launchers share: how a kernel is launched, what its tensors must be, and how it is compiled for a report.
+"""What all launchers share: how a kernel is launched, and how it is compiled for a report.
 
-A step is three layers: the kernel; the function that allocates its outputs and launches it, decorated with `operator`;
-and the public launcher, which checks the tensors' metadata and calls that function.
+A step is a kernel and its launcher, which allocates the outputs; it is decorated with `operator`, and looks at nothing
+that the kernel does not need: `dtbert.kernels.checked` checks tensors for whoever calls the steps directly.
 """
 
 import functools
@@ -12,25 +12,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 import triton
-from torch import Tensor
-
-from dtbert.kernels.checks import check_integers, check_matching, check_shape
-
-__all__ = [
-    "ARCHITECTURES",
-    "FLOAT_DTYPES",
-    "INTERPRETED",
-    "SHARED_MEMORY",
-    "TRITON_NAMES",
-    "CompileCase",
-    "architecture",
-    "check_floats",
-    "check_integers",
-    "check_launch",
-    "check_shape",
-    "operator",
-    "wrap_triton",
-]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -101,6 +82,8 @@ def operator(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callabl
         def step(*args: P.args, **kwargs: P.kwargs) -> R:
             if torch.compiler.is_compiling():
                 return registered(*args, **kwargs)
+            if _one_gpu():
+                return function(*args, **kwargs)
             # Triton launches on the current device, whatever the tensors'.
             with torch.cuda.device_of(args[0]):
                 return function(*args, **kwargs)
@@ -115,6 +98,11 @@ def wrap_triton(kernel: Any) -> Any:
     return torch.library.wrap_triton(kernel) if _operators.depth else kernel
 
 
+@functools.cache
+def _one_gpu() -> bool:
+    return torch.cuda.device_count() == 1
+
+
 def architecture(device: torch.device) -> str:
     """``"sm_90"``, ``"gfx942"`` and so on; ``"interpreter"`` for tensors of the interpreter."""
     return "interpreter" if device.type == "cpu" else _architecture(device.index or 0)
@@ -126,31 +114,3 @@ def _architecture(index: int) -> str:
     if torch.version.hip:
         return properties.gcnArchName.partition(":")[0]
     return f"sm_{properties.major}{properties.minor}"
-
-
-def check_floats(step: str, **tensors: Tensor) -> None:
-    """`check_matching`, and refuse what a kernel cannot compute on.
-
-    Raises:
-        TypeError: a dtype other than float32, bfloat16 and float16, or dtypes that differ.
-        ValueError: no GPU, devices that differ, rows that are not contiguous, or gradients needed.
-    """
-    check_matching(step, **tensors)
-    check_launch(step, **tensors)
-
-
-def check_launch(step: str, **tensors: Tensor) -> None:
-    """Refuse dtypes that the kernels do not have, tensors that are not where they run, and tensors of a graph."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"{step}: {name} is {tensor.dtype}, the kernels take float32, bfloat16 and float16")
-        if not tensor.is_cuda and not INTERPRETED:
-            raise ValueError(
-                f"{step}: {name} is on {tensor.device}, the kernels run on a GPU: "
-                "move the tensors there, or choose the backend 'cpu' or 'reference'"
-            )
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{step}: {name} needs gradients, the kernels are forward only: "
-                "call it under torch.no_grad(), or choose the backend 'reference'"
-            )

@@ -3,6 +3,7 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
+import functools
 from typing import NamedTuple
 
 import triton
@@ -35,14 +36,12 @@ _WARPS = {256: 1, 512: 2, 1024: 4, 4096: 8}
 INTERPRETED_ROWS = 16
 
 
-def row_config(hidden_size: int, arch: str) -> RowConfig:
-    """The tile for rows of ``hidden_size`` values.
+MAX_HIDDEN_SIZE = max(_WARPS)
 
-    Raises:
-        ValueError: the row is too wide.
-    """
+
+@functools.cache
+def row_config(hidden_size: int, arch: str) -> RowConfig:
+    """The tile for rows of ``hidden_size`` values, at most `MAX_HIDDEN_SIZE`."""
     block_h = triton.next_power_of_2(hidden_size)
-    for columns, num_warps in _WARPS.items():
-        if block_h <= columns:
-            return RowConfig(INTERPRETED_ROWS if arch == "interpreter" else 1, block_h, num_warps)
-    raise ValueError(f"hidden_size is {hidden_size}, the kernels take up to {max(_WARPS)}: use the backend 'reference'")
+    num_warps = next(num_warps for columns, num_warps in _WARPS.items() if block_h <= columns)
+    return RowConfig(INTERPRETED_ROWS if arch == "interpreter" else 1, block_h, num_warps)

@@ -1,14 +1,188 @@
-"""A product with nothing to fuse: cuBLAS."""
+"""Products: cuBLAS; with an activation also as one kernel."""
 
+# Triton's kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.checks import check_product
-from dtbert.kernels.triton.launch import check_launch
+from dtbert.kernels.reference import Activation
+from dtbert.kernels.triton.launch import INTERPRETED, TRITON_NAMES, CompileCase, architecture, operator, wrap_triton
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`reference.linear` by cuBLAS, 2 T in out FLOPs; float32 is exact unless the caller has allowed TF32."""
-    check_product("linear", x, weight, bias)
-    check_launch("linear", x=x, weight=weight, bias=weight if bias is None else bias)
-    return F.linear(x, weight, bias)
+class _Config(NamedTuple):
+    block_m: int  # tokens
+    block_n: int  # outputs
+    block_k: int  # inputs
+    num_warps: int
+    num_stages: int
+
+
+# Products in 16 bit and in float32, by architecture. Chosen by arithmetic and by what compiles without spills; none of
+# them has been measured on a GPU yet.
+_OTHERS = "others"
+_CONFIGS: Mapping[str, tuple[_Config, _Config]] = {
+    "sm_80": (_Config(128, 128, 32, 8, 3), _Config(64, 64, 32, 8, 2)),
+    "sm_90": (_Config(128, 128, 64, 8, 3), _Config(64, 64, 32, 8, 2)),
+    "sm_100": (_Config(128, 128, 64, 8, 3), _Config(64, 64, 32, 8, 2)),
+    "gfx942": (_Config(128, 128, 32, 4, 2), _Config(64, 64, 32, 4, 2)),
+    _OTHERS: (_Config(64, 128, 32, 4, 2), _Config(64, 64, 32, 8, 2)),
+}
+
+# From how many tokens on the one kernel beats cuBLAS and a pass, by architecture and dtype. Empty: nothing has been
+# measured on a GPU yet, so `linear` always takes cuBLAS and a pass.
+FUSED_FROM: Mapping[tuple[str, torch.dtype], int] = {}
+
+# Programs of so many row blocks share the columns of the weight that they read.
+_GROUP = tl.constexpr(8)
+
+
+@triton.jit
+def _activate(x, activation: tl.constexpr):
+    if activation == "gelu":
+        return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    if activation == "gelu_tanh":
+        # (1 + tanh(y)) / 2 = sigmoid(2 y)
+        return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    return tl.maximum(x, 0.0)
+
+
+@triton.jit
+def _fused_linear_kernel(
+    x,  # [T, in]
+    weight,  # [out, in]
+    bias,  # [out], or anything without has_bias
+    output,  # [T, out], out
+    tokens,
+    outputs,
+    x_stride,
+    weight_stride,
+    inputs: tl.constexpr,
+    has_bias: tl.constexpr,
+    activation: tl.constexpr,
+    upcast: tl.constexpr,
+    block_m: tl.constexpr,
+    block_n: tl.constexpr,
+    block_k: tl.constexpr,
+):
+    i_program = tl.program_id(0)
+    blocks_m, blocks_n = tl.cdiv(tokens, block_m), tl.cdiv(outputs, block_n)
+    i_group = i_program // (_GROUP * blocks_n)
+    first_m = i_group * _GROUP
+    group = tl.minimum(blocks_m - first_m, _GROUP)
+    i_m = first_m + i_program % (_GROUP * blocks_n) % group
+    i_n = i_program % (_GROUP * blocks_n) // group
+
+    o_m = i_m * block_m + tl.arange(0, block_m)
+    o_n = i_n * block_n + tl.arange(0, block_n)
+    o_k = tl.arange(0, block_k)
+    m_m, m_n = o_m < tokens, o_n < outputs
+    # Rows past the end read the first one: the store leaves them out.
+    p_x = x + tl.where(m_m, o_m, 0).to(tl.int64)[:, None] * x_stride + o_k[None, :]
+    p_weight = weight + tl.where(m_n, o_n, 0).to(tl.int64)[None, :] * weight_stride + o_k[:, None]
+    b_sum = tl.zeros([block_m, block_n], tl.float32)
+    for k in range(0, inputs, block_k):
+        if inputs % block_k == 0:
+            b_x, b_weight = tl.load(p_x), tl.load(p_weight)
+        else:
+            m_k = o_k < inputs - k
+            b_x = tl.load(p_x, mask=m_k[None, :], other=0.0)
+            b_weight = tl.load(p_weight, mask=m_k[:, None], other=0.0)
+        if upcast:  # the interpreter's products of bfloat16 are wrong
+            b_x, b_weight = b_x.to(tl.float32), b_weight.to(tl.float32)
+        b_sum = tl.dot(b_x, b_weight, b_sum, input_precision="ieee")
+        p_x += block_k
+        p_weight += block_k
+    if has_bias:
+        b_sum += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    b_output = _activate(b_sum, activation).to(output.dtype.element_ty)
+    p_output = output + o_m.to(tl.int64)[:, None] * outputs + o_n[None, :]
+    tl.store(p_output, b_output, mask=m_m[:, None] & m_n[None, :])
+
+
+def _config(arch: str, dtype: torch.dtype) -> _Config:
+    half, single = _CONFIGS.get(arch, _CONFIGS[_OTHERS])
+    return single if dtype == torch.float32 else half
+
+
+@operator("fused_linear")
+def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """`Backend.linear` with an activation in one kernel, whether or not that is the faster way here.
+
+    Grid: a program a block of tokens and outputs. Accumulates in float32, which float32 inputs keep exactly (no TF32).
+    Does 2 T in out FLOPs, reads T in + out in and writes T out values; cuBLAS and a pass move 2 T out more.
+    """
+    (tokens, inputs), outputs = x.shape, weight.shape[0]
+    config = _config(architecture(x.device), x.dtype)
+    output = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
+    grid = triton.cdiv(tokens, config.block_m) * triton.cdiv(outputs, config.block_n)
+    wrap_triton(_fused_linear_kernel)[(grid,)](
+        x,
+        weight,
+        x if bias is None else bias,
+        output,
+        tokens,
+        outputs,
+        x.stride(0),
+        weight.stride(0),
+        inputs=inputs,
+        has_bias=bias is not None,
+        activation=activation,
+        upcast=INTERPRETED,
+        block_m=config.block_m,
+        block_n=config.block_n,
+        block_k=config.block_k,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return output
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
+    """`Backend.linear`: cuBLAS and a pass in place, or `fused_linear` where `FUSED_FROM` says so."""
+    if activation is not None and FUSED_FROM:
+        least = FUSED_FROM.get((architecture(x.device), x.dtype))
+        if least is not None and len(x) >= least:
+            return fused_linear(x, weight, bias, activation)
+    product = F.linear(x, weight, bias)
+    if activation is None:
+        return product
+    if activation == "relu":
+        return product.relu_()
+    return torch.ops.aten.gelu_.default(product, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def compile_cases(arch: str) -> Iterator[CompileCase]:
+    """The one kernel in the configuration of every dtype; bfloat16 also for a width that its blocks do not divide."""
+    for dtype, triton_name in TRITON_NAMES.items():
+        config = _config(arch, dtype)
+        for inputs in (312, 768) if dtype == torch.bfloat16 else (768,):
+            constexprs = {
+                "inputs": inputs,
+                "has_bias": True,
+                "activation": "gelu",
+                "upcast": False,
+                "block_m": config.block_m,
+                "block_n": config.block_n,
+                "block_k": config.block_k,
+            }
+            signature = {
+                **dict.fromkeys(("x", "weight", "bias", "output"), f"*{triton_name}"),
+                **dict.fromkeys(("tokens", "outputs", "x_stride", "weight_stride"), "i32"),
+                **dict.fromkeys(constexprs, "constexpr"),
+            }
+            yield CompileCase(
+                f"fused_linear {triton_name} in {inputs}",
+                _fused_linear_kernel,
+                signature,
+                constexprs,
+                config.num_warps,
+                config.num_stages,
+                hot=True,
+            )

@@ -10,13 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.checks import check_selection
-from dtbert.kernels.triton.launch import (
-    CompileCase,
-    check_launch,
-    operator,
-    wrap_triton,
-)
+from dtbert.kernels.triton.launch import CompileCase, operator, wrap_triton
 
 _BLOCK_TOKENS = 256
 _BLOCK_OTHERS = 32
@@ -28,19 +22,19 @@ MAX_SEQLEN = 16384
 
 
 @triton.jit
-def _select_tokens_kernel(
+def _select_kernel(
     significance,  # [T]
     cu_seqlens,  # [B + 1]
-    next_cu_seqlens,  # [B + 1]
-    keep_indices,  # [K], out
+    target_cu_seqlens,  # [B + 1]
+    rows,  # [K], out
     block_tokens: tl.constexpr,
     block_others: tl.constexpr,
 ):
     i_sequence = tl.program_id(0)
     start = tl.load(cu_seqlens + i_sequence).to(tl.int64)
     length = (tl.load(cu_seqlens + i_sequence + 1) - start).to(tl.int32)
-    next_start = tl.load(next_cu_seqlens + i_sequence).to(tl.int64)
-    count = (tl.load(next_cu_seqlens + i_sequence + 1) - next_start).to(tl.int32)
+    target_start = tl.load(target_cu_seqlens + i_sequence).to(tl.int64)
+    count = (tl.load(target_cu_seqlens + i_sequence + 1) - target_start).to(tl.int32)
     p_score = significance + start
     written = 0
     for first in range(0, length, block_tokens):
@@ -58,44 +52,30 @@ def _select_tokens_kernel(
             rank += tl.sum(precedes.to(tl.int32), 1)
         keep = (rank < count) & (tokens < length)
         place = written + tl.cumsum(keep.to(tl.int32), 0) - 1
-        tl.store(keep_indices + next_start + place, start + tokens, mask=keep)
+        tl.store(rows + target_start + place, start + tokens, mask=keep)
         written += tl.sum(keep.to(tl.int32), 0)
 
 
-@operator("select_tokens")
-def _select_tokens(significance: Tensor, cu_seqlens: Tensor, next_cu_seqlens: Tensor, num_kept: int) -> Tensor:
-    keep_indices = torch.empty(num_kept, dtype=torch.int64, device=significance.device)
-    wrap_triton(_select_tokens_kernel)[(cu_seqlens.shape[0] - 1,)](
-        significance,
-        cu_seqlens,
-        next_cu_seqlens,
-        keep_indices,
-        block_tokens=_BLOCK_TOKENS,
-        block_others=_BLOCK_OTHERS,
-        num_warps=_NUM_WARPS,
-        num_stages=_NUM_STAGES,
-    )
-    return keep_indices
-
-
-def select_tokens(
-    significance: Tensor, cu_seqlens: Tensor, next_cu_seqlens: Tensor, num_kept: int, max_seqlen: int
-) -> Tensor:
-    """`reference.select_tokens`, without asking the device for anything; NaN counts as infinity.
+@operator("select")
+def select(significance: Tensor, cu_seqlens: Tensor, target_cu_seqlens: Tensor, num_kept: int) -> Tensor:
+    """The rows of `Backend.select`, without asking the device for anything; NaN counts as infinity.
 
     Grid: a program a sequence, which compares all pairs of its tokens: 2 n^2 comparisons, n at most `MAX_SEQLEN`.
     Integers are exact, so the choice is the same in every run and every batch. Moves 4 T bytes of scores (from
     cache n / 256 times) and 8 K of indices.
     """
-    step = "select_tokens"
-    check_selection(step, significance, cu_seqlens, next_cu_seqlens)
-    check_launch(step, significance=significance)
-    if max_seqlen > MAX_SEQLEN:
-        raise ValueError(
-            f"{step}: a sequence of {max_seqlen} tokens, the kernel ranks up to {MAX_SEQLEN}: "
-            "split it, or choose the backend 'reference'"
-        )
-    return _select_tokens(significance, cu_seqlens, next_cu_seqlens, num_kept)
+    rows = torch.empty(num_kept, dtype=torch.int64, device=significance.device)
+    wrap_triton(_select_kernel)[(cu_seqlens.shape[0] - 1,)](
+        significance,
+        cu_seqlens,
+        target_cu_seqlens,
+        rows,
+        block_tokens=_BLOCK_TOKENS,
+        block_others=_BLOCK_OTHERS,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
+    )
+    return rows
 
 
 def compile_cases(arch: str) -> Iterator[CompileCase]:
@@ -103,10 +83,10 @@ def compile_cases(arch: str) -> Iterator[CompileCase]:
     signature = {
         "significance": "*fp32",
         "cu_seqlens": "*i32",
-        "next_cu_seqlens": "*i32",
-        "keep_indices": "*i64",
+        "target_cu_seqlens": "*i32",
+        "rows": "*i64",
         "block_tokens": "constexpr",
         "block_others": "constexpr",
     }
     constexprs = {"block_tokens": _BLOCK_TOKENS, "block_others": _BLOCK_OTHERS}
-    yield CompileCase("select_tokens", _select_tokens_kernel, signature, constexprs, _NUM_WARPS, _NUM_STAGES, hot=True)
+    yield CompileCase("select", _select_kernel, signature, constexprs, _NUM_WARPS, _NUM_STAGES, hot=True)

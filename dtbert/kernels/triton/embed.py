@@ -10,20 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.checks import check_embedding
-from dtbert.kernels.triton.launch import (
-    TRITON_NAMES,
-    CompileCase,
-    architecture,
-    check_launch,
-    operator,
-    wrap_triton,
-)
+from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, architecture, operator, wrap_triton
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
 @triton.jit
-def _embed_layer_norm_kernel(
+def _embed_kernel(
     input_ids,  # [T]
     position_ids,  # [T]
     token_type_ids,  # [T]
@@ -57,22 +49,26 @@ def _embed_layer_norm_kernel(
     tl.store(states + o_states, rows.to(states.dtype.element_ty), mask=mask)
 
 
-@operator("embed_layer_norm")
-def _embed_layer_norm(
+@operator("embed")
+def embed(
     input_ids: Tensor,
-    position_ids: Tensor,
     token_type_ids: Tensor,
+    position_ids: Tensor,
     word: Tensor,
-    position: Tensor,
     token_type: Tensor,
+    position: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
     eps: float,
 ) -> Tensor:
+    """`Backend.embed`; ids must lie in their tables, which nobody checks here.
+
+    Grid: a program a token. Sum and statistics are float32. Moves 24 T bytes of ids, reads 3 T H and writes T H values.
+    """
     tokens, hidden_size = input_ids.shape[0], word.shape[1]
     config = row_config(hidden_size, architecture(word.device))
     states = torch.empty(tokens, hidden_size, dtype=word.dtype, device=word.device)
-    wrap_triton(_embed_layer_norm_kernel)[(triton.cdiv(tokens, config.block_t),)](
+    wrap_triton(_embed_kernel)[(triton.cdiv(tokens, config.block_t),)](
         input_ids,
         position_ids,
         token_type_ids,
@@ -95,31 +91,6 @@ def _embed_layer_norm(
     return states
 
 
-def embed_layer_norm(
-    input_ids: Tensor,
-    position_ids: Tensor,
-    token_type_ids: Tensor,
-    word: Tensor,
-    position: Tensor,
-    token_type: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-) -> Tensor:
-    """`reference.embed_layer_norm`; ids must lie in their tables, which nobody checks here.
-
-    Grid: a program a token. Sum and statistics are float32. Moves 24 T bytes of ids, reads 3 T H and writes T H values.
-    """
-    ids = {"input_ids": input_ids, "position_ids": position_ids, "token_type_ids": token_type_ids}
-    tables = {"word": word, "position": position, "token_type": token_type}
-    norms = {"norm_weight": norm_weight, "norm_bias": norm_bias}
-    check_embedding("embed_layer_norm", ids, tables, norms)
-    check_launch("embed_layer_norm", **tables, **norms)
-    return _embed_layer_norm(
-        input_ids, position_ids, token_type_ids, word, position, token_type, norm_weight, norm_bias, eps
-    )
-
-
 def compile_cases(arch: str) -> Iterator[CompileCase]:
     """The kernel for the published widths and every dtype."""
     for dtype in TRITON_NAMES.values():
@@ -138,5 +109,5 @@ def compile_cases(arch: str) -> Iterator[CompileCase]:
                 "block_h": "constexpr",
             }
             constexprs = {"hidden_size": hidden_size, "block_t": config.block_t, "block_h": config.block_h}
-            name = f"embed_layer_norm {dtype} H{hidden_size}"
-            yield CompileCase(name, _embed_layer_norm_kernel, signature, constexprs, config.num_warps, 1, hot=False)
+            name = f"embed {dtype} H{hidden_size}"
+            yield CompileCase(name, _embed_kernel, signature, constexprs, config.num_warps, 1, hot=False)

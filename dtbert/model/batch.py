@@ -1,38 +1,13 @@
 """Packed batches: the tokens of all sequences end to end, with no padding anywhere inside."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Packing:
-    """Where each of B sequences lies among T packed tokens.
-
-    ``seqlens`` are the lengths in tokens, on the host; ``cu_seqlens`` their running sum, int32 ``[B + 1]`` on the
-    device, as flash-attention names it.
-    """
-
-    seqlens: tuple[int, ...]
-    cu_seqlens: Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(self.seqlens)
-
-    @property
-    def max_seqlen(self) -> int:
-        # Without `default`, which torch.compile does not trace where lengths are symbols.
-        return max(self.seqlens) if self.seqlens else 0
-
-    @staticmethod
-    def stack(lengths: Sequence[Sequence[int]], device: torch.device) -> list["Packing"]:
-        """One packing per row of ``lengths``, in one transfer to the device."""
-        sums = torch.tensor([[0, *accumulate(row)] for row in lengths], dtype=torch.int32).to(device, non_blocking=True)
-        return [Packing(tuple(row), cu_seqlens) for row, cu_seqlens in zip(lengths, sums, strict=True)]
+from dtbert.kernels import Packing, TokenIds
+from dtbert.model.config import BertConfig
 
 
 @dataclass(frozen=True)
@@ -41,7 +16,6 @@ class PackedBatch:
 
     ``id_ranges`` are the lowest and the highest of each of the three, where the batch was made on the host; None:
     whoever needs them must ask the device, and wait for it. A batch that is given other ids needs other ranges.
-    ``overlap`` is float32 ``[T]``, `question_overlap` of the whole text, where a scorer asks for it.
     """
 
     input_ids: Tensor
@@ -49,7 +23,6 @@ class PackedBatch:
     position_ids: Tensor
     packing: Packing
     id_ranges: tuple[list[int], list[int]] | None = None
-    overlap: Tensor | None = None
 
     @classmethod
     def from_lists(
@@ -83,26 +56,36 @@ class PackedBatch:
     @classmethod
     def from_rows(cls, rows: Tensor, seqlens: Sequence[int], device: torch.device) -> "PackedBatch":
         """The batch of packed token, segment and position ids, int64 ``[3, T]`` on the host, in one transfer."""
-        lowest, highest = rows.aminmax(dim=1)
-        packing = Packing.stack([seqlens], device)[0]
-        tokens, segments, positions = rows.to(device, non_blocking=True)
-        return cls(tokens, segments, positions, packing, (lowest.tolist(), highest.tolist()))
+        (packing,) = Packing.stack([seqlens], device)
+        input_ids, token_type_ids, position_ids = rows.to(device, non_blocking=True).unbind()
+        return cls(input_ids, token_type_ids, position_ids, packing, _ranges(rows))
 
-    def keep(self, keep_indices: Tensor, packing: Packing) -> "PackedBatch":
-        """The batch of the kept tokens alone, each with the position it had."""
-        return replace(
-            self,
-            input_ids=self.input_ids[keep_indices],
-            token_type_ids=self.token_type_ids[keep_indices],
-            position_ids=self.position_ids[keep_indices],
-            packing=packing,
-            overlap=None if self.overlap is None else self.overlap[keep_indices],
+    @property
+    def ids(self) -> TokenIds:
+        return TokenIds(self.input_ids, self.token_type_ids, self.position_ids)
+
+    def check(self, config: BertConfig) -> None:
+        """Raise ValueError where an id is outside its table; waits for the device where `id_ranges` are not known."""
+        lowest, highest = self.id_ranges or _ranges(torch.stack(self.ids))
+        limits = (
+            ("input_ids", config.vocab_size, "the vocabulary", "use the tokenizer of this model"),
+            ("token_type_ids", config.type_vocab_size, "type_vocab_size", "segments count from 0"),
+            ("positions", config.max_position_embeddings, "the position table", "split longer texts into windows"),
         )
+        for (name, size, table, advice), low, high in zip(limits, lowest, highest, strict=True):
+            if low < 0 or high >= size:
+                raise ValueError(f"{name} run from {low} to {high}, {table} holds 0 to {size - 1}: {advice}")
+
+
+def _ranges(rows: Tensor) -> tuple[list[int], list[int]]:
+    """The lowest and the highest of each row of ``[3, T]``, in one wait for the device."""
+    lowest, highest = torch.stack(rows.aminmax(dim=1)).tolist()
+    return lowest, highest
 
 
 def pack_padded(
     input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-) -> tuple[PackedBatch, Tensor]:
+) -> tuple[PackedBatch, Tensor | None]:
     """Pack a padded batch.
 
     Args:
@@ -112,7 +95,7 @@ def pack_padded(
 
     Returns:
         The packed batch, in which a token's position is its column, and ``rows``, int64 ``[T]``: where each packed
-        token stands in the flattened batch (`unpack` takes it).
+        token stands in the flattened batch, or None where nothing is padding (`unpack` takes it).
 
     Raises:
         ValueError: wrong number of dimensions, shapes or devices that differ, mask values other than 0 and 1, or a row
@@ -137,25 +120,34 @@ def pack_padded(
                 f"{name} has shape {list(tensor.shape)} on {tensor.device}, "
                 f"input_ids {list(input_ids.shape)} on {input_ids.device}: they must match"
             )
-    if attention_mask is None:
-        mask = torch.ones_like(input_ids, dtype=torch.bool)
-    else:
+    batch_size, length = input_ids.shape
+    device = input_ids.device
+    seqlens = [length] * batch_size
+    rows = None
+    if attention_mask is not None:
         mask = attention_mask.bool()
         if not torch.equal(mask.to(attention_mask.dtype), attention_mask):
             raise ValueError("attention_mask must hold 1 at real tokens and 0 at padding, and nothing else")
-    seqlens = mask.sum(1).tolist()
-    if 0 in seqlens:
-        raise ValueError(
-            f"row {seqlens.index(0)} of attention_mask is padding alone: drop the row or mark its tokens with 1"
-        )
-    rows = mask.flatten().nonzero().squeeze(1)
-    segments = torch.zeros_like(rows) if token_type_ids is None else token_type_ids.flatten()[rows].long()
-    packing = Packing.stack([seqlens], input_ids.device)[0]
-    batch = PackedBatch(input_ids.flatten()[rows].long(), segments, rows % input_ids.shape[1], packing)
-    return batch, rows
+        seqlens = mask.sum(1).tolist()
+        if 0 in seqlens:
+            raise ValueError(
+                f"row {seqlens.index(0)} of attention_mask is padding alone: drop the row or mark its tokens with 1"
+            )
+        if sum(seqlens) < mask.numel():
+            rows = mask.flatten().nonzero().squeeze(1)
+    positions = torch.arange(length, device=device).expand(batch_size, length)
+    segments = torch.zeros_like(positions) if token_type_ids is None else token_type_ids
+    ids = torch.stack([input_ids.long(), segments.long(), positions]).flatten(1)
+    if rows is not None:
+        ids = ids.index_select(1, rows)
+    (packing,) = Packing.stack([seqlens], device)
+    own, segments, positions = ids.unbind()
+    return PackedBatch(own, segments, positions, packing, _ranges(ids)), rows
 
 
-def unpack(values: Tensor, rows: Tensor, shape: torch.Size, fill: float) -> Tensor:
+def unpack(values: Tensor, rows: Tensor | None, shape: torch.Size, fill: float) -> Tensor:
     """Packed values ``[T, ...]`` back into a padded batch ``[B, S, ...]``, with ``fill`` at the padding."""
+    if rows is None:
+        return values.unflatten(0, tuple(shape))
     padded = values.new_full((shape.numel(), *values.shape[1:]), fill)
-    return padded.index_copy(0, rows, values).unflatten(0, tuple(shape))
+    return padded.index_copy_(0, rows, values).unflatten(0, tuple(shape))

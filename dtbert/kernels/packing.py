@@ -1,0 +1,56 @@
+"""Packed sequences: where each lies among the tokens of all, and which of these a layer keeps."""
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Packing:
+    """Where each of B sequences lies among T packed tokens.
+
+    Attributes:
+        seqlens: lengths in tokens, on the host.
+        cu_seqlens: their running sum, int32 ``[B + 1]`` on the device, as flash-attention names it.
+        num_tokens: T.
+        max_seqlen: tokens in the longest sequence.
+    """
+
+    __slots__ = ("cu_seqlens", "max_seqlen", "num_tokens", "seqlens")
+
+    def __init__(self, seqlens: Sequence[int], cu_seqlens: Tensor) -> None:
+        self.seqlens = tuple(seqlens)
+        self.cu_seqlens = cu_seqlens
+        self.num_tokens = sum(self.seqlens)
+        # Without `default`, which torch.compile does not trace where lengths are symbols.
+        self.max_seqlen = max(self.seqlens) if self.seqlens else 0
+
+    @classmethod
+    def stack(cls, lengths: Sequence[Sequence[int]], device: torch.device) -> "list[Packing]":
+        """One packing per row of ``lengths``, in one transfer to the device."""
+        sums = torch.tensor([[0, *accumulate(row)] for row in lengths], dtype=torch.int32)
+        if device.type != "cpu":
+            sums = sums.to(device, non_blocking=True)
+        return [cls(row, cu_seqlens) for row, cu_seqlens in zip(lengths, sums.unbind(), strict=True)]
+
+    @property
+    def slices(self) -> list[slice]:
+        """The rows of each sequence."""
+        return [slice(begin, end) for begin, end in pairwise(accumulate(self.seqlens, initial=0))]
+
+
+class Kept(NamedTuple):
+    """Tokens that a layer keeps: ``rows``, int64 ``[K]``, ascending among the packed tokens, and their own packing."""
+
+    rows: Tensor
+    packing: Packing
+
+
+class TokenIds(NamedTuple):
+    """What a token enters the network as: three int64 ``[T]``."""
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    position_ids: Tensor

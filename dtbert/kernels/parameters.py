@@ -1,0 +1,56 @@
+"""The network's parameters, grouped as the steps take them: each knows its name and the layer that it belongs to.
+
+They are modules, so that `state_dict`, `to` and optimizers find them; what is computed with them is the backend's.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Linear(nn.Module):
+    """A weight ``[out, in]`` and a bias ``[out]``.
+
+    Attributes:
+        name: what the product is called: ``"qkv"``, ``"attention_output"``, ``"intermediate"``, ``"output"`` and so on.
+        layer: 0-based index of its layer; None outside of them.
+    """
+
+    def __init__(self, in_features: int, out_features: int, name: str = "linear", layer: int | None = None) -> None:
+        super().__init__()
+        self.name, self.layer = name, layer
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features))
+
+
+class LayerNorm(nn.Module):
+    """A weight and a bias ``[H]``; ``eps`` is added to the variance."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(hidden_size))
+        self.bias = nn.Parameter(torch.empty(hidden_size))
+
+
+class Embeddings(nn.Module):
+    """Word, position and segment tables ``[rows, H]``, and the LayerNorm over their sum."""
+
+    def __init__(self, vocab_size: int, positions: int, token_types: int, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.word = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.position = nn.Parameter(torch.empty(positions, hidden_size))
+        self.token_type = nn.Parameter(torch.empty(token_types, hidden_size))
+        self.norm = LayerNorm(hidden_size, eps)
+
+
+def of_tensors(kind: type[M], **values: Tensor | nn.Module | float | None) -> M:
+    """A `Linear`, `LayerNorm` or `Embeddings` of given tensors, as they are: gradients flow to them."""
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    for name, value in values.items():
+        setattr(module, name, value)
+    return module

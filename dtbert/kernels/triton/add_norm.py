@@ -1,0 +1,110 @@
+"""What follows a product by cuBLAS: gather, bias, residual and LayerNorm in one pass."""
+
+# Triton's kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, architecture, operator, wrap_triton
+from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
+
+
+@triton.jit
+def _add_norm_kernel(
+    product,  # [K, H]
+    bias,  # [H]
+    residual,  # [T, H]
+    norm_weight,  # [H]
+    norm_bias,  # [H]
+    keep_indices,  # [K], or anything without gather
+    states,  # [K, H], out
+    kept,
+    product_stride,
+    residual_stride,
+    eps,
+    hidden_size: tl.constexpr,
+    gather: tl.constexpr,
+    block_t: tl.constexpr,
+    block_h: tl.constexpr,
+):
+    i_rows = tl.program_id(0).to(tl.int64) * block_t + tl.arange(0, block_t)
+    columns = tl.arange(0, block_h)
+    m_rows, m_columns = i_rows < kept, columns < hidden_size
+    mask = m_rows[:, None] & m_columns[None, :]
+    i_residual = tl.load(keep_indices + i_rows, mask=m_rows, other=0) if gather else i_rows
+    o_residual = i_residual[:, None] * residual_stride + columns[None, :]
+    rows = tl.load(product + i_rows[:, None] * product_stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    rows += tl.load(bias + columns, mask=m_columns, other=0.0).to(tl.float32)[None, :]
+    rows += tl.load(residual + o_residual, mask=mask, other=0.0).to(tl.float32)
+    rows = normalize_rows(rows, m_columns, norm_weight, norm_bias, columns, hidden_size, eps)
+    o_states = i_rows[:, None] * hidden_size + columns[None, :]
+    tl.store(states + o_states, rows.to(states.dtype.element_ty), mask=mask)
+
+
+@operator("add_norm")
+def add_norm(
+    product: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    rows: Tensor | None,
+) -> Tensor:
+    """``LayerNorm(product + bias + residual[rows])``: what `Backend.add_norm` does after its product, ``[K, H]``.
+
+    Grid: a program a kept token. Sum and statistics are float32. Reads 2 K H and writes K H values, and 8 K bytes of
+    rows; those of dropped tokens are never touched.
+    """
+    kept, hidden_size = product.shape
+    config = row_config(hidden_size, architecture(product.device))
+    states = torch.empty(kept, hidden_size, dtype=product.dtype, device=product.device)
+    wrap_triton(_add_norm_kernel)[(triton.cdiv(kept, config.block_t),)](
+        product,
+        bias,
+        residual,
+        norm_weight,
+        norm_bias,
+        product if rows is None else rows,
+        states,
+        kept,
+        product.stride(0),
+        residual.stride(0),
+        eps,
+        hidden_size=hidden_size,
+        gather=rows is not None,
+        block_t=config.block_t,
+        block_h=config.block_h,
+        num_warps=config.num_warps,
+    )
+    return states
+
+
+def compile_cases(arch: str) -> Iterator[CompileCase]:
+    """The fused pass for the published widths and every dtype, with and without gather."""
+    for dtype in TRITON_NAMES.values():
+        for hidden_size in (384, 768):
+            for gather in (False, True):
+                config = row_config(hidden_size, arch)
+                floats = ("product", "bias", "residual", "norm_weight", "norm_bias")
+                constexprs = {
+                    "hidden_size": hidden_size,
+                    "gather": gather,
+                    "block_t": config.block_t,
+                    "block_h": config.block_h,
+                }
+                signature = {
+                    **dict.fromkeys(floats, f"*{dtype}"),
+                    "keep_indices": "*i64" if gather else f"*{dtype}",
+                    "states": f"*{dtype}",
+                    **dict.fromkeys(("kept", "product_stride", "residual_stride"), "i32"),
+                    "eps": "fp32",
+                    **dict.fromkeys(constexprs, "constexpr"),
+                }
+                name = f"add_norm {dtype} H{hidden_size}{' gather' if gather else ''}"
+                yield CompileCase(name, _add_norm_kernel, signature, constexprs, config.num_warps, 1, hot=True)

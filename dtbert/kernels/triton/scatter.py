@@ -1,0 +1,74 @@
+"""Rows of states to where they belong among those of all tokens."""
+
+# Triton's kernels carry no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, architecture, operator, wrap_triton
+from dtbert.kernels.triton.layer_norm import row_config
+
+
+@triton.jit
+def _scatter_kernel(
+    final,  # [T, H], changed
+    rows,  # [K]
+    states,  # [K, H]
+    kept,
+    final_stride,
+    states_stride,
+    hidden_size: tl.constexpr,
+    block_t: tl.constexpr,
+    block_h: tl.constexpr,
+):
+    i_rows = tl.program_id(0).to(tl.int64) * block_t + tl.arange(0, block_t)
+    columns = tl.arange(0, block_h)
+    m_rows = i_rows < kept
+    mask = m_rows[:, None] & (columns < hidden_size)[None, :]
+    values = tl.load(states + i_rows[:, None] * states_stride + columns[None, :], mask=mask)
+    targets = tl.load(rows + i_rows, mask=m_rows, other=0)
+    tl.store(final + targets[:, None] * final_stride + columns[None, :], values, mask=mask)
+
+
+@operator("scatter", mutates_args=("final",))
+def scatter(final: Tensor, rows: Tensor, states: Tensor) -> None:
+    """`Backend.scatter`, in place.
+
+    Grid: a program a row. Reads and writes K H values, and reads 8 K bytes of rows, which nobody checks here.
+    The span head is a product of its own: fused in, it would save one read of T H values in a whole model.
+    """
+    kept, hidden_size = states.shape
+    config = row_config(hidden_size, architecture(final.device))
+    wrap_triton(_scatter_kernel)[(triton.cdiv(kept, config.block_t),)](
+        final,
+        rows,
+        states,
+        kept,
+        final.stride(0),
+        states.stride(0),
+        hidden_size=hidden_size,
+        block_t=config.block_t,
+        block_h=config.block_h,
+        num_warps=config.num_warps,
+    )
+
+
+def compile_cases(arch: str) -> Iterator[CompileCase]:
+    """The scatter for the published widths and every dtype."""
+    for dtype in TRITON_NAMES.values():
+        for hidden_size in (384, 768):
+            config = row_config(hidden_size, arch)
+            constexprs = {"hidden_size": hidden_size, "block_t": config.block_t, "block_h": config.block_h}
+            signature = {
+                "final": f"*{dtype}",
+                "rows": "*i64",
+                "states": f"*{dtype}",
+                **dict.fromkeys(("kept", "final_stride", "states_stride"), "i32"),
+                **dict.fromkeys(constexprs, "constexpr"),
+            }
+            name = f"scatter {dtype} H{hidden_size}"
+            yield CompileCase(name, _scatter_kernel, signature, constexprs, config.num_warps, 1, hot=False)

@@ -1,0 +1,216 @@
+"""The models: an encoder with what stands on top of it, and the choice of who computes its steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dtbert.kernels import Backend, BackendName, Sizes, choose_backend, get_backend
+from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
+from dtbert.model.batch import PackedBatch, pack_padded, unpack
+from dtbert.model.config import BertConfig
+from dtbert.model.encoder import Encoder
+from dtbert.model.schedule import LengthSchedule
+from dtbert.model.scorers import SpanHead
+
+
+class Bert(nn.Module):
+    """What the models share: the encoder, and the backend, which is chosen once for a device and dtype."""
+
+    def __init__(self, config: BertConfig, backend: BackendName | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self._asked = backend
+        self._chosen: Backend | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.embeddings.word.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.embeddings.word.dtype
+
+    @property
+    def backend(self) -> Backend:
+        """Who computes the steps of the next call: the backend asked for, else by device, dtype and sizes.
+
+        Where gradients are needed that is the differentiable one, unless another was asked for.
+
+        Raises:
+            ValueError: the backend that was asked for does not run there, or gives no gradients where they are needed.
+        """
+        if self._chosen is None:
+            config = self.config
+            sizes = Sizes(self.dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
+            self._chosen = get_backend(self.device, choose_backend(self.device, self._asked, sizes))
+        if not self._chosen.differentiable and self._needs_gradients():
+            if self._asked is not None:
+                raise ValueError(
+                    f"gradients are needed, the backend {self._asked!r} is forward only: call the model under "
+                    "torch.no_grad(), or leave backend out"
+                )
+            return get_backend(self.device, "reference")
+        return self._chosen
+
+    @property
+    def backend_name(self) -> BackendName:
+        """The name of `backend`; errors are the same."""
+        return self.backend.name
+
+    def prepare(self) -> None:
+        """Make the model ready for inference: no gradients, weights laid out as the backend likes them."""
+        self.requires_grad_(False)
+        self.backend.prepare(self)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Fresh weights as BERT's: normal with ``initializer_range``, biases 0, LayerNorm 1 and 0."""
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, LayerNorm):
+                    module.weight.fill_(1)
+                    module.bias.zero_()
+                elif isinstance(module, Linear):
+                    module.weight.normal_(0, self.config.initializer_range, generator=generator)
+                    module.bias.zero_()
+                elif isinstance(module, Embeddings):
+                    for table in (module.word, module.position, module.token_type):
+                        table.normal_(0, self.config.initializer_range, generator=generator)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "Bert":
+        # The model moves, or changes its dtype: the choice may be another one there.
+        self._chosen = None
+        super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def _needs_gradients(self) -> bool:
+        return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+
+    def _pack(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+    ) -> tuple[PackedBatch, Tensor | None]:
+        batch, rows = pack_padded(input_ids, attention_mask, token_type_ids)
+        if input_ids.device != self.device:
+            raise ValueError(f"input_ids are on {input_ids.device}, the model on {self.device}: move one of them")
+        batch.check(self.config)
+        return batch, rows
+
+
+class EncoderOutput(NamedTuple):
+    """What `BertEncoder` returns for a padded batch.
+
+    Attributes:
+        last_hidden_state: ``[B, S, H]``, 0 at padding; dropped tokens restored.
+        pooler_output: ``[B, H]``, or None where the model has no pooler.
+        hidden_states: on request, the embeddings' output and each layer's, ``[B, S, H]``, 0 at padding and at
+            tokens that had been dropped.
+    """
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor | None
+    hidden_states: tuple[Tensor, ...]
+
+
+class BertEncoder(Bert):
+    """A bare BERT: hidden states, and the pooler's output where the checkpoint has one."""
+
+    def __init__(self, config: BertConfig, *, pooler: bool = False, backend: BackendName | None = None) -> None:
+        super().__init__(config, backend)
+        self.pooler = Linear(config.hidden_size, config.hidden_size, "pooler") if pooler else None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        schedule: LengthSchedule | None = None,
+        *,
+        output_hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """Encode a padded batch.
+
+        Args:
+            input_ids: integers ``[B, S]``.
+            attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
+            token_type_ids: integers ``[B, S]``, 0 by default.
+            schedule: tokens that each layer keeps; all by default. The published encoder drops with ``keep_cls=True``.
+            output_hidden_states: return every layer's output too.
+
+        Raises:
+            ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
+                with another number of layers.
+        """
+        batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
+        backend = self.backend
+        encoding = self.encoder(batch, schedule, backend=backend, keep_hidden_states=output_hidden_states)
+        pooled = None
+        if self.pooler is not None:
+            firsts = encoding.states[batch.packing.cu_seqlens[:-1].long()]
+            pooled = torch.tanh(backend.linear(firsts, self.pooler))
+        hidden_states = []
+        for states, kept in zip(encoding.hidden_states, (None, *encoding.kept), strict=False):
+            left = rows if kept is None else kept if rows is None else rows[kept]
+            hidden_states.append(unpack(states, left, input_ids.shape, 0.0))
+        return EncoderOutput(unpack(encoding.states, rows, input_ids.shape, 0.0), pooled, tuple(hidden_states))
+
+
+class SpanLogits(NamedTuple):
+    """Scores of each token as start and as end of the answer: both ``[B, S]``, or ``[T]`` for a packed batch."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+
+
+class BertForQuestionAnswering(Bert):
+    """Dynamic-TinyBERT: token scores for the start and the end of an answer, at any schedule."""
+
+    def __init__(self, config: BertConfig, *, backend: BackendName | None = None) -> None:
+        super().__init__(config, backend)
+        self.span = Linear(config.hidden_size, 2, "span_head")
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        schedule: LengthSchedule | None = None,
+    ) -> SpanLogits:
+        """Score a padded batch.
+
+        Args:
+            input_ids: integers ``[B, S]``, S at most ``max_position_embeddings``.
+            attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
+            token_type_ids: integers ``[B, S]``: 0 for the question, 1 for the context; 0 by default.
+            schedule: tokens that each layer keeps; all by default.
+
+        Returns:
+            Start and end logits ``[B, S]`` in the model's dtype, -inf at padding.
+
+        Raises:
+            ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
+                with another number of layers.
+        """
+        batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
+        start, end = self._logits(batch, schedule)
+        fill = -float("inf")
+        return SpanLogits(unpack(start, rows, input_ids.shape, fill), unpack(end, rows, input_ids.shape, fill))
+
+    def forward_packed(self, batch: PackedBatch, schedule: LengthSchedule | None = None) -> SpanLogits:
+        """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned."""
+        # A traced graph has no values to look at: there, ids are the caller's promise.
+        if not torch.compiler.is_compiling():
+            batch.check(self.config)
+        return self._logits(batch, schedule)
+
+    def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None) -> SpanLogits:
+        backend = self.backend
+        span_head = self.span_head(backend)
+        encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head)
+        start, end = span_head(encoding.states).unbind(1)
+        return SpanLogits(start, end)
+
+    def span_head(self, backend: Backend) -> SpanHead:
+        """The last step by ``backend``: of states ``[T, H]``, start and end logits side by side, ``[T, 2]``."""
+        return lambda states: backend.linear(states, self.span)
