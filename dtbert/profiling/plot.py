@@ -4,11 +4,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtbert.profiling.forward import STEP_NAMES, ForwardProfile
+from dtbert.profiling.forward import ForwardProfile
 from dtbert.profiling.labels import Box, Dot, place_labels
 from dtbert.profiling.report import Profile
 from dtbert.profiling.table import format_rate
-from dtbert.profiling.timed import StepName
+from dtbert.profiling.watch import STEP_NAMES, StepName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
