@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "dtbert"
 # Each room may import those before it.
 RANKS = {
+    "files": -1,
     "kernels": 0,
     "model": 1,
     "weights": 2,
