@@ -53,6 +53,10 @@ def test_module_imports_only_rooms_below_it(path: Path) -> None:
             assert RANKS[there] <= RANKS[here], f"{here} imports {name}"
 
 
+def test_files_imports_the_standard_library_alone() -> None:
+    assert {name.split(".")[0] for name in imported_modules(PACKAGE / "files.py")} <= sys.stdlib_module_names
+
+
 def test_triton_is_imported_only_by_its_own_kernels() -> None:
     users = {path for path in FILES if any(name.split(".")[0] == "triton" for name in imported_modules(path))}
     assert all("triton" in path.relative_to(PACKAGE).parts for path in users)
