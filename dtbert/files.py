@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -86,7 +85,7 @@ def _finish(file: Path, mode: int) -> None:
 def _beside(target: Path, named: Path) -> Iterator[Path]:
     """A path that is moved to the target; when something fails, what is there is removed."""
     # Nobody can guess the name, so no other process writes there, nor has put a symlink in the way.
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    partial = target.with_name(f".{target.name}.{os.urandom(4).hex()}.partial")
     created = [parent for parent in target.parents if not parent.exists()]
     try:
         yield partial
