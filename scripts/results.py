@@ -28,10 +28,10 @@ import torch
 from dtbert.cli.evaluate import cost, spread
 from dtbert.cli.options import describe_schedule, parse_schedule
 from dtbert.cli.output import write_whole
+from dtbert.evaluation import SquadQuestion, evaluate, read_squad
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
 from dtbert.search import QuestionEvaluator, constant_ratio
-from dtbert.squad import SquadQuestion, evaluate, read_squad
 from dtbert.training import TrainingSet
 from dtbert.weights import resolve_source, weights_sha256
 

@@ -20,9 +20,9 @@ from dtbert.cli.options import (
 from dtbert.cli.output import check_output, print_json, write_whole
 
 if TYPE_CHECKING:
+    from dtbert.evaluation import SquadQuestion
     from dtbert.model import LengthSchedule
     from dtbert.qa import QuestionAnswerer
-    from dtbert.squad import SquadQuestion
 
 SUMMARY = "measure a model and a schedule on a SQuAD file"
 DESCRIPTION = """\
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dtbert.squad import evaluate, read_squad
+    from dtbert.evaluation import evaluate, read_squad
 
     if arguments.predictions is not None:
         check_output("--predictions", Path(arguments.predictions), arguments.file, arguments.schedule)

@@ -15,8 +15,8 @@ from dtbert.cli.processes import agree, joined
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from dtbert.evaluation import SquadQuestion
     from dtbert.model import BertConfig, BertForQuestionAnswering
-    from dtbert.squad import SquadQuestion
     from dtbert.training import HeldOut, RunFolder, Teacher, Trainer, TrainingOptions, TrainingSet
 
 SUMMARY = "train a model on SQuAD files, to answer with fewer tokens too"
@@ -294,7 +294,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
 
 def _read(files: Sequence[str], misplaced: list[str] | None) -> "tuple[list[SquadQuestion], list[str]]":
     """The questions of all files; those with an answer out of place are listed, or an error without a list."""
-    from dtbert.squad import read_squad
+    from dtbert.evaluation import read_squad
 
     found: dict[str, SquadQuestion] = {}
     for file in files:

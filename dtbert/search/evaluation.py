@@ -9,9 +9,9 @@ from typing import Protocol
 
 import torch
 
+from dtbert.evaluation import Score, SquadQuestion, score_prediction
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency, Prepared, QuestionAnswerer
-from dtbert.squad import Score, SquadQuestion, score_prediction
 
 _TIMED_QUESTIONS = 32
 _TIMED_ROUNDS = 3

@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from dtbert.evaluation import SquadQuestion
 from dtbert.model import BertConfig, PackedBatch
 from dtbert.qa.tokenize import Tokens, special_ids, tokenize
 from dtbert.qa.windows import Example, Part, WindowSize, pack
-from dtbert.squad import SquadQuestion
 
 # Questions that go through the tokenizer together.
 _GROUP = 4096
@@ -66,7 +66,7 @@ class TrainingSet:
         """Tokenize questions and label their windows with the first accepted answer.
 
         Args:
-            questions: of `dtbert.squad.read_squad`.
+            questions: of `dtbert.evaluation.read_squad`.
             tokenizer: made plain, as `dtbert.qa.load_tokenizer` gives it.
             config: of the model to be trained.
             window, stride: tokens, as of `dtbert.QuestionAnswerer`.

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from dtbert.evaluation import SquadQuestion, evaluate
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
-from dtbert.squad import SquadQuestion, evaluate
 
 
 class HeldOut:

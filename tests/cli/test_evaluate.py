@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from dtbert.cli.evaluate import cost, spread
+from dtbert.evaluation import GoldAnswer, SquadQuestion, evaluate, read_squad
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
-from dtbert.squad import GoldAnswer, SquadQuestion, evaluate, read_squad
 from tests.cli.conftest import Run
 
 CONTEXTS = ["Ada wrote it in London in 1843.", "Zoe said it in Paris. " * 40, "the letter to Ada, " * 200]
