@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dtbert.cli.evaluate import spread
 from dtbert.cli.options import SCHEDULE_HELP, describe_schedule, parse_schedule, positive
 from dtbert.cli.output import print_json
 from dtbert.cli.processes import agree, joined
@@ -238,6 +237,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     """All that a run needs, checked before it starts; the first process alone writes and warns."""
     import torch
 
+    from dtbert.evaluation import evenly_spaced
     from dtbert.qa import QuestionAnswerer, load_tokenizer
     from dtbert.training import HeldOut, RunFolder, TrainingSet
     from dtbert.weights import load_trainable, model_folder, resolve_source
@@ -275,7 +275,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     held_out = None
     if dev:
         answerer = QuestionAnswerer(model, tokenizer, **size)
-        held_out = HeldOut(answerer, spread(dev, arguments.eval_limit), schedules)
+        held_out = HeldOut(answerer, evenly_spaced(dev, arguments.eval_limit), schedules)
     teacher = _teacher(arguments, options, model.config, tokenizer)
     folder = None
     if rank == 0:
