@@ -30,7 +30,6 @@ from dtbert.cli.output import write_whole
 from dtbert.evaluation import (
     PreparedQuestions,
     SquadQuestion,
-    Workload,
     check_readable,
     evenly_spaced,
     measure,
@@ -115,14 +114,14 @@ def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[f
         yield budget, None if budget == 1 else answerer.front.within(budget).schedule
 
 
-def constant(work: Workload, goal: float, scorer: str, keep_question: bool) -> LengthSchedule:
+def constant(sample: PreparedQuestions, goal: float, scorer: str, keep_question: bool) -> LengthSchedule:
     """The constant ratio that executes as many MACs a question."""
-    num_layers = work.config.num_hidden_layers
+    num_layers = sample.answerer.config.num_hidden_layers
     low, high = 0.05, 1.0
     for _ in range(20):
         middle = (low + high) / 2
         made = constant_ratio(middle, num_layers, scorer, keep_question)
-        low, high = (middle, high) if work.cost(made).executed < goal else (low, middle)
+        low, high = (middle, high) if sample.cost(made).executed < goal else (low, middle)
     return constant_ratio(high, num_layers, scorer, keep_question)
 
 
@@ -144,18 +143,18 @@ def competitors(
                 yield what, budget, schedule
         return
     # Tokenized once, for the schedules that are tried differ in their lengths alone.
-    work = PreparedQuestions.of(answerer, questions[:: max(1, len(questions) // 200)]).workload
+    sample = PreparedQuestions(answerer, questions[:: max(1, len(questions) // 200)])
     if what == "scorers":
         for budget in budgets:
-            goal = budget * work.cost().executed
+            goal = budget * sample.cost().executed
             for scorer, keep_question in SCORERS.items():
-                yield what, budget, constant(work, goal, scorer, keep_question)
+                yield what, budget, constant(sample, goal, scorer, keep_question)
         return
     for budget, schedule in chosen(answerer, budgets):
         if schedule is not None:
             yield "searched", budget, schedule
-            like = work.cost(schedule).executed, schedule.scorers[0], schedule.keep_question
-            yield "constant", budget, constant(work, *like)
+            like = sample.cost(schedule).executed, schedule.scorers[0], schedule.keep_question
+            yield "constant", budget, constant(sample, *like)
 
 
 @torch.no_grad()
@@ -188,7 +187,7 @@ def time_schedules(
 ) -> Iterator[tuple[float, LengthSchedule | None, Row]]:
     """Seconds a question, all budgets and the full model in turns, and what part of the MACs saved is time saved."""
     pairs = [(one.question, one.context) for one in questions]
-    work = PreparedQuestions.of(answerer, questions).workload
+    prepared = PreparedQuestions(answerer, questions)
     schedules = dict(chosen(answerer, [1.0, *budgets]))
     seconds: dict[float, list[float]] = {budget: [] for budget in schedules}
     for _ in range(_ROUNDS + 1):
@@ -200,7 +199,7 @@ def time_schedules(
     for budget, schedule in schedules.items():
         own = seconds[budget][1:]
         ratio = statistics.median(mine / full for mine, full in zip(own, seconds[1.0][1:], strict=True))
-        costs = work.cost(schedule)
+        costs = prepared.cost(schedule)
         executed = costs.executed / costs.own_length
         row = {
             "executed": round(executed, 4),

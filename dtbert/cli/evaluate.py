@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     questions = evenly_spaced(read_squad(arguments.file), arguments.limit)
     answerer, schedule = load_for_schedule(arguments)
     with tqdm(total=len(questions), unit="q", disable=arguments.quiet or None) as bar:
-        found = measure(answerer, questions, schedule, on_part=bar.update)
+        found = measure(answerer, questions, schedule, on_answers=bar.update)
     for identifier, reason in found.unreadable.items():
         print(f"dtbert: question {identifier} counts as wrong: {reason}", file=sys.stderr)
     if arguments.predictions is not None:

@@ -3,14 +3,12 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from dtbert.evaluation.metric import Evaluation, evaluate
 from dtbert.evaluation.reader import SquadQuestion
 from dtbert.model import BertConfig, LengthSchedule, Macs
-from dtbert.qa import Answer, PairError, Prepared, QuestionAnswerer
+from dtbert.qa import Answer, PairError, QuestionAnswerer
 
 
 class Cost(NamedTuple):
@@ -32,131 +30,52 @@ class Cost(NamedTuple):
     tokens: float
 
 
-@dataclass(frozen=True)
-class Workload:
-    """The windows that a model reads to answer questions.
-
-    Attributes:
-        config: the model's sizes.
-        window: tokens that a window may have.
-        num_questions: those that the model can read, at least 1.
-        lengths: how many windows there are by their tokens, and how many of these are of segment 0.
-    """
-
-    config: BertConfig
-    window: int
-    num_questions: int
-    lengths: Mapping[tuple[int, int], int]
-
-    def cost(self, schedule: LengthSchedule | None = None) -> Cost:
-        """What answering costs with a schedule, or with nothing dropped; quick, for windows alike are counted once.
-
-        Raises:
-            ValueError: the schedule has another number of layers than the model.
-        """
-        full = self._full
-        macs = full if schedule is None else self._macs(schedule)
-        windows = sum(self.lengths.values())
-        padded = windows * self._keep_all.macs(self.config, self.window).executed
-        tokens = sum(count * length for (length, _), count in self.lengths.items())
-        n = self.num_questions
-        return Cost(macs.executed / n, macs.published / n, full.executed / n, padded / n, windows / n, tokens / windows)
-
-    @cached_property
-    def _full(self) -> Macs:
-        return self._macs(self._keep_all)
-
-    @property
-    def _keep_all(self) -> LengthSchedule:
-        return LengthSchedule.ratios([1] * self.config.num_hidden_layers)
-
-    def _macs(self, schedule: LengthSchedule) -> Macs:
-        published = executed = 0
-        for (length, question_length), count in self.lengths.items():
-            macs = schedule.macs(self.config, length, question_length=question_length)
-            published += count * macs.published
-            executed += count * macs.executed
-        return Macs(published, executed)
-
-
-@dataclass(frozen=True)
 class PreparedQuestions:
-    """Questions that are tokenized once, to be answered and scored with any schedule; a slice of them is one too.
+    """Questions that are tokenized once, to be answered, scored and counted with any schedule.
 
     A question that the model cannot read has no prediction, counts as wrong, and costs nothing.
 
     Attributes:
-        answerer: the model.
-        questions, prepared: as many of each, in the same order.
+        answerer, questions, prepared: the model, the questions, and their tokens.
+        unreadable: what is wrong with each question that the model cannot read, by id.
     """
 
-    answerer: QuestionAnswerer
-    questions: Sequence[SquadQuestion]
-    prepared: Prepared
+    def __init__(self, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> None:
+        self.answerer, self.questions = answerer, tuple(questions)
+        self.prepared = answerer.prepare(_pairs(questions), errors="yield")
+        self.unreadable = _unreadable(questions, self.prepared.examples)
+        self._lengths = Counter(self.prepared.window_lengths())
 
-    @classmethod
-    def of(cls, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> "PreparedQuestions":
-        """All questions, with their tokens in memory."""
-        return cls(answerer, tuple(questions), answerer.prepare(_pairs(questions), errors="yield"))
+    def predict(self, schedule: LengthSchedule | None = None, begin: int = 0, end: int | None = None) -> dict[str, str]:
+        """Answers by id, to the questions number ``begin`` to ``end``; errors of the schedule as the answerer's."""
+        answers = self.answerer.answer_prepared(self.prepared[begin:end], schedule=schedule)
+        return _predictions(self.questions[begin:end], answers)
 
-    @classmethod
-    def parts_of(cls, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> Iterator["PreparedQuestions"]:
-        """The questions a part at a time, so that memory for tokens is bounded."""
-        begin = 0
-        for prepared in answerer.prepare_many(_pairs(questions), errors="yield"):
-            yield cls(answerer, questions[begin : begin + len(prepared)], prepared)
-            begin += len(prepared)
+    def evaluate(self, schedule: LengthSchedule | None = None, begin: int = 0, end: int | None = None) -> Evaluation:
+        """The official metric of `predict`; ValueError where there are no questions."""
+        return evaluate(self.questions[begin:end], self.predict(schedule, begin, end))
 
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, rows: slice) -> "PreparedQuestions":
-        return PreparedQuestions(self.answerer, self.questions[rows], self.prepared[rows])
-
-    @property
-    def unreadable(self) -> dict[str, str]:
-        """What is wrong with each question that the model cannot read, by id."""
-        examples = zip(self.questions, self.prepared.examples, strict=True)
-        return {question.id: str(example) for question, example in examples if isinstance(example, PairError)}
-
-    @cached_property
-    def workload(self) -> Workload:
-        """What the model reads."""
-        lengths = Counter(self.prepared.window_lengths())
-        return Workload(self.answerer.config, self.answerer.window, len(self) - len(self.unreadable), lengths)
-
-    def predict(self, schedule: LengthSchedule | None = None) -> dict[str, str]:
-        """The text of each answer by question id; errors of the schedule as calling the answerer."""
-        answers = zip(self.questions, self.answerer.answer_prepared(self.prepared, schedule=schedule), strict=True)
-        return {question.id: answer.text for question, answer in answers if isinstance(answer, Answer)}
-
-    def evaluate(self, schedule: LengthSchedule | None = None) -> Evaluation:
-        """The official metric of the answers; errors as `predict`, and ValueError where there are no questions."""
-        return evaluate(self.questions, self.predict(schedule))
+    def cost(self, schedule: LengthSchedule | None = None) -> Cost:
+        """Of the questions that can be read, of which there must be one; quick, and nothing is answered for it."""
+        return _cost(self.answerer, len(self.questions) - len(self.unreadable), self._lengths, schedule)
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What a model does with questions.
+class Measurement(NamedTuple):
+    """What a model did with questions.
 
     Attributes:
         predictions: the text of each answer by question id.
         unreadable: what is wrong with each question that the model cannot read, by id; it counts as wrong.
         scores: the official metric.
         cost: of the questions that the model can read; None where there are none.
-        seconds: reading and answering took.
+        questions_per_second: answers, from text to text.
     """
 
     predictions: dict[str, str]
     unreadable: dict[str, str]
     scores: Evaluation
     cost: Cost | None
-    seconds: float
-
-    @property
-    def questions_per_second(self) -> float:
-        """Answers a second."""
-        return len(self.predictions) / self.seconds
+    questions_per_second: float
 
 
 def measure(
@@ -164,33 +83,30 @@ def measure(
     questions: Sequence[SquadQuestion],
     schedule: LengthSchedule | None = None,
     *,
-    on_part: Callable[[int], object] = lambda _: None,
+    on_answers: Callable[[int], object] = lambda _: None,
 ) -> Measurement:
     """Answer questions once, in bounded memory for their tokens, score the answers and count the work.
 
     Args:
-        answerer: the model.
-        questions: of `read_squad`, say.
+        answerer, questions: the model, and what it is asked.
         schedule: tokens that each layer keeps; all by default.
-        on_part: called with the number of questions that are done since it was called before.
+        on_answers: called with the number of questions that are done since the last call.
 
     Raises:
         TypeError, ValueError: for the schedule, as calling the answerer; there are no questions.
     """
-    predictions: dict[str, str] = {}
-    unreadable: dict[str, str] = {}
+    answers: list[Answer | PairError] = []
     lengths: Counter[tuple[int, int]] = Counter()
     start = time.perf_counter()
-    for part in PreparedQuestions.parts_of(answerer, questions):
-        predictions |= part.predict(schedule)
-        unreadable |= part.unreadable
-        lengths.update(part.prepared.window_lengths())
-        on_part(len(part))
+    for part in answerer.prepare_many(_pairs(questions), errors="yield"):
+        answers += answerer.answer_prepared(part, schedule=schedule)
+        lengths.update(part.window_lengths())
+        on_answers(len(part))
     seconds = time.perf_counter() - start
+    predictions = _predictions(questions, answers)
+    cost = _cost(answerer, len(predictions), lengths, schedule) if predictions else None
     scores = evaluate(questions, predictions)
-    workload = Workload(answerer.config, answerer.window, len(predictions), lengths)
-    cost = workload.cost(schedule) if predictions else None
-    return Measurement(predictions, unreadable, scores, cost, seconds)
+    return Measurement(predictions, _unreadable(questions, answers), scores, cost, len(predictions) / seconds)
 
 
 def check_readable(unreadable: Mapping[str, str]) -> None:
@@ -207,4 +123,38 @@ def evenly_spaced(questions: Sequence[SquadQuestion], limit: int | None) -> Sequ
 
 
 def _pairs(questions: Sequence[SquadQuestion]) -> Iterator[tuple[str, str]]:
-    return ((question.question, question.context) for question in questions)
+    return ((one.question, one.context) for one in questions)
+
+
+def _predictions(questions: Sequence[SquadQuestion], answers: Sequence[Answer | PairError]) -> dict[str, str]:
+    return {one.id: found.text for one, found in zip(questions, answers, strict=True) if isinstance(found, Answer)}
+
+
+def _unreadable(questions: Sequence[SquadQuestion], found: Sequence[object]) -> dict[str, str]:
+    return {one.id: str(why) for one, why in zip(questions, found, strict=True) if isinstance(why, PairError)}
+
+
+def _cost(
+    answerer: QuestionAnswerer,
+    num_questions: int,
+    lengths: Mapping[tuple[int, int], int],
+    schedule: LengthSchedule | None,
+) -> Cost:
+    """Of windows by their tokens and those of segment 0; those alike are counted once."""
+    full = _macs(answerer.config, lengths, None)
+    macs = full if schedule is None else _macs(answerer.config, lengths, schedule)
+    windows = sum(lengths.values())
+    tokens = sum(count * length for (length, _), count in lengths.items())
+    padding = _macs(answerer.config, {(answerer.window, answerer.window): 1}, None)
+    n = num_questions
+    own, padded = full.executed / n, windows * padding.executed / n
+    return Cost(macs.executed / n, macs.published / n, own, padded, windows / n, tokens / windows)
+
+
+def _macs(config: BertConfig, lengths: Mapping[tuple[int, int], int], schedule: LengthSchedule | None) -> Macs:
+    schedule = schedule or LengthSchedule.ratios([1] * config.num_hidden_layers)
+    published = executed = 0
+    for (length, question_length), count in lengths.items():
+        macs = schedule.macs(config, length, question_length=question_length)
+        published, executed = published + count * macs.published, executed + count * macs.executed
+    return Macs(published, executed)

@@ -5,10 +5,10 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from dtbert.qa.tokenize import check_pair, tokenize
+from dtbert.qa.tokenize import Tokens, check_pair, tokenize
 from dtbert.qa.windows import Example, PairError, WindowSize
 
-# Pairs are read this many at a time, or fewer: until they have this many characters per token of a batch.
+# So many pairs are read at a time, or fewer: until they have so many characters per token of a batch.
 BUFFER_PAIRS = 4096
 BUFFER_CHARACTERS_PER_TOKEN = 32
 
@@ -19,47 +19,46 @@ Errors = Literal["raise", "yield"]
 def read_examples(
     pairs: Iterator[Pair], tokenizer: Tokenizer, size: WindowSize, batch_tokens: int, errors: Errors
 ) -> Iterator[list[Example | PairError]]:
-    """Tokenize pairs, a buffer at a time.
-
-    Args:
-        pairs: ``(question, context)``.
-        tokenizer: made `plain`.
-        size: of the windows.
-        batch_tokens: a buffer holds at most 32 characters for each, and the rest of its last pair.
-        errors: ``"yield"`` puts the error of a pair that cannot be read in its place; ``"raise"`` raises it, with the
-            pair's number, from 0, after the examples before it.
+    """The examples of pairs, a buffer at a time.
 
     Raises:
-        TypeError, ValueError: as ``errors`` has it; whatever ``pairs`` raises, after the examples before it.
+        TypeError, ValueError: for a pair that cannot be read, with its number, from 0, after the examples before it;
+            with ``errors="yield"`` such an error stands in its place instead.
+        Exception: the iterator's own, after the examples before it.
     """
     number = 0
-    failure: Exception | None = None
-    more = True
-    while more:
-        buffer: list[Pair | PairError] = []
-        characters = 0
-        more = False
-        try:
-            for pair in pairs:
-                checked = _checked(pair)
-                buffer.append(checked)
-                if not isinstance(checked, PairError):
-                    characters += len(checked[0]) + len(checked[1])
-                if len(buffer) == BUFFER_PAIRS or characters >= BUFFER_CHARACTERS_PER_TOKEN * batch_tokens:
-                    more = True
-                    break
-        except Exception as error:
-            failure = error
-        examples = _examples(buffer, tokenizer, size)
-        if errors == "raise":
-            for index, wrong in enumerate(examples):
-                if isinstance(wrong, PairError):
-                    yield examples[:index]
-                    raise type(wrong)(f"pair {number + index}: {wrong}") from wrong
+    while True:
+        buffer, failure = _take(pairs, BUFFER_CHARACTERS_PER_TOKEN * batch_tokens)
+        if not buffer and failure is None:
+            return
+        texts = [text for pair in buffer if not isinstance(pair, PairError) for text in pair]
+        tokens = iter(tokenize(tokenizer, texts))
+        examples = [
+            pair if isinstance(pair, PairError) else _example(size, next(tokens), next(tokens)) for pair in buffer
+        ]
+        for index, wrong in enumerate(examples if errors == "raise" else ()):
+            if isinstance(wrong, PairError):
+                examples, failure = examples[:index], type(wrong)(f"pair {number + index}: {wrong}")
+                break
         yield examples
-        number += len(examples)
-    if failure is not None:
-        raise failure
+        if failure is not None:
+            raise failure
+        number += len(buffer)
+
+
+def _take(pairs: Iterator[Pair], characters: int) -> tuple[list[Pair | PairError], Exception | None]:
+    """Pairs, or what is wrong with them, and the iterator's own error."""
+    buffer: list[Pair | PairError] = []
+    try:
+        for pair in pairs:
+            checked = _checked(pair)
+            buffer.append(checked)
+            characters -= 0 if isinstance(checked, PairError) else len(checked[0]) + len(checked[1])
+            if len(buffer) == BUFFER_PAIRS or characters <= 0:
+                break
+    except Exception as error:
+        return buffer, error
+    return buffer, None
 
 
 def _checked(pair: Pair) -> Pair | PairError:
@@ -68,19 +67,12 @@ def _checked(pair: Pair) -> Pair | PairError:
     try:
         check_pair(*pair)
     except (TypeError, ValueError) as error:
-        return type(error)(str(error))  # what was caught holds the texts, by its traceback
+        return type(error)(str(error))  # made anew, for the one that was caught holds on to the texts
     return pair
 
 
-def _examples(buffer: list[Pair | PairError], tokenizer: Tokenizer, size: WindowSize) -> list[Example | PairError]:
-    tokens = iter(tokenize(tokenizer, [text for pair in buffer if not isinstance(pair, PairError) for text in pair]))
-    examples: list[Example | PairError] = []
-    for pair in buffer:
-        if isinstance(pair, PairError):
-            examples.append(pair)
-            continue
-        try:
-            examples.append(size.example(next(tokens), next(tokens)))
-        except ValueError as error:
-            examples.append(ValueError(str(error)))
-    return examples
+def _example(size: WindowSize, question: Tokens, context: Tokens) -> Example | PairError:
+    try:
+        return size.example(question, context)
+    except ValueError as error:
+        return ValueError(str(error))

@@ -49,19 +49,19 @@ class QuestionEvaluator:
     def __init__(self, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> None:
         if not questions:
             raise ValueError("there are no questions to search with")
-        self.answerer, self._questions = answerer, PreparedQuestions.of(answerer, questions)
+        self.answerer, self._questions = answerer, PreparedQuestions(answerer, questions)
         check_readable(self._questions.unreadable)
 
     @property
     def num_questions(self) -> int:
-        return len(self._questions)
+        return len(self._questions.questions)
 
     def macs(self, schedule: LengthSchedule | None) -> Macs:
-        cost = self._questions.workload.cost(schedule)
+        cost = self._questions.cost(schedule)
         return Macs(round(cost.published), round(cost.executed))
 
     def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
-        return list(self._questions[begin:end].evaluate(schedule).per_question.values())
+        return list(self._questions.evaluate(schedule, begin, end).per_question.values())
 
     def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
         """Medians of rounds in which the schedules and the full model take turns on the first questions."""

@@ -24,7 +24,7 @@ class HeldOut:
     ) -> None:
         for schedule in schedules.values():
             schedule.check_layers(answerer.config.num_hidden_layers)
-        self._questions, self._schedules = PreparedQuestions.of(answerer, questions), dict(schedules)
+        self._questions, self._schedules = PreparedQuestions(answerer, questions), dict(schedules)
         self.unanswerable = [f"{identifier}: {reason}" for identifier, reason in self._questions.unreadable.items()]
 
     def __call__(self) -> dict[str, float]:
