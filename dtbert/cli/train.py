@@ -55,6 +55,11 @@ _TEACHER = {
     "hard_label_weight": 0.0,
     "match_attention": "probabilities",
 }
+# Those that are a training option each.
+_OPTIONS = (
+    *("epochs", "batch_tokens", "learning_rate", "warmup", "weight_decay", "max_grad_norm"),
+    *("hidden_dropout", "attention_dropout", "seed", "save_every", "bf16"),
+)
 _DEV: dict[str, Any] = {"eval_every": 0, "eval_limit": None, "eval_schedule": []}
 
 
@@ -165,35 +170,20 @@ def _options(arguments: argparse.Namespace) -> "TrainingOptions":
     dropping = _dependent(arguments, _LENGTH_DROP, "--length-drop", arguments.length_drop)
     teacher = _dependent(arguments, _TEACHER, "--teacher", arguments.teacher is not None)
     held_out = _dependent(arguments, _DEV, "--dev", arguments.dev is not None)
+    sub_model_loss = dropping.pop("sub_model_loss")
     if arguments.length_drop:
-        scorers = tuple(name.strip() for name in dropping["scorers"].split(","))
-        length_drop = LengthDrop(
-            num_sandwich=dropping["num_sandwich"],
-            ratio_bound=_ratio_bound(dropping["ratio_bound"]),
-            layer_dropout=dropping["layer_dropout"],
-            scorers=scorers,
-            answer_loss=dropping["answer_loss"],
-        )
+        dropping["scorers"] = tuple(name.strip() for name in dropping["scorers"].split(","))
+        length_drop = LengthDrop(**{**dropping, "ratio_bound": _ratio_bound(dropping["ratio_bound"])})
     if arguments.teacher is not None:
         _check_kind(arguments, teacher["distill"])
         names = ("distill", "temperature", "hard_label_weight", "match_attention")
         distillation = Distillation(*(teacher[name] for name in names))
     return TrainingOptions(
-        epochs=arguments.epochs,
-        batch_tokens=arguments.batch_tokens,
-        learning_rate=arguments.learning_rate,
-        warmup=arguments.warmup,
-        weight_decay=arguments.weight_decay,
-        max_grad_norm=arguments.max_grad_norm,
-        hidden_dropout=arguments.hidden_dropout,
-        attention_dropout=arguments.attention_dropout,
-        seed=arguments.seed,
+        **{name: getattr(arguments, name) for name in _OPTIONS},
         length_drop=length_drop,
-        sub_model_loss=dropping["sub_model_loss"],
+        sub_model_loss=sub_model_loss,
         distillation=distillation,
-        save_every=arguments.save_every,
         eval_every=held_out["eval_every"],
-        bf16=arguments.bf16,
     )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dtbert.evaluation.metric import Evaluation, evaluate
 from dtbert.evaluation.reader import SquadQuestion
 from dtbert.model import BertConfig, LengthSchedule, Macs
-from dtbert.qa import Answer, PairError, QuestionAnswerer
+from dtbert.qa import Answer, PairError, Prepared, QuestionAnswerer
 
 
 class Cost(NamedTuple):
@@ -42,7 +42,8 @@ class PreparedQuestions:
 
     def __init__(self, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> None:
         self.answerer, self.questions = answerer, tuple(questions)
-        self.prepared = answerer.prepare(_pairs(questions), errors="yield")
+        parts = answerer.prepare_many(_pairs(questions))
+        self.prepared = Prepared(tuple(one for part in parts for one in part.examples))
         self.unreadable = _unreadable(questions, self.prepared.examples)
         self._lengths = Counter(self.prepared.window_lengths())
 
@@ -98,7 +99,7 @@ def measure(
     answers: list[Answer | PairError] = []
     lengths: Counter[tuple[int, int]] = Counter()
     start = time.perf_counter()
-    for part in answerer.prepare_many(_pairs(questions), errors="yield"):
+    for part in answerer.prepare_many(_pairs(questions)):
         answers += answerer.answer_prepared(part, schedule=schedule)
         lengths.update(part.window_lengths())
         on_answers(len(part))

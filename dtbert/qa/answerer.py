@@ -1,7 +1,6 @@
 """The answerer: questions and contexts in, answers out, one at a time or any number."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from os import PathLike
 from typing import Literal, overload
 
@@ -10,7 +9,7 @@ from tokenizers import Tokenizer
 
 from dtbert.model import BertForQuestionAnswering, LengthSchedule
 from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, schedules_of
-from dtbert.qa.reading import Errors, Pair, read_examples
+from dtbert.qa.reading import Pair, read_examples, without_errors
 from dtbert.qa.spans import Answer, BestAnswers, WindowSpans
 from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, tokenize
 from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, batches, pack, windows
@@ -202,7 +201,7 @@ class QuestionAnswerer:
         schedule: LengthSchedule | None = None,
         top_k: int,
         budget: float | None = None,
-        errors: Errors,
+        errors: Literal["raise", "yield"],
     ) -> Iterator[Answer | PairError] | Iterator[list[Answer] | PairError]: ...
 
     def answer_many(
@@ -212,7 +211,7 @@ class QuestionAnswerer:
         schedule: LengthSchedule | None = None,
         top_k: int = 1,
         budget: float | None = None,
-        errors: Errors = "raise",
+        errors: Literal["raise", "yield"] = "raise",
     ) -> Iterator[Answer | PairError] | Iterator[list[Answer] | PairError]:
         """Answer any number of questions, in order, in bounded memory.
 
@@ -224,45 +223,44 @@ class QuestionAnswerer:
             schedule: tokens that each layer keeps; all by default.
             top_k: answers to each question.
             budget: instead of a schedule, as calling the answerer.
-            errors: ``"raise"`` ends with the first pair that cannot be answered; ``"yield"`` gives what calling the
-                answerer would raise for it in the answer's place, a `TypeError` or `ValueError`, and goes on.
+            errors: ``"raise"``, or ``"yield"``, by which a pair that cannot be answered gives its `TypeError` or
+                `ValueError`, as calling the answerer raises it, in place of its answer.
 
         Returns:
             An iterator over an `Answer` per pair, or over a list of them, as `top` gives, where ``top_k`` is above 1.
 
         Raises:
-            TypeError, ValueError: at once for all but the pairs; for a pair, with ``errors="raise"``, as calling the
-                answerer, with its number, from 0, when all answers before it are out. What the iterable raises comes
-                when all answers before it are out.
+            TypeError, ValueError: at once for all but the pairs; for a pair as calling the answerer, with its number,
+                from 0, when all answers before it are out, as is what the iterable itself raises.
         """
         _check_count("top_k", top_k, 1)
+        if errors not in ("raise", "yield"):
+            raise ValueError(f"errors must be 'raise' or 'yield', not {errors!r}")
         schedule = self._choose(schedule, budget)
-        buffers = self._read(pairs, errors)
-        answers = (one for examples in buffers for one in self._answer_readable(examples, schedule, top_k))
+        parts = self.prepare_many(pairs)
+        found = (one for part in parts for one in self._answer_readable(part, schedule, top_k))
+        answers = found if errors == "yield" else without_errors(found)
         return (one if isinstance(one, PairError) else one[0] for one in answers) if top_k == 1 else answers
 
-    def prepare(self, pairs: Iterable[Pair], *, errors: Errors = "raise") -> Prepared:
+    def prepare(self, pairs: Iterable[Pair]) -> Prepared:
         """Tokenize questions once, to answer them with many schedules by `answer_prepared`; all are held in memory.
 
-        Args:
-            pairs: ``(question, context)``.
-            errors: as `answer_many`; with ``"raise"``, the first is raised before anything comes back.
-
         Raises:
-            TypeError, ValueError: as `answer_many`.
+            TypeError, ValueError: as `answer_many`, at once.
         """
-        return Prepared(tuple(chain.from_iterable(self._read(pairs, errors))))
+        return Prepared(tuple(without_errors(one for part in self.prepare_many(pairs) for one in part.examples)))
 
-    def prepare_many(self, pairs: Iterable[Pair], *, errors: Errors = "raise") -> Iterator[Prepared]:
-        """Tokenize questions as `prepare`, a part at a time in bounded memory: those that `answer_many` reads ahead."""
-        return (Prepared(tuple(examples)) for examples in self._read(pairs, errors))
+    def prepare_many(self, pairs: Iterable[Pair]) -> Iterator[Prepared]:
+        """Tokenize any number of questions, a part at a time in bounded memory; wrong pairs leave their errors."""
+        buffers = read_examples(iter(pairs), self.tokenizer, self._size, self.batch_tokens)
+        return (Prepared(tuple(examples)) for examples in buffers)
 
     def answer_prepared(
         self, prepared: Prepared, *, schedule: LengthSchedule | None = None
     ) -> list[Answer | PairError]:
         """The best answer to each of the prepared questions, or its error; errors of the schedule are raised."""
         self._check_schedule(schedule)
-        answers = self._answer_readable(prepared.examples, schedule, 1)
+        answers = self._answer_readable(prepared, schedule, 1)
         return [one if isinstance(one, PairError) else one[0] for one in answers]
 
     def within_budget(self, budget: float) -> MeasuredSchedule:
@@ -315,14 +313,10 @@ class QuestionAnswerer:
         check_pair(question, context)
         return self._size.example(*tokenize(self.tokenizer, [question, context]))
 
-    def _read(self, pairs: Iterable[Pair], errors: Errors) -> Iterator[list[Example | PairError]]:
-        if errors not in ("raise", "yield"):
-            raise ValueError(f"errors must be 'raise' or 'yield', not {errors!r}")
-        return read_examples(iter(pairs), self.tokenizer, self._size, self.batch_tokens, errors)
-
     def _answer_readable(
-        self, examples: Sequence[Example | PairError], schedule: LengthSchedule | None, k: int
+        self, prepared: Prepared, schedule: LengthSchedule | None, k: int
     ) -> list[list[Answer] | PairError]:
+        examples = prepared.examples
         answers = iter(self._answer([one for one in examples if isinstance(one, Example)], schedule, k))
         return [next(answers) if isinstance(one, Example) else one for one in examples]
 

@@ -1,49 +1,46 @@
 """Pairs in, examples out: any number of questions, tokenized a bounded number at a time."""
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
 from dtbert.qa.tokenize import Tokens, check_pair, tokenize
 from dtbert.qa.windows import Example, PairError, WindowSize
 
+T = TypeVar("T")
+
 # So many pairs are read at a time, or fewer: until they have so many characters per token of a batch.
 BUFFER_PAIRS = 4096
 BUFFER_CHARACTERS_PER_TOKEN = 32
 
 Pair = tuple[str, str]
-Errors = Literal["raise", "yield"]
 
 
 def read_examples(
-    pairs: Iterator[Pair], tokenizer: Tokenizer, size: WindowSize, batch_tokens: int, errors: Errors
+    pairs: Iterator[Pair], tokenizer: Tokenizer, size: WindowSize, batch_tokens: int
 ) -> Iterator[list[Example | PairError]]:
-    """The examples of pairs, a buffer at a time.
+    """The examples of pairs, a buffer at a time; in place of a pair that cannot be read, its error.
 
-    Raises:
-        TypeError, ValueError: for a pair that cannot be read, with its number, from 0, after the examples before it;
-            with ``errors="yield"`` such an error stands in its place instead.
-        Exception: the iterator's own, after the examples before it.
+    What the iterator raises comes after the examples before it.
     """
-    number = 0
-    while True:
+    failure: Exception | None = None
+    while failure is None:
         buffer, failure = _take(pairs, BUFFER_CHARACTERS_PER_TOKEN * batch_tokens)
-        if not buffer and failure is None:
-            return
-        texts = [text for pair in buffer if not isinstance(pair, PairError) for text in pair]
-        tokens = iter(tokenize(tokenizer, texts))
-        examples = [
-            pair if isinstance(pair, PairError) else _example(size, next(tokens), next(tokens)) for pair in buffer
-        ]
-        for index, wrong in enumerate(examples if errors == "raise" else ()):
-            if isinstance(wrong, PairError):
-                examples, failure = examples[:index], type(wrong)(f"pair {number + index}: {wrong}")
-                break
-        yield examples
-        if failure is not None:
-            raise failure
-        number += len(buffer)
+        if not buffer:
+            break
+        tokens = iter(tokenize(tokenizer, [text for one in buffer if not isinstance(one, PairError) for text in one]))
+        yield [one if isinstance(one, PairError) else _example(size, next(tokens), next(tokens)) for one in buffer]
+    if failure is not None:
+        raise failure
+
+
+def without_errors(found: Iterable[T | PairError]) -> Iterator[T]:
+    """What was found for each pair, up to the first error, which is raised with the pair's number, from 0."""
+    for number, one in enumerate(found):
+        if isinstance(one, PairError):
+            raise type(one)(f"pair {number}: {one}")
+        yield one
 
 
 def _take(pairs: Iterator[Pair], characters: int) -> tuple[list[Pair | PairError], Exception | None]:
