@@ -113,13 +113,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     import dtbert.search
     from dtbert.search import front_of
+    from dtbert.weights import resolve_source, weights_sha256
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
     questions, file = _questions(arguments)
     # A schedules.json that is old or damaged is what the search may be there to replace.
     answerer = load_answerer(arguments, None, with_schedules=False)
-    model_sha256 = _weights_sha256(arguments)
+    model_sha256 = weights_sha256(resolve_source(arguments.model, arguments.revision))
     # Work is behind this: what could be said about the options has been said.
     with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
         done = ""
@@ -185,12 +186,6 @@ def _questions(arguments: argparse.Namespace) -> "tuple[list[SquadQuestion], str
     from dtbert.search import in_search_order
 
     return in_search_order(read_squad(arguments.file))[: arguments.limit], Path(arguments.file).name
-
-
-def _weights_sha256(arguments: argparse.Namespace) -> str:
-    from dtbert.weights import resolve_source, weights_sha256
-
-    return weights_sha256(resolve_source(arguments.model, arguments.revision))
 
 
 def _search(

@@ -15,6 +15,9 @@ from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, t
 from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, batches, pack, windows
 from dtbert.weights import load_model, model_folder, resolve_source
 
+# `answer_many` reads ahead until it has this many characters per token of a batch.
+BUFFER_CHARACTERS_PER_TOKEN = 32
+
 
 class QuestionAnswerer:
     """Answers questions about texts with a model and its tokenizer.
@@ -252,7 +255,8 @@ class QuestionAnswerer:
 
     def prepare_many(self, pairs: Iterable[Pair]) -> Iterator[Prepared]:
         """Tokenize any number of questions, a part at a time in bounded memory; wrong pairs leave their errors."""
-        buffers = read_examples(iter(pairs), self.tokenizer, self._size, self.batch_tokens)
+        characters = BUFFER_CHARACTERS_PER_TOKEN * self.batch_tokens
+        buffers = read_examples(iter(pairs), self.tokenizer, self._size, characters)
         return (Prepared(tuple(examples)) for examples in buffers)
 
     def answer_prepared(

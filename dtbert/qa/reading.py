@@ -10,23 +10,22 @@ from dtbert.qa.windows import Example, PairError, WindowSize
 
 T = TypeVar("T")
 
-# So many pairs are read at a time, or fewer: until they have so many characters per token of a batch.
+# At most so many pairs are read at a time.
 BUFFER_PAIRS = 4096
-BUFFER_CHARACTERS_PER_TOKEN = 32
 
 Pair = tuple[str, str]
 
 
 def read_examples(
-    pairs: Iterator[Pair], tokenizer: Tokenizer, size: WindowSize, batch_tokens: int
+    pairs: Iterator[Pair], tokenizer: Tokenizer, size: WindowSize, characters: int
 ) -> Iterator[list[Example | PairError]]:
-    """The examples of pairs, a buffer at a time; in place of a pair that cannot be read, its error.
+    """The examples of pairs, 4,096 at a time, or fewer that have so many characters; of a wrong pair its error.
 
     What the iterator raises comes after the examples before it.
     """
     failure: Exception | None = None
     while failure is None:
-        buffer, failure = _take(pairs, BUFFER_CHARACTERS_PER_TOKEN * batch_tokens)
+        buffer, failure = _take(pairs, characters)
         if not buffer:
             break
         tokens = iter(tokenize(tokenizer, [text for one in buffer if not isinstance(one, PairError) for text in one]))

@@ -133,13 +133,15 @@ class Part(NamedTuple):
     num_tokens: int
 
 
+def parts_of(row: int, example: Example) -> list[Part]:
+    """The windows of an example."""
+    around = len(example.question.ids) + _NUM_SPECIAL
+    return [Part(row, begin, end, around + end - begin) for begin, end in example.parts]
+
+
 def batches(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Part]]:
     """All windows of the examples, the longest first, as many at a time as ``batch_tokens`` holds when padded."""
-    parts = [
-        Part(row, begin, end, len(example.question.ids) + _NUM_SPECIAL + end - begin)
-        for row, example in enumerate(examples)
-        for begin, end in example.parts
-    ]
+    parts = [part for row, example in enumerate(examples) for part in parts_of(row, example)]
     parts.sort(key=lambda part: -part.num_tokens)
     begin = 0
     while begin < len(parts):
