@@ -57,7 +57,7 @@ class PreparedQuestions:
         return evaluate(self.questions[begin:end], self.predict(schedule, begin, end))
 
     def cost(self, schedule: LengthSchedule | None = None) -> Cost:
-        """Of the questions that can be read, of which there must be one; quick, and nothing is answered for it."""
+        """Of the questions that can be read, without answering them; ValueError where there are none."""
         return _cost(self.answerer, len(self.questions) - len(self.unreadable), self._lengths, schedule)
 
 
@@ -142,6 +142,8 @@ def _cost(
     schedule: LengthSchedule | None,
 ) -> Cost:
     """Of windows by their tokens and those of segment 0; those alike are counted once."""
+    if not num_questions:
+        raise ValueError("the model can read none of the questions: there is no work to count")
     full = _macs(answerer.config, lengths, None)
     macs = full if schedule is None else _macs(answerer.config, lengths, schedule)
     windows = sum(lengths.values())

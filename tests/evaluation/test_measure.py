@@ -157,6 +157,8 @@ def test_questions_none_of_which_can_be_read_have_scores_and_no_cost(answerer: Q
     found = measure(answerer, UNREADABLE)
     assert (found.scores.f1, found.cost, found.questions_per_second) == (0, None, 0)
     assert len(found.unreadable) == 3
+    with pytest.raises(ValueError, match="can read none of the questions"):
+        PreparedQuestions(answerer, UNREADABLE).cost()
     with pytest.raises(ValueError, match="nothing to score"):
         measure(answerer, [])
 
