@@ -19,19 +19,25 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dtbert.cli.evaluate import cost, spread
 from dtbert.cli.options import describe_schedule, parse_schedule
+from dtbert.evaluation import (
+    PreparedQuestions,
+    SquadQuestion,
+    check_readable,
+    evenly_spaced,
+    measure,
+    read_squad,
+)
 from dtbert.files import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
-from dtbert.search import QuestionEvaluator, constant_ratio
-from dtbert.squad import SquadQuestion, evaluate, read_squad
+from dtbert.search import constant_ratio
 from dtbert.training import TrainingSet
 from dtbert.weights import resolve_source, weights_sha256
 
@@ -87,21 +93,18 @@ def plain(schedule: LengthSchedule | None) -> dict[str, Any] | None:
     return None if schedule is None else schedule.to_dict()
 
 
-def measured(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedule: LengthSchedule | None) -> Row:
+def measured(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
     """F1, exact match and cost of a schedule, and questions a second."""
-    pairs = [(one.question, one.context) for one in questions]
-    start = time.perf_counter()
-    texts = [answer.text for answer in answerer.answer_many(pairs, schedule=schedule)]
-    seconds = time.perf_counter() - start
-    scores = evaluate(questions, {one.id: text for one, text in zip(questions, texts, strict=True)})
-    costs = cost(answerer, questions, schedule)
+    found = measure(answerer, questions, schedule)
+    check_readable(found.unreadable)
+    assert found.cost is not None
     return {
-        "f1": round(scores.f1, 3),
-        "exact_match": round(scores.exact_match, 3),
-        "executed": round(costs.executed / costs.own_length, 4),
-        "published": round(costs.published / costs.own_length, 4),
-        "padded": round(costs.executed / costs.padded, 4),
-        "questions_per_second": round(len(questions) / seconds, 2),
+        "f1": round(found.scores.f1, 3),
+        "exact_match": round(found.scores.exact_match, 3),
+        "executed": round(found.cost.executed / found.cost.own_length, 4),
+        "published": round(found.cost.published / found.cost.own_length, 4),
+        "padded": round(found.cost.executed / found.cost.padded, 4),
+        "questions_per_second": round(found.questions_per_second, 2),
     }
 
 
@@ -111,21 +114,21 @@ def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[f
         yield budget, None if budget == 1 else answerer.front.within(budget).schedule
 
 
-def constant(sample: QuestionEvaluator, goal: float, scorer: str, keep_question: bool) -> LengthSchedule:
+def constant(sample: PreparedQuestions, goal: float, scorer: str, keep_question: bool) -> LengthSchedule:
     """The constant ratio that executes as many MACs a question."""
     num_layers = sample.answerer.config.num_hidden_layers
     low, high = 0.05, 1.0
     for _ in range(20):
         middle = (low + high) / 2
         made = constant_ratio(middle, num_layers, scorer, keep_question)
-        low, high = (middle, high) if sample.macs(made).executed < goal else (low, middle)
+        low, high = (middle, high) if sample.cost(made).executed < goal else (low, middle)
     return constant_ratio(high, num_layers, scorer, keep_question)
 
 
 def competitors(
     what: str,
     answerer: QuestionAnswerer,
-    questions: list[SquadQuestion],
+    questions: Sequence[SquadQuestion],
     budgets: list[float],
     schedules: list[LengthSchedule],
 ) -> Iterator[tuple[str, float | None, LengthSchedule | None]]:
@@ -140,22 +143,22 @@ def competitors(
                 yield what, budget, schedule
         return
     # Tokenized once, for the schedules that are tried differ in their lengths alone.
-    sample = QuestionEvaluator(answerer, questions[:: max(1, len(questions) // 200)])
+    sample = PreparedQuestions(answerer, questions[:: max(1, len(questions) // 200)])
     if what == "scorers":
         for budget in budgets:
-            goal = budget * sample.macs(None).executed
+            goal = budget * sample.cost().executed
             for scorer, keep_question in SCORERS.items():
                 yield what, budget, constant(sample, goal, scorer, keep_question)
         return
     for budget, schedule in chosen(answerer, budgets):
         if schedule is not None:
             yield "searched", budget, schedule
-            like = sample.macs(schedule).executed, schedule.scorers[0], schedule.keep_question
+            like = sample.cost(schedule).executed, schedule.scorers[0], schedule.keep_question
             yield "constant", budget, constant(sample, *like)
 
 
 @torch.no_grad()
-def survival(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedule: LengthSchedule | None) -> Row:
+def survival(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
     """The part of the windows with an answer in which its first and its last token are left after each layer."""
     model = answerer.model
     backend = model.backend
@@ -180,10 +183,11 @@ def survival(answerer: QuestionAnswerer, questions: list[SquadQuestion], schedul
 
 
 def time_schedules(
-    answerer: QuestionAnswerer, questions: list[SquadQuestion], budgets: list[float]
+    answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], budgets: list[float]
 ) -> Iterator[tuple[float, LengthSchedule | None, Row]]:
     """Seconds a question, all budgets and the full model in turns, and what part of the MACs saved is time saved."""
     pairs = [(one.question, one.context) for one in questions]
+    prepared = PreparedQuestions(answerer, questions)
     schedules = dict(chosen(answerer, [1.0, *budgets]))
     seconds: dict[float, list[float]] = {budget: [] for budget in schedules}
     for _ in range(_ROUNDS + 1):
@@ -195,7 +199,7 @@ def time_schedules(
     for budget, schedule in schedules.items():
         own = seconds[budget][1:]
         ratio = statistics.median(mine / full for mine, full in zip(own, seconds[1.0][1:], strict=True))
-        costs = cost(answerer, questions, schedule)
+        costs = prepared.cost(schedule)
         executed = costs.executed / costs.own_length
         row = {
             "executed": round(executed, 4),
@@ -225,7 +229,7 @@ def run(arguments: argparse.Namespace) -> None:
         print({**row, "schedule": describe_schedule(schedule)}, flush=True)
 
     for name, path in arguments.questions:
-        questions = spread(read_squad(path), _TIMED if arguments.what == "time" else arguments.limit)
+        questions = evenly_spaced(read_squad(path), _TIMED if arguments.what == "time" else arguments.limit)
         about = {"questions": name, "count": len(questions), **model}
         if arguments.what == "time":
             for timed, schedule, row in time_schedules(answerer, questions, arguments.budgets):

@@ -15,7 +15,7 @@ RANKS = {
     "model": 1,
     "weights": 2,
     "qa": 3,
-    "squad": 4,
+    "evaluation": 4,
     "profiling": 5,
     "training": 5,
     "search": 6,

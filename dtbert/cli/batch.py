@@ -130,15 +130,14 @@ def results(
         if skip >= len(chunk):
             skip -= len(chunk)
             continue
-        errors = {line.number: error for line in chunk if (error := _error(answerer, line)) is not None}
-        pairs = ((line.question, line.context) for line in chunk if line.number not in errors)
-        answers = answerer.answer_many(pairs, schedule=schedule, top_k=top)
+        pairs = ((line.question, line.context) for line in chunk if line.error is None)
+        answers = answerer.answer_many(pairs, schedule=schedule, top_k=top, errors="yield")
         for index, line in enumerate(chunk):
-            if line.number in errors:
-                fields: dict[str, Any] = {"error": errors[line.number]}
+            found: Any = next(answers) if line.error is None else line.error
+            if isinstance(found, str | TypeError | ValueError):
+                fields: dict[str, Any] = {"error": str(found)}
             else:
-                best: Any = next(answers)
-                fields = answer_fields([best] if top == 1 else best, top)
+                fields = answer_fields([found] if top == 1 else found, top)
             if index >= skip:
                 yield line, fields
         skip = 0
@@ -152,16 +151,6 @@ def answer_fields(answers: "Sequence[Answer]", top: int) -> dict[str, Any]:
         for answer in answers
     ]
     return {**fields[0], "answers": fields} if top > 1 else fields[0]
-
-
-def _error(answerer: "QuestionAnswerer", line: Line) -> str | None:
-    if line.error is not None:
-        return line.error
-    try:
-        answerer.check_pair(line.question, line.context)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def _dump(line: Line, fields: dict[str, Any]) -> bytes:

@@ -3,9 +3,6 @@
 import argparse
 import json
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +18,7 @@ from dtbert.cli.output import check_output, print_json
 from dtbert.files import write_whole
 
 if TYPE_CHECKING:
-    from dtbert.model import LengthSchedule
-    from dtbert.qa import QuestionAnswerer
-    from dtbert.squad import SquadQuestion
+    from dtbert.evaluation import Cost
 
 SUMMARY = "measure a model and a schedule on a SQuAD file"
 DESCRIPTION = """\
@@ -45,18 +40,6 @@ examples:
 {SCHEDULE_HELP}"""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Means over the questions: MACs a question, windows a question; and tokens a window."""
-
-    executed: float
-    published: float
-    own_length: float
-    padded: float
-    windows: float
-    tokens: float
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="questions in SQuAD 1.1's format, .json or .json.gz")
     parser.add_argument("--limit", type=positive, metavar="N", help="N questions only, evenly spread over the file")
@@ -68,17 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dtbert.squad import evaluate, read_squad
+    from tqdm import tqdm
+
+    from dtbert.evaluation import evenly_spaced, measure, read_squad
 
     if arguments.predictions is not None:
         check_output("--predictions", Path(arguments.predictions), arguments.file, arguments.schedule)
-    questions = spread(read_squad(arguments.file), arguments.limit)
+    questions = evenly_spaced(read_squad(arguments.file), arguments.limit)
     answerer, schedule = load_for_schedule(arguments)
-    good = [question for question in questions if _is_answerable(answerer, question)]
-    predictions, seconds = _answer(answerer, good, schedule, arguments.quiet)
+    with tqdm(total=len(questions), unit="q", disable=arguments.quiet or None) as bar:
+        found = measure(answerer, questions, schedule, on_answers=bar.update)
+    for identifier, reason in found.unreadable.items():
+        print(f"dtbert: question {identifier} counts as wrong: {reason}", file=sys.stderr)
     if arguments.predictions is not None:
-        write_whole(Path(arguments.predictions), json.dumps(predictions, ensure_ascii=False) + "\n")
-    scores = evaluate(questions, predictions)
+        write_whole(Path(arguments.predictions), json.dumps(found.predictions, ensure_ascii=False) + "\n")
     report = {
         "file": str(arguments.file),
         "model": arguments.model,
@@ -86,11 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
         "schedule": None if schedule is None else schedule.to_dict(),
         "window": answerer.window,
         "questions": len(questions),
-        "missing": list(scores.missing),
-        "exact_match": scores.exact_match,
-        "f1": scores.f1,
-        "questions_per_second": len(good) / seconds if good else 0.0,
-        **_cost_fields(cost(answerer, good, schedule) if good else None),
+        "missing": list(found.scores.missing),
+        "exact_match": found.scores.exact_match,
+        "f1": found.scores.f1,
+        "questions_per_second": found.questions_per_second,
+        **_cost_fields(found.cost),
     }
     if arguments.json:
         print_json(report)
@@ -100,63 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
         elif schedule is not None:
             print(f"schedule: {describe_schedule(schedule)}\n")
         print(_table(report))
-    return 1 if scores.missing else 0
+    return 1 if found.unreadable else 0
 
 
-def spread(questions: "list[SquadQuestion]", limit: int | None) -> "list[SquadQuestion]":
-    """``limit`` of the questions, at even distances, so that all parts of the file are heard."""
-    if limit is None or limit >= len(questions):
-        return questions
-    return [questions[index * len(questions) // limit] for index in range(limit)]
-
-
-def _is_answerable(answerer: "QuestionAnswerer", question: "SquadQuestion") -> bool:
-    try:
-        answerer.check_pair(question.question, question.context)
-    except ValueError as error:
-        print(f"dtbert: question {question.id} counts as wrong: {error}", file=sys.stderr)
-        return False
-    return True
-
-
-def _answer(
-    answerer: "QuestionAnswerer", questions: "Sequence[SquadQuestion]", schedule: "LengthSchedule | None", quiet: bool
-) -> tuple[dict[str, str], float]:
-    """The answers by question id, and the seconds they took."""
-    from tqdm import tqdm
-
-    pairs = [(question.question, question.context) for question in questions]
-    start = time.perf_counter()
-    answers = tqdm(answerer.answer_many(pairs, schedule=schedule), total=len(pairs), unit="q", disable=quiet or None)
-    texts = [answer.text for answer in answers]
-    seconds = time.perf_counter() - start
-    return {question.id: text for question, text in zip(questions, texts, strict=True)}, seconds
-
-
-def cost(answerer: "QuestionAnswerer", questions: "Sequence[SquadQuestion]", schedule: "LengthSchedule | None") -> Cost:
-    """What answering the questions costs with the schedule, and without one; see DESCRIPTION."""
-    from dtbert.model import LengthSchedule
-
-    config = answerer.config
-    everything = LengthSchedule.ratios([1] * config.num_hidden_layers)
-    executed = published = own_length = windows = tokens = 0
-    for question in questions:
-        for window in answerer.windows(question.question, question.context):
-            length, question_length = len(window.input_ids), window.token_type_ids.count(0)
-            macs = (schedule or everything).macs(config, length, question_length=question_length)
-            executed += macs.executed
-            published += macs.published
-            own_length += everything.macs(config, length).executed
-            windows += 1
-            tokens += length
-    padded = windows * everything.macs(config, answerer.window).executed
-    count = len(questions)
-    return Cost(
-        executed / count, published / count, own_length / count, padded / count, windows / count, tokens / windows
-    )
-
-
-def _cost_fields(cost: Cost | None) -> dict[str, Any]:
+def _cost_fields(cost: "Cost | None") -> dict[str, Any]:
     if cost is None:
         return {}
     macs = {name: getattr(cost, name) for name in ("executed", "published", "own_length", "padded")}

@@ -18,11 +18,11 @@ from dtbert.cli.output import check_output, print_json
 from dtbert.files import text_sha256
 
 if TYPE_CHECKING:
+    from dtbert.evaluation import SquadQuestion
     from dtbert.model import LengthSchedule
     from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
     from dtbert.search import Search
     from dtbert.search.plot import PublishedPoint
-    from dtbert.squad import SquadQuestion
 
 SUMMARY = "find the schedules of a model that are worth their cost"
 DESCRIPTION = """\
@@ -182,8 +182,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _questions(arguments: argparse.Namespace) -> "tuple[list[SquadQuestion], str]":
     """The questions in the order of evaluation, and the name of their file."""
+    from dtbert.evaluation import read_squad
     from dtbert.search import in_search_order
-    from dtbert.squad import read_squad
 
     return in_search_order(read_squad(arguments.file))[: arguments.limit], Path(arguments.file).name
 

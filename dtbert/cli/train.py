@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dtbert.cli.evaluate import spread
 from dtbert.cli.options import SCHEDULE_HELP, describe_schedule, parse_schedule, positive
 from dtbert.cli.output import print_json
 from dtbert.cli.processes import agree, joined
@@ -16,8 +15,8 @@ from dtbert.files import text_sha256
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from dtbert.evaluation import SquadQuestion
     from dtbert.model import BertConfig, BertForQuestionAnswering
-    from dtbert.squad import SquadQuestion
     from dtbert.training import HeldOut, RunFolder, Teacher, Trainer, TrainingOptions, TrainingSet
 
 SUMMARY = "train a model on SQuAD files, to answer with fewer tokens too"
@@ -57,6 +56,11 @@ _TEACHER = {
     "hard_label_weight": 0.0,
     "match_attention": "probabilities",
 }
+# Those that are a training option each.
+_OPTIONS = (
+    *("epochs", "batch_tokens", "learning_rate", "warmup", "weight_decay", "max_grad_norm"),
+    *("hidden_dropout", "attention_dropout", "seed", "save_every", "bf16"),
+)
 _DEV: dict[str, Any] = {"eval_every": 0, "eval_limit": None, "eval_schedule": []}
 
 
@@ -167,35 +171,20 @@ def _options(arguments: argparse.Namespace) -> "TrainingOptions":
     dropping = _dependent(arguments, _LENGTH_DROP, "--length-drop", arguments.length_drop)
     teacher = _dependent(arguments, _TEACHER, "--teacher", arguments.teacher is not None)
     held_out = _dependent(arguments, _DEV, "--dev", arguments.dev is not None)
+    sub_model_loss = dropping.pop("sub_model_loss")
     if arguments.length_drop:
-        scorers = tuple(name.strip() for name in dropping["scorers"].split(","))
-        length_drop = LengthDrop(
-            num_sandwich=dropping["num_sandwich"],
-            ratio_bound=_ratio_bound(dropping["ratio_bound"]),
-            layer_dropout=dropping["layer_dropout"],
-            scorers=scorers,
-            answer_loss=dropping["answer_loss"],
-        )
+        dropping["scorers"] = tuple(name.strip() for name in dropping["scorers"].split(","))
+        length_drop = LengthDrop(**{**dropping, "ratio_bound": _ratio_bound(dropping["ratio_bound"])})
     if arguments.teacher is not None:
         _check_kind(arguments, teacher["distill"])
         names = ("distill", "temperature", "hard_label_weight", "match_attention")
         distillation = Distillation(*(teacher[name] for name in names))
     return TrainingOptions(
-        epochs=arguments.epochs,
-        batch_tokens=arguments.batch_tokens,
-        learning_rate=arguments.learning_rate,
-        warmup=arguments.warmup,
-        weight_decay=arguments.weight_decay,
-        max_grad_norm=arguments.max_grad_norm,
-        hidden_dropout=arguments.hidden_dropout,
-        attention_dropout=arguments.attention_dropout,
-        seed=arguments.seed,
+        **{name: getattr(arguments, name) for name in _OPTIONS},
         length_drop=length_drop,
-        sub_model_loss=dropping["sub_model_loss"],
+        sub_model_loss=sub_model_loss,
         distillation=distillation,
-        save_every=arguments.save_every,
         eval_every=held_out["eval_every"],
-        bf16=arguments.bf16,
     )
 
 
@@ -239,6 +228,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     """All that a run needs, checked before it starts; the first process alone writes and warns."""
     import torch
 
+    from dtbert.evaluation import evenly_spaced
     from dtbert.qa import QuestionAnswerer, load_tokenizer
     from dtbert.training import HeldOut, RunFolder, TrainingSet
     from dtbert.weights import load_trainable, model_folder, resolve_source
@@ -276,7 +266,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     held_out = None
     if dev:
         answerer = QuestionAnswerer(model, tokenizer, **size)
-        held_out = HeldOut(answerer, spread(dev, arguments.eval_limit), schedules)
+        held_out = HeldOut(answerer, evenly_spaced(dev, arguments.eval_limit), schedules)
     teacher = _teacher(arguments, options, model.config, tokenizer)
     folder = None
     if rank == 0:
@@ -295,7 +285,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
 
 def _read(files: Sequence[str], misplaced: list[str] | None) -> "tuple[list[SquadQuestion], list[str]]":
     """The questions of all files; those with an answer out of place are listed, or an error without a list."""
-    from dtbert.squad import read_squad
+    from dtbert.evaluation import read_squad
 
     found: dict[str, SquadQuestion] = {}
     for file in files:

@@ -4,12 +4,13 @@ from dtbert.qa.answerer import QuestionAnswerer
 from dtbert.qa.budgets import Latency, MeasuredSchedule, ScheduleFront, read_schedules, write_schedules
 from dtbert.qa.spans import Answer
 from dtbert.qa.tokenize import check_pair, load_tokenizer
-from dtbert.qa.windows import Prepared, Window
+from dtbert.qa.windows import PairError, Prepared, Window
 
 __all__ = [
     "Answer",
     "Latency",
     "MeasuredSchedule",
+    "PairError",
     "Prepared",
     "QuestionAnswerer",
     "ScheduleFront",

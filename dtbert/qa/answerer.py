@@ -1,7 +1,6 @@
 """The answerer: questions and contexts in, answers out, one at a time or any number."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from os import PathLike
 from typing import Literal, overload
 
@@ -10,18 +9,14 @@ from tokenizers import Tokenizer
 
 from dtbert.model import BertForQuestionAnswering, LengthSchedule
 from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, schedules_of
+from dtbert.qa.reading import Pair, read_examples, without_errors
 from dtbert.qa.spans import Answer, BestAnswers, WindowSpans
 from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, tokenize
-from dtbert.qa.windows import Example, Prepared, Window, WindowSize, batches, pack, windows
+from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, batches, pack, windows
 from dtbert.weights import load_model, model_folder, resolve_source
 
-# `answer_many` reads this many pairs ahead, or fewer: until it has this many characters per token of a batch.
-BUFFER_PAIRS = 4096
+# `answer_many` reads ahead until it has this many characters per token of a batch.
 BUFFER_CHARACTERS_PER_TOKEN = 32
-# A context of which this many characters have a token has tokens.
-_HEAD = 256
-
-Pair = tuple[str, str]
 
 
 class QuestionAnswerer:
@@ -176,7 +171,19 @@ class QuestionAnswerer:
         schedule: LengthSchedule | None = None,
         top_k: Literal[1] = 1,
         budget: float | None = None,
+        errors: Literal["raise"] = "raise",
     ) -> Iterator[Answer]: ...
+
+    @overload
+    def answer_many(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        schedule: LengthSchedule | None = None,
+        top_k: Literal[1] = 1,
+        budget: float | None = None,
+        errors: Literal["yield"],
+    ) -> Iterator[Answer | PairError]: ...
 
     @overload
     def answer_many(
@@ -186,7 +193,19 @@ class QuestionAnswerer:
         schedule: LengthSchedule | None = None,
         top_k: int,
         budget: float | None = None,
+        errors: Literal["raise"] = "raise",
     ) -> Iterator[Answer] | Iterator[list[Answer]]: ...
+
+    @overload
+    def answer_many(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        schedule: LengthSchedule | None = None,
+        top_k: int,
+        budget: float | None = None,
+        errors: Literal["raise", "yield"],
+    ) -> Iterator[Answer | PairError] | Iterator[list[Answer] | PairError]: ...
 
     def answer_many(
         self,
@@ -195,7 +214,8 @@ class QuestionAnswerer:
         schedule: LengthSchedule | None = None,
         top_k: int = 1,
         budget: float | None = None,
-    ) -> Iterator[Answer] | Iterator[list[Answer]]:
+        errors: Literal["raise", "yield"] = "raise",
+    ) -> Iterator[Answer | PairError] | Iterator[list[Answer] | PairError]:
         """Answer any number of questions, in order, in bounded memory.
 
         The iterable is read as answers are taken, up to 4,096 pairs ahead, fewer once they hold 32 characters for
@@ -206,19 +226,24 @@ class QuestionAnswerer:
             schedule: tokens that each layer keeps; all by default.
             top_k: answers to each question.
             budget: instead of a schedule, as calling the answerer.
+            errors: ``"raise"``, or ``"yield"``, by which a pair that cannot be answered gives its `TypeError` or
+                `ValueError`, as calling the answerer raises it, in place of its answer.
 
         Returns:
             An iterator over an `Answer` per pair, or over a list of them, as `top` gives, where ``top_k`` is above 1.
 
         Raises:
-            TypeError, ValueError: at once for ``schedule``, ``budget`` and ``top_k``; for a pair as calling the
-                answerer, with its number, from 0, when all answers before it are out. `check_pair` finds such a pair
-                beforehand.
+            TypeError, ValueError: at once for all but the pairs; for a pair as calling the answerer, with its number,
+                from 0, when all answers before it are out, as is what the iterable itself raises.
         """
         _check_count("top_k", top_k, 1)
+        if errors not in ("raise", "yield"):
+            raise ValueError(f"errors must be 'raise' or 'yield', not {errors!r}")
         schedule = self._choose(schedule, budget)
-        answers = self._stream(enumerate(pairs), schedule, top_k)
-        return (best[0] for best in answers) if top_k == 1 else answers
+        parts = self.prepare_many(pairs)
+        found = (one for part in parts for one in self._answer_readable(part, schedule, top_k))
+        answers = found if errors == "yield" else without_errors(found)
+        return (one if isinstance(one, PairError) else one[0] for one in answers) if top_k == 1 else answers
 
     def prepare(self, pairs: Iterable[Pair]) -> Prepared:
         """Tokenize questions once, to answer them with many schedules by `answer_prepared`; all are held in memory.
@@ -226,20 +251,21 @@ class QuestionAnswerer:
         Raises:
             TypeError, ValueError: as `answer_many`, at once.
         """
-        numbered = enumerate(pairs)
-        examples: list[Example] = []
-        while True:
-            more, failure = self._read(numbered)
-            if failure is not None:
-                raise failure
-            if not more:
-                return Prepared(tuple(examples))
-            examples += more
+        return Prepared(tuple(without_errors(one for part in self.prepare_many(pairs) for one in part.examples)))
 
-    def answer_prepared(self, prepared: Prepared, *, schedule: LengthSchedule | None = None) -> list[Answer]:
-        """The best answer to each of the prepared questions; errors of the schedule as calling the answerer."""
+    def prepare_many(self, pairs: Iterable[Pair]) -> Iterator[Prepared]:
+        """Tokenize any number of questions, a part at a time in bounded memory; wrong pairs leave their errors."""
+        characters = BUFFER_CHARACTERS_PER_TOKEN * self.batch_tokens
+        buffers = read_examples(iter(pairs), self.tokenizer, self._size, characters)
+        return (Prepared(tuple(examples)) for examples in buffers)
+
+    def answer_prepared(
+        self, prepared: Prepared, *, schedule: LengthSchedule | None = None
+    ) -> list[Answer | PairError]:
+        """The best answer to each of the prepared questions, or its error; errors of the schedule are raised."""
         self._check_schedule(schedule)
-        return [best[0] for best in self._answer(prepared.examples, schedule, 1)]
+        answers = self._answer_readable(prepared, schedule, 1)
+        return [one if isinstance(one, PairError) else one[0] for one in answers]
 
     def within_budget(self, budget: float) -> MeasuredSchedule:
         """The most accurate of `schedules` whose MACs are at most this part of the full model's.
@@ -260,15 +286,6 @@ class QuestionAnswerer:
                 "folder with `dtbert search`, or pass schedule= (`--schedule`) instead"
             )
         return self.front.within(budget)
-
-    def check_pair(self, question: str, context: str) -> None:
-        """Raise what calling the answerer would raise for this pair, without running the model."""
-        check_pair(question, context)
-        # Where the beginning of the context has a token, so has the whole.
-        question_tokens, beginning = tokenize(self.tokenizer, [question, context[:_HEAD]])
-        if not len(beginning.ids):
-            (beginning,) = tokenize(self.tokenizer, [context])
-        self._size.example(question_tokens, beginning)
 
     def windows(self, question: str, context: str) -> list[Window]:
         """What the model reads to answer: at least one window, in order of the text.
@@ -300,42 +317,12 @@ class QuestionAnswerer:
         check_pair(question, context)
         return self._size.example(*tokenize(self.tokenizer, [question, context]))
 
-    def _stream(
-        self, numbered: Iterator[tuple[int, Pair]], schedule: LengthSchedule | None, top_k: int
-    ) -> Iterator[list[Answer]]:
-        while True:
-            examples, failure = self._read(numbered)
-            yield from self._answer(examples, schedule, top_k)
-            if failure is not None:
-                raise failure
-            if not examples:
-                return
-
-    def _read(self, numbered: Iterator[tuple[int, Pair]]) -> tuple[list[Example], Exception | None]:
-        """A buffer of examples, empty at the end, and what cut it short: a wrong pair, or an iterable that failed."""
-        numbers: list[int] = []
-        texts: list[str] = []
-        examples: list[Example] = []
-        characters = 0
-        failure: Exception | None = None
-        try:
-            for number, pair in numbered:
-                with _naming(number):
-                    texts += _checked(pair)
-                numbers.append(number)
-                characters += len(texts[-1]) + len(texts[-2])
-                if len(numbers) == BUFFER_PAIRS or characters >= BUFFER_CHARACTERS_PER_TOKEN * self.batch_tokens:
-                    break
-        except Exception as error:
-            failure = error
-        tokens = tokenize(self.tokenizer, texts)
-        try:
-            for number, question, context in zip(numbers, tokens[::2], tokens[1::2], strict=True):
-                with _naming(number):
-                    examples.append(self._size.example(question, context))
-        except ValueError as error:
-            failure = error
-        return examples, failure
+    def _answer_readable(
+        self, prepared: Prepared, schedule: LengthSchedule | None, k: int
+    ) -> list[list[Answer] | PairError]:
+        examples = prepared.examples
+        answers = iter(self._answer([one for one in examples if isinstance(one, Example)], schedule, k))
+        return [next(answers) if isinstance(one, Example) else one for one in examples]
 
     def _answer(self, examples: Sequence[Example], schedule: LengthSchedule | None, k: int) -> list[list[Answer]]:
         best = [BestAnswers(example.context, k) for example in examples]
@@ -349,21 +336,6 @@ class QuestionAnswerer:
             for window, part in enumerate(parts):
                 best[part.row].add(spans.of(window), part.begin, spans.log_totals[window])
         return [answers.answers() for answers in best]
-
-
-def _checked(pair: Pair) -> Pair:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise TypeError(f"expected (question, context), got {type(pair).__name__} {pair!r:.60}")
-    check_pair(*pair)
-    return pair
-
-
-@contextmanager
-def _naming(number: int) -> Iterator[None]:
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"pair {number}: {error}") from error
 
 
 def _check_count(name: str, value: int, least: int) -> None:

@@ -17,6 +17,9 @@ _NUM_SPECIAL = 3
 # ... with one token of question, and one of context that the window before did not have.
 _SMALLEST = _NUM_SPECIAL + 2
 
+# What is wrong with a question and a context that cannot be read.
+PairError = TypeError | ValueError
+
 
 class Window(NamedTuple):
     """What the model reads at a time: ``[CLS] question [SEP] part of the context [SEP]``.
@@ -42,9 +45,13 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Questions ready to be answered any number of times; a slice of them is one too."""
+    """Questions ready to be answered any number of times; a slice of them is one too.
 
-    examples: tuple[Example, ...]
+    Attributes:
+        examples: in order; in place of a question that cannot be read, its error.
+    """
+
+    examples: tuple[Example | PairError, ...]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -53,10 +60,11 @@ class Prepared:
         return Prepared(self.examples[rows])
 
     def window_lengths(self) -> list[tuple[int, int]]:
-        """Of each window of all questions: its tokens, and how many of them are of segment 0."""
+        """Of each window of the questions that can be read: its tokens, and how many of them are of segment 0."""
         return [
             (len(example.question.ids) + _NUM_SPECIAL + end - begin, len(example.question.ids) + 2)
             for example in self.examples
+            if isinstance(example, Example)
             for begin, end in example.parts
         ]
 
@@ -125,13 +133,15 @@ class Part(NamedTuple):
     num_tokens: int
 
 
+def parts_of(row: int, example: Example) -> list[Part]:
+    """The windows of an example."""
+    around = len(example.question.ids) + _NUM_SPECIAL
+    return [Part(row, begin, end, around + end - begin) for begin, end in example.parts]
+
+
 def batches(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Part]]:
     """All windows of the examples, the longest first, as many at a time as ``batch_tokens`` holds when padded."""
-    parts = [
-        Part(row, begin, end, len(example.question.ids) + _NUM_SPECIAL + end - begin)
-        for row, example in enumerate(examples)
-        for begin, end in example.parts
-    ]
+    parts = [part for row, example in enumerate(examples) for part in parts_of(row, example)]
     parts.sort(key=lambda part: -part.num_tokens)
     begin = 0
     while begin < len(parts):

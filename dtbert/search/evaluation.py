@@ -2,22 +2,21 @@
 
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
+from dtbert.evaluation import PreparedQuestions, Score, SquadQuestion, check_readable
 from dtbert.files import text_sha256
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency, Prepared, QuestionAnswerer
-from dtbert.squad import Score, SquadQuestion, score_prediction
 
 _TIMED_QUESTIONS = 32
 _TIMED_ROUNDS = 3
 
 
-class Evaluator(Protocol):
+class ScheduleEvaluator(Protocol):
     """What a search asks about schedules; the schedule None is the full model."""
 
     @property
@@ -50,39 +49,23 @@ class QuestionEvaluator:
     def __init__(self, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> None:
         if not questions:
             raise ValueError("there are no questions to search with")
-        for question in questions:
-            try:
-                answerer.check_pair(question.question, question.context)
-            except ValueError as error:
-                raise ValueError(f"question {question.id}: {error}; take it out of the file") from error
-        self.answerer = answerer
-        self._prepared = answerer.prepare((question.question, question.context) for question in questions)
-        self._answers = [[answer.text for answer in question.answers] for question in questions]
-        self._windows = Counter(self._prepared.window_lengths())
+        self.answerer, self._questions = answerer, PreparedQuestions(answerer, questions)
+        check_readable(self._questions.unreadable)
 
     @property
     def num_questions(self) -> int:
-        return len(self._answers)
+        return len(self._questions.questions)
 
     def macs(self, schedule: LengthSchedule | None) -> Macs:
-        config = self.answerer.config
-        schedule = schedule or LengthSchedule.ratios([1] * config.num_hidden_layers)
-        published = executed = 0
-        for (length, question_length), count in self._windows.items():
-            macs = schedule.macs(config, length, question_length=question_length)
-            published += count * macs.published
-            executed += count * macs.executed
-        return Macs(round(published / self.num_questions), round(executed / self.num_questions))
+        cost = self._questions.cost(schedule)
+        return Macs(round(cost.published), round(cost.executed))
 
     def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
-        answers = self.answerer.answer_prepared(self._prepared[begin:end], schedule=schedule)
-        return [
-            score_prediction(answer.text, gold) for answer, gold in zip(answers, self._answers[begin:end], strict=True)
-        ]
+        return list(self._questions.evaluate(schedule, begin, end).per_question.values())
 
     def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
         """Medians of rounds in which the schedules and the full model take turns on the first questions."""
-        sample = self._prepared[:_TIMED_QUESTIONS]
+        sample = self._questions.prepared[:_TIMED_QUESTIONS]
         # The first round warms up.
         rounds = [
             [self._seconds(sample, schedule) / len(sample) for schedule in (None, *schedules)]

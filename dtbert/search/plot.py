@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.files import naming
 from dtbert.model import LengthSchedule
-from dtbert.search.evaluation import Evaluator
+from dtbert.search.evaluation import ScheduleEvaluator
 from dtbert.search.records import Record, records_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: 
         pyplot.close(figure)
 
 
-def read_published(path: str, config: "BertConfig", evaluator: Evaluator) -> list[PublishedPoint]:
+def read_published(path: str, config: "BertConfig", evaluator: ScheduleEvaluator) -> list[PublishedPoint]:
     """Published schedules of a model of the same sizes, each at what its lengths cost on the questions at hand.
 
     Args:

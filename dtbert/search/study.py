@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency
 from dtbert.search import records
-from dtbert.search.evaluation import Evaluator
+from dtbert.search.evaluation import ScheduleEvaluator
 from dtbert.search.records import Record, is_beaten, records_of
 from dtbert.search.space import SearchSpace
 
@@ -108,7 +108,7 @@ class Search:
         self,
         study: Study,
         space: SearchSpace,
-        evaluator: Evaluator,
+        evaluator: ScheduleEvaluator,
         *,
         objective: Objective = "macs",
         macs_range: tuple[float, float] = (0.0, 1.0),

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from dtbert.evaluation import SquadQuestion
 from dtbert.model import BertConfig, PackedBatch
-from dtbert.qa.tokenize import Tokens, special_ids, tokenize
-from dtbert.qa.windows import Example, Part, WindowSize, pack
-from dtbert.squad import SquadQuestion
+from dtbert.qa.reading import read_examples
+from dtbert.qa.tokenize import Tokens, special_ids
+from dtbert.qa.windows import Example, PairError, Part, WindowSize, pack, parts_of
 
-# Questions that go through the tokenizer together.
-_GROUP = 4096
+# Questions of so many characters go through the tokenizer together.
+_BUFFER_CHARACTERS = 2**20
 # [CLS] and the [SEP] after the question.
 _NUM_BEFORE_CONTEXT = 2
 
@@ -66,7 +68,7 @@ class TrainingSet:
         """Tokenize questions and label their windows with the first accepted answer.
 
         Args:
-            questions: of `dtbert.squad.read_squad`.
+            questions: of `dtbert.evaluation.read_squad`.
             tokenizer: made plain, as `dtbert.qa.load_tokenizer` gives it.
             config: of the model to be trained.
             window, stride: tokens, as of `dtbert.QuestionAnswerer`.
@@ -78,32 +80,31 @@ class TrainingSet:
         special = special_ids(tokenizer, config.vocab_size)
         found = cls([], [], [], np.empty((0, 2), np.int64), special, [])
         labels: list[tuple[int, int]] = []
-        for begin in range(0, len(questions), _GROUP):
-            group = questions[begin : begin + _GROUP]
-            tokens = tokenize(tokenizer, [text for one in group for text in (one.question, one.context)])
-            for one, question, context in zip(group, tokens[::2], tokens[1::2], strict=True):
-                answer = one.answers[0]
-                try:
-                    example = size.example(question, context)
-                    span = _answer_tokens(context, answer.start, answer.start + len(answer.text))
-                except ValueError as error:
-                    found.unusable.append(f"{one.id}: {error}")
-                    continue
+        pairs = ((one.question, one.context) for one in questions)
+        examples = chain.from_iterable(read_examples(pairs, tokenizer, size, _BUFFER_CHARACTERS))
+        for one, example in zip(questions, examples, strict=True):
+            answer = one.answers[0]
+            try:
+                if isinstance(example, PairError):
+                    raise example
+                span = _answer_tokens(example.context, answer.start, answer.start + len(answer.text))
+            except ValueError as error:
+                found.unusable.append(f"{one.id}: {error}")
+            else:
                 labels += found._add(one.id, example, span)
         if not found.parts:
             raise ValueError(f"none of {len(questions)} questions can be trained on: {'; '.join(found.unusable[:3])}")
         return cls(found.examples, found.ids, found.parts, np.array(labels, np.int64), special, found.unusable)
 
     def _add(self, identifier: str, example: Example, span: tuple[int, int]) -> list[tuple[int, int]]:
-        labels = []
         before = _NUM_BEFORE_CONTEXT + len(example.question.ids)
-        for begin, end in example.parts:
-            self.parts.append(Part(len(self.examples), begin, end, before + end - begin + 1))
-            inside = begin <= span[0] and span[1] < end
-            labels.append((before + span[0] - begin, before + span[1] - begin) if inside else (0, 0))
+        self.parts.extend(parts_of(len(self.examples), example))
         self.examples.append(example)
         self.ids.append(identifier)
-        return labels
+        return [
+            (before + span[0] - begin, before + span[1] - begin) if begin <= span[0] and span[1] < end else (0, 0)
+            for begin, end in example.parts
+        ]
 
     def check_fits(self, batch_tokens: int) -> None:
         """Raise ValueError where a window has more tokens than a step."""

@@ -23,7 +23,7 @@ from dtbert.training.options import TrainingOptions
 from dtbert.training.step import Pass, SpanModel, losses_of_step
 
 # Measures the model that is trained; `main` decides when it is best, larger is better.
-Evaluator = Callable[[], Mapping[str, float]]
+Measure = Callable[[], Mapping[str, float]]
 
 
 class TrainingError(ValueError):
@@ -58,7 +58,7 @@ class Trainer:
         options: TrainingOptions,
         folder: RunFolder | None,
         tokenizer_folder: Path,
-        evaluate: Evaluator | None = None,
+        evaluate: Measure | None = None,
         teacher: Teacher | None = None,
     ) -> None:
         data.check_fits(options.batch_tokens)

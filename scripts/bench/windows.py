@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dtbert.evaluation import read_squad
 from dtbert.model import PackedBatch
 from dtbert.qa import load_tokenizer
 from dtbert.qa.tokenize import special_ids, tokenize
 from dtbert.qa.windows import WindowSize, windows
-from dtbert.squad import read_squad
 from dtbert.weights import load_model, resolve_source
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from dtbert.cli.evaluate import cost, spread
+from dtbert.evaluation import evaluate, read_squad
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
-from dtbert.squad import GoldAnswer, SquadQuestion, evaluate, read_squad
 from tests.cli.conftest import Run
 
 CONTEXTS = ["Ada wrote it in London in 1843.", "Zoe said it in Paris. " * 40, "the letter to Ada, " * 200]
@@ -62,42 +61,6 @@ def test_evaluate_prints_a_table(run: Run, model_folder: Path, questions_file: P
     assert all(len(line) <= 80 for line in dropping.splitlines())
 
 
-def test_cost_sums_over_windows_and_averages_over_questions(model_folder: Path, questions_file: Path) -> None:
-    answerer, questions = QuestionAnswerer.load(model_folder), read_squad(questions_file)[::4]
-    schedule, config = LengthSchedule.ratios([0.9, 0.4], scorer="from_question"), answerer.config
-    everything = LengthSchedule.ratios([1, 1])
-    executed = published = own = padded = windows = 0
-    for question in questions:
-        head = len(answerer.tokenizer.encode(question.question, add_special_tokens=False).ids) + 2
-        tail = len(answerer.tokenizer.encode(question.context, add_special_tokens=False).ids)
-        # Windows by hand: each has room for this many tokens of context, and begins `room - stride` after the last.
-        room = answerer.window - head - 1
-        begin = 0
-        while True:
-            length = head + min(room, tail - begin) + 1
-            executed += schedule.macs(config, length, question_length=head).executed
-            published += schedule.macs(config, length).published
-            own += everything.macs(config, length).published
-            padded += everything.macs(config, 384).published
-            windows += 1
-            if begin + room >= tail:
-                break
-            begin += room - answerer.stride
-    assert windows > len(questions)
-    found = cost(answerer, questions, schedule)
-    assert (found.executed, found.published) == (executed / len(questions), published / len(questions))
-    assert (found.own_length, found.padded) == (own / len(questions), padded / len(questions))
-    assert found.windows == windows / len(questions)
-
-
-def test_cost_without_a_schedule_is_the_plain_models(model_folder: Path, questions_file: Path) -> None:
-    answerer, questions = QuestionAnswerer.load(model_folder), read_squad(questions_file)
-    plain = cost(answerer, questions, None)
-    assert plain.executed == plain.published == plain.own_length < plain.padded
-    assert cost(answerer, questions, LengthSchedule.ratios([1, 1])) == plain
-    assert cost(answerer, questions, LengthSchedule.ratios([0.5, 0.1])).executed < plain.own_length
-
-
 def test_evaluate_counts_a_question_that_is_too_long_as_wrong(run: Run, model_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "squad.json"
     write_squad(path, ["who wrote it?", "who " * 400])
@@ -114,9 +77,6 @@ def test_evaluate_counts_a_question_that_is_too_long_as_wrong(run: Run, model_fo
 
 
 def test_limit_spreads_over_the_file(run: Run, model_folder: Path, questions_file: Path) -> None:
-    questions = [SquadQuestion(str(number), "", "", "", (GoldAnswer("", 0),)) for number in range(10)]
-    assert [question.id for question in spread(questions, 4)] == ["0", "2", "5", "7"]
-    assert spread(questions, 10) == spread(questions, 99) == spread(questions, None) == questions
     report = json.loads(run("evaluate", questions_file, "--model", model_folder, "--limit", 5, "--json").out)
     assert report["questions"] == 5
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from dtbert.evaluation import Score, read_squad
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer, read_schedules
-from dtbert.squad import Score, read_squad
 from tests.cli.conftest import Run
 from tests.training.conftest import write_model, write_questions
 

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 
 from dtbert import BertForQuestionAnswering, LengthSchedule, save_model
 from dtbert.model import PackedBatch, SpanLogits
-from dtbert.qa import Answer, QuestionAnswerer, load_tokenizer
+from dtbert.qa import Answer, PairError, QuestionAnswerer, load_tokenizer, reading
 from dtbert.qa.answerer import BUFFER_CHARACTERS_PER_TOKEN
 from dtbert.weights import resolve_source
 from tests.qa.conftest import make_model
@@ -87,10 +88,8 @@ def error_of(function: Callable[[str, str], object], question: str, context: str
 @example(question="Why\0?", context="\u200b" * 300 + "word")
 @example(question="Why?", context="\u200b" * 300)
 @example(question="\u200b", context="word")
-def test_any_two_texts_have_an_answer_or_the_error_of_check_pair(
-    answerer: QuestionAnswerer, question: str, context: str
-) -> None:
-    refused = error_of(answerer.check_pair, question, context)
+def test_any_two_texts_have_an_answer_or_an_error(answerer: QuestionAnswerer, question: str, context: str) -> None:
+    refused = error_of(answerer.windows, question, context)
     assert error_of(answerer, question, context) == refused
     if refused is None:
         answer = answerer(question, context)
@@ -210,15 +209,69 @@ def test_answer_many_names_a_wrong_pair_when_the_answers_before_it_are_out(
         next(answers)
 
 
-def test_answer_many_passes_on_the_iterables_own_error_after_the_answers_before_it(answerer: QuestionAnswerer) -> None:
+WRONG: list[tuple[object, type[Exception], str]] = [
+    ((QUESTION, " "), ValueError, "the context is blank: give it at least one word"),
+    ((QUESTION, "\u200b"), ValueError, "the context has only characters that the tokenizer skips: give it at least"),
+    (("why " * 400, LETTER), ValueError, "the question has 400 tokens"),
+    (("a\ud800", LETTER), ValueError, "the question holds a lone surrogate"),
+    ((QUESTION, 7), TypeError, "the context must be a string, not int"),
+    ("ab", TypeError, "expected (question, context), got str 'ab'"),
+]
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+@given(wrong=st.lists(st.none() | st.integers(0, len(WRONG) - 1), max_size=8))
+@example(wrong=[0, 1, 2, 3, 4, 5])
+@example(wrong=[2, None, 0, 1, None, 4])
+def test_answer_many_may_give_errors_in_the_place_of_answers(
+    answerer: QuestionAnswerer, top_k: int, wrong: list[int | None]
+) -> None:
+    pairs: list[Any] = [(QUESTION, f"{i} {LETTER}") if kind is None else WRONG[kind][0] for i, kind in enumerate(wrong)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "BUFFER_PAIRS", 3)
+        found: list[Any] = list(answerer.answer_many(iter(pairs), top_k=top_k, errors="yield"))
+    assert len(found) == len(pairs)
+    for pair, kind, one in zip(pairs, wrong, found, strict=True):
+        if kind is None:
+            same([one] if top_k == 1 else one, answerer.top(*pair, top_k))
+        else:
+            _, error, message = WRONG[kind]
+            assert type(one) is error
+            assert isinstance(one, PairError)
+            assert str(one).startswith(message)
+
+
+def test_answer_many_goes_on_after_more_errors_than_it_reads_ahead(
+    answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BUFFER_PAIRS", 2)
+    *errors, last = answerer.answer_many([("", LETTER)] * 7 + [(QUESTION, LETTER)], errors="yield")
+    assert [str(error) for error in errors] == ["the question is empty: give it at least one word"] * 7
+    assert last == answerer(QUESTION, LETTER)
+    # Without answers before it, and far from the beginning, the number is the pair's own.
+    answers = answerer.answer_many([(QUESTION, LETTER)] * 5 + [("", LETTER)])
+    with pytest.raises(ValueError, match=r"^pair 5: the question is empty"):
+        list(answers)
+
+
+@pytest.mark.parametrize("errors", ["raise", "yield"])
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_answer_many_passes_on_the_iterables_own_error_after_the_answers_before_it(
+    answerer: QuestionAnswerer, errors: Any, error: type[Exception]
+) -> None:
     def broken() -> Iterator[tuple[str, str]]:
         yield QUESTION, LETTER
-        raise RuntimeError("the disk is gone")
+        raise error("the disk is gone")
 
-    answers = answerer.answer_many(broken())
+    answers = answerer.answer_many(broken(), errors=errors)
     assert next(answers) == answerer(QUESTION, LETTER)
-    with pytest.raises(RuntimeError, match="the disk is gone"):
+    with pytest.raises(error, match=r"^the disk is gone"):
         next(answers)
+
+
+def test_answer_many_says_at_once_what_errors_may_be(answerer: QuestionAnswerer) -> None:
+    with pytest.raises(ValueError, match="errors must be 'raise' or 'yield', not 'ignore'"):
+        answerer.answer_many([], errors="ignore")  # type: ignore[call-overload]
 
 
 def test_several_threads_get_the_answers_of_one(make_answerer: Callable[..., QuestionAnswerer]) -> None:

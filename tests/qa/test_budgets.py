@@ -216,6 +216,11 @@ def test_prepared_questions_have_the_same_answers(answerer: QuestionAnswerer) ->
     assert len(windows) > 3
     assert prepared.window_lengths() == expected_lengths
     assert len(answerer.prepare([])) == 0
+    (part,) = answerer.prepare_many([*pairs[:2], ("", CONTEXT), pairs[2]])
+    assert part.window_lengths() == expected_lengths
+    *_, wrong, last = answerer.answer_prepared(part)
+    assert str(wrong) == "the question is empty: give it at least one word"
+    assert last[:3] == answerer(*pairs[2])[:3]
     with pytest.raises(ValueError, match="pair 1: the question is empty"):
         answerer.prepare([pairs[0], ("", CONTEXT)])
     with pytest.raises(ValueError, match="3 entries, the model 2 layers"):

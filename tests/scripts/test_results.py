@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import dtbert
+from dtbert.evaluation import read_squad
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront, load_tokenizer, read_schedules, write_schedules
-from dtbert.squad import read_squad
 from dtbert.weights import resolve_source, save_model, weights_sha256
 from tests.qa.conftest import make_model
 
@@ -90,7 +90,7 @@ def test_rows_are_what_evaluate_finds(results: Results, model: Path, questions: 
     answerer = QuestionAnswerer.load(model)
     for row, schedule in ((full, None), (half, SCHEDULE)):
         texts = {one.id: answerer(one.question, one.context, schedule=schedule).text for one in asked}
-        scores = dtbert.squad.evaluate(asked, texts)
+        scores = dtbert.evaluation.evaluate(asked, texts)
         assert (row["f1"], row["exact_match"]) == (round(scores.f1, 3), round(scores.exact_match, 3))
     assert full["executed"] == 1 > half["executed"]
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from dtbert.evaluation import GoldAnswer, SquadQuestion, score_prediction
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer, load_tokenizer
 from dtbert.search import QuestionEvaluator
-from dtbert.squad import GoldAnswer, SquadQuestion, score_prediction
 from dtbert.weights import resolve_source
 from tests.qa.conftest import make_model
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 
 import dtbert
+from dtbert.evaluation import GoldAnswer, SquadQuestion
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency, read_schedules, write_schedules
 from dtbert.search import Effort, Record, bootstrap_intervals, front_of, in_search_order, pareto, plot
-from dtbert.squad import GoldAnswer, SquadQuestion
 from tests.search.toys import STARTS, Toy, toy_search
 
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.samplers import NSGAIISampler, TPESampler
 
+from dtbert.evaluation import Score
 from dtbert.model import LengthSchedule, Macs
 from dtbert.search import Effort, Record, is_beaten, open_study, pareto, records_of, sqlite_url, study
 from dtbert.search.front import full_records
 from dtbert.search.records import margin_of_many
 from dtbert.search.storage import SamplerName
-from dtbert.squad import Score
 from tests.search.toys import STARTS, Toy, best_f1, sqlite, take_part, toy_search
 
 

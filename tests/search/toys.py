@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dtbert.evaluation import Score
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency
 from dtbert.search import Effort, Search, SearchSpace, constant_ratio, open_study
-from dtbert.squad import Score
 
 FULL_MACS = 1_000_000
 SCORERS = ("cls", "random")

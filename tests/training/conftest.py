@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dtbert.evaluation import SquadQuestion, read_squad
 from dtbert.model import BertConfig, BertForQuestionAnswering
 from dtbert.qa import load_tokenizer
-from dtbert.squad import SquadQuestion, read_squad
 from dtbert.training import RunFolder, Trainer, TrainingOptions, TrainingSet
 from dtbert.weights import load_trainable, save_model
 

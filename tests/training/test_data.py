@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from dtbert.evaluation import GoldAnswer, SquadQuestion
 from dtbert.model import BertConfig
 from dtbert.qa import load_tokenizer
-from dtbert.squad import GoldAnswer, SquadQuestion
 from dtbert.training import TrainingSet
 from dtbert.weights import resolve_source
 

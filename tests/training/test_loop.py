@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dtbert.evaluation import SquadQuestion, evaluate
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer, load_tokenizer
-from dtbert.squad import SquadQuestion, evaluate
 from dtbert.training import (
     Distillation,
     LengthDrop,

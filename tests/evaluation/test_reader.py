@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtbert.squad import GoldAnswer, read_squad
+from dtbert.evaluation import GoldAnswer, read_squad
 
 DOCUMENT: dict[str, Any] = {
     "version": "1.1",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtbert.squad import (
+from dtbert.evaluation import (
     GoldAnswer,
     Score,
     SquadQuestion,

@@ -1,0 +1,167 @@
+"""Predict, score and count: what a model gets right on questions with a schedule, and what that costs."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from dtbert.evaluation.metric import Evaluation, evaluate
+from dtbert.evaluation.reader import SquadQuestion
+from dtbert.model import LengthSchedule, Macs
+from dtbert.qa import Answer, PairError, Prepared, QuestionAnswerer
+
+
+class Cost(NamedTuple):
+    """What answering costs: means over questions, each of them the sum over its windows; and tokens a window.
+
+    Attributes:
+        executed, published: MACs a question with the schedule, as `dtbert.model.Macs`.
+        own_length: MACs a question where nothing is dropped.
+        padded: MACs a question where nothing is dropped and every window is padded to the answerer's ``window``.
+        windows: windows a question.
+        tokens: tokens a window.
+    """
+
+    executed: float
+    published: float
+    own_length: float
+    padded: float
+    windows: float
+    tokens: float
+
+
+class PreparedQuestions:
+    """Questions that are tokenized once, to be answered, scored and counted with any schedule.
+
+    A question that the model cannot read has no prediction, counts as wrong, and costs nothing.
+
+    Attributes:
+        answerer, questions, prepared: the model, the questions, and their tokens.
+        unreadable: what is wrong with each question that the model cannot read, by id.
+    """
+
+    def __init__(self, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> None:
+        self.answerer, self.questions = answerer, tuple(questions)
+        parts = answerer.prepare_many(_pairs(questions))
+        self.prepared = Prepared(tuple(one for part in parts for one in part.examples))
+        self.unreadable = _unreadable(questions, self.prepared.examples)
+        self._lengths = Counter(self.prepared.window_lengths())
+
+    def predict(self, schedule: LengthSchedule | None = None, begin: int = 0, end: int | None = None) -> dict[str, str]:
+        """Answers by id, to the questions number ``begin`` to ``end``; errors of the schedule as the answerer's."""
+        answers = self.answerer.answer_prepared(self.prepared[begin:end], schedule=schedule)
+        return _predictions(self.questions[begin:end], answers)
+
+    def evaluate(self, schedule: LengthSchedule | None = None, begin: int = 0, end: int | None = None) -> Evaluation:
+        """The official metric of `predict`; ValueError where there are no questions."""
+        return evaluate(self.questions[begin:end], self.predict(schedule, begin, end))
+
+    def cost(self, schedule: LengthSchedule | None = None) -> Cost:
+        """Of the questions that can be read, without answering them; ValueError where there are none."""
+        return _cost(self.answerer, len(self.questions) - len(self.unreadable), self._lengths, schedule)
+
+
+class Measurement(NamedTuple):
+    """What a model did with questions.
+
+    Attributes:
+        predictions: the text of each answer by question id.
+        unreadable: what is wrong with each question that the model cannot read, by id; it counts as wrong.
+        scores: the official metric.
+        cost: of the questions that the model can read; None where there are none.
+        questions_per_second: answers, from text to text.
+    """
+
+    predictions: dict[str, str]
+    unreadable: dict[str, str]
+    scores: Evaluation
+    cost: Cost | None
+    questions_per_second: float
+
+
+def measure(
+    answerer: QuestionAnswerer,
+    questions: Sequence[SquadQuestion],
+    schedule: LengthSchedule | None = None,
+    *,
+    on_answers: Callable[[int], object] = lambda _: None,
+) -> Measurement:
+    """Answer questions once, in bounded memory for their tokens, score the answers and count the work.
+
+    Args:
+        answerer, questions: the model, and what it is asked.
+        schedule: tokens that each layer keeps; all by default.
+        on_answers: called with the number of questions that are done since the last call.
+
+    Raises:
+        TypeError, ValueError: for the schedule, as calling the answerer; there are no questions.
+    """
+    answers: list[Answer | PairError] = []
+    lengths: Counter[tuple[int, int]] = Counter()
+    start = time.perf_counter()
+    for part in answerer.prepare_many(_pairs(questions)):
+        answers += answerer.answer_prepared(part, schedule=schedule)
+        lengths.update(part.window_lengths())
+        on_answers(len(part))
+    seconds = time.perf_counter() - start
+    predictions = _predictions(questions, answers)
+    cost = _cost(answerer, len(predictions), lengths, schedule) if predictions else None
+    scores = evaluate(questions, predictions)
+    return Measurement(predictions, _unreadable(questions, answers), scores, cost, len(predictions) / seconds)
+
+
+def check_readable(unreadable: Mapping[str, str]) -> None:
+    """Raise ValueError for the first question that a model cannot read, if there is one; the message has its id."""
+    for identifier, reason in unreadable.items():
+        raise ValueError(f"question {identifier}: {reason}; take it out of the file")
+
+
+def evenly_spaced(questions: Sequence[SquadQuestion], limit: int | None) -> Sequence[SquadQuestion]:
+    """``limit`` of the questions, at even distances, so that all parts of the file are heard; all for None."""
+    if limit is None or limit >= len(questions):
+        return questions
+    return [questions[index * len(questions) // limit] for index in range(limit)]
+
+
+def _pairs(questions: Sequence[SquadQuestion]) -> Iterator[tuple[str, str]]:
+    return ((one.question, one.context) for one in questions)
+
+
+def _predictions(questions: Sequence[SquadQuestion], answers: Sequence[Answer | PairError]) -> dict[str, str]:
+    return {one.id: found.text for one, found in zip(questions, answers, strict=True) if isinstance(found, Answer)}
+
+
+def _unreadable(questions: Sequence[SquadQuestion], found: Sequence[object]) -> dict[str, str]:
+    return {one.id: str(why) for one, why in zip(questions, found, strict=True) if isinstance(why, PairError)}
+
+
+def _cost(
+    answerer: QuestionAnswerer,
+    num_questions: int,
+    lengths: Mapping[tuple[int, int], int],
+    schedule: LengthSchedule | None,
+) -> Cost:
+    """Of windows by their tokens and those of segment 0; those alike are counted once."""
+    if not num_questions:
+        raise ValueError("the model can read none of the questions: there is no work to count")
+    full = _macs(answerer, lengths, None)
+    macs = full if schedule is None else _macs(answerer, lengths, schedule)
+    windows = sum(lengths.values())
+    tokens = sum(count * length for (length, _), count in lengths.items())
+    padding = _macs(answerer, {(answerer.window, answerer.window): 1}, None)
+    n = num_questions
+    own, padded = full.executed / n, windows * padding.executed / n
+    return Cost(macs.executed / n, macs.published / n, own, padded, windows / n, tokens / windows)
+
+
+def _macs(answerer: QuestionAnswerer, lengths: Mapping[tuple[int, int], int], schedule: LengthSchedule | None) -> Macs:
+    schedule = schedule or LengthSchedule.ratios([1] * answerer.config.num_hidden_layers)
+    published = executed = 0
+    with torch.inference_mode():  # as it answers
+        backend = answerer.model.backend_name
+    for (length, question_length), count in lengths.items():
+        macs = schedule.macs(answerer.config, length, question_length=question_length, backend=backend)
+        published, executed = published + count * macs.published, executed + count * macs.executed
+    return Macs(published, executed)

@@ -1,0 +1,74 @@
+"""Pairs in, examples out: any number of questions, tokenized a bounded number at a time."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tokenizers import Tokenizer
+
+from dtbert.qa.tokenize import Tokens, check_pair, tokenize
+from dtbert.qa.windows import Example, PairError, WindowSize
+
+T = TypeVar("T")
+
+# At most so many pairs are read at a time.
+BUFFER_PAIRS = 4096
+
+Pair = tuple[str, str]
+
+
+def read_examples(
+    pairs: Iterator[Pair], tokenizer: Tokenizer, size: WindowSize, characters: int
+) -> Iterator[list[Example | PairError]]:
+    """The examples of pairs, 4,096 at a time, or fewer that have so many characters; of a wrong pair its error.
+
+    What the iterator raises comes after the examples before it.
+    """
+    failure: Exception | None = None
+    while failure is None:
+        buffer, failure = _take(pairs, characters)
+        if not buffer:
+            break
+        tokens = iter(tokenize(tokenizer, [text for one in buffer if not isinstance(one, PairError) for text in one]))
+        yield [one if isinstance(one, PairError) else _example(size, next(tokens), next(tokens)) for one in buffer]
+    if failure is not None:
+        raise failure
+
+
+def without_errors(found: Iterable[T | PairError]) -> Iterator[T]:
+    """What was found for each pair, up to the first error, which is raised with the pair's number, from 0."""
+    for number, one in enumerate(found):
+        if isinstance(one, PairError):
+            raise type(one)(f"pair {number}: {one}")
+        yield one
+
+
+def _take(pairs: Iterator[Pair], characters: int) -> tuple[list[Pair | PairError], Exception | None]:
+    """Pairs, or what is wrong with them, and the iterator's own error."""
+    buffer: list[Pair | PairError] = []
+    try:
+        for pair in pairs:
+            checked = _checked(pair)
+            buffer.append(checked)
+            characters -= 0 if isinstance(checked, PairError) else len(checked[0]) + len(checked[1])
+            if len(buffer) == BUFFER_PAIRS or characters <= 0:
+                break
+    except Exception as error:
+        return buffer, error
+    return buffer, None
+
+
+def _checked(pair: Pair) -> Pair | PairError:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        return TypeError(f"expected (question, context), got {type(pair).__name__} {pair!r:.60}")
+    try:
+        check_pair(*pair)
+    except (TypeError, ValueError) as error:
+        return type(error)(str(error))  # made anew, for the one that was caught holds on to the texts
+    return pair
+
+
+def _example(size: WindowSize, question: Tokens, context: Tokens) -> Example | PairError:
+    try:
+        return size.example(question, context)
+    except ValueError as error:
+        return ValueError(str(error))
