@@ -73,6 +73,8 @@ class TokensLeft:
             lengths = zip(*map(schedule.lengths, batch.packing.seqlens), strict=True)
             self._targets = Packing.stack(list(lengths), batch.packing.cu_seqlens.device)
             self._scorers = [scorer_named(name) for name in schedule.scorers]
+            if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
+                raise ValueError(f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none")
 
     def drops_at(self, layer: int) -> bool:
         """Whether some of the tokens that are left do not leave this layer."""
