@@ -27,7 +27,7 @@ import torch
 
 from dtbert.cli.evaluate import cost, spread
 from dtbert.cli.options import describe_schedule, parse_schedule
-from dtbert.cli.output import write_whole
+from dtbert.files import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
 from dtbert.search import QuestionEvaluator, constant_ratio

@@ -1,12 +1,11 @@
 """The peer that dtbert must agree with: transformers' BERT with random weights, and dtbert with the same ones."""
 
-from unittest import mock
-
 import torch
 import transformers
 from torch import Tensor
 
-from dtbert.kernels import BackendName, cpu
+from dtbert.kernels import BackendName
+from dtbert.kernels.cpu import Cpu
 from dtbert.model import BertConfig, BertForQuestionAnswering
 
 HEADS = ("query", "key", "value")
@@ -48,14 +47,14 @@ def make_peer(config: transformers.BertConfig, seed: int = 0) -> transformers.Be
 
 
 def make_dtbert(
-    peer: transformers.BertForQuestionAnswering, *, backend: BackendName | None = None, pack: bool = True
+    peer: transformers.BertForQuestionAnswering, *, backend: BackendName | None = None, blocked: bool = True
 ) -> BertForQuestionAnswering:
-    """The same network in dtbert; its weights are packed or not, whatever pays on this machine."""
+    """The same network in dtbert; on a CPU its weights are in blocked layout or not, whatever pays on this machine."""
     model = BertForQuestionAnswering(BertConfig.from_dict(peer.config.to_dict()), backend=backend).eval()
     model.load_state_dict(translate(peer.state_dict(), peer.config.num_hidden_layers))
     model.to(peer.dtype).requires_grad_(False)
-    with mock.patch.object(cpu, "packing_pays", return_value=pack):
-        model.pack_weights()
+    if model.backend_name == "cpu":
+        Cpu(blocked).prepare(model)
     return model
 
 

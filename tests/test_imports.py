@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "dtbert"
 # Each room may import those before it.
 RANKS = {
+    "files": -1,
     "kernels": 0,
     "model": 1,
     "weights": 2,
@@ -50,6 +51,10 @@ def test_module_imports_only_rooms_below_it(path: Path) -> None:
         if name.startswith("dtbert."):
             there = name.split(".")[1]
             assert RANKS[there] <= RANKS[here], f"{here} imports {name}"
+
+
+def test_files_imports_the_standard_library_alone() -> None:
+    assert {name.split(".")[0] for name in imported_modules(PACKAGE / "files.py")} <= sys.stdlib_module_names
 
 
 def test_triton_is_imported_only_by_its_own_kernels() -> None:

@@ -5,20 +5,17 @@ input and the options that made it, stands in a file beside it, written before t
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from dtbert import __version__
 from dtbert.cli.options import load_for_schedule
-from dtbert.cli.output import check_output, write_whole
-
-if sys.platform != "win32":
-    import fcntl
+from dtbert.cli.output import check_output
+from dtbert.files import Json, file_sha256, lock, write_whole
 
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
@@ -68,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     _check_settings(output, settings)
     with output.open("ab") as sink:
-        _lock(sink, output)
+        if not lock(sink):
+            raise ValueError(f"another process is writing {output}: wait for it, or name another --output")
         done = progress(source, output)
         if not done.lines:
             write_whole(_settings_path(output), json.dumps(settings) + "\n")
@@ -97,31 +95,17 @@ def read_lines(source: Path) -> Iterator[Line]:
 
 def parse_line(number: int, raw: bytes) -> Line:
     """A line of the input, or what is wrong with it; whether the model can answer it is seen later."""
+    identifier: str | int | None = None
     try:
-        fields = json.loads(raw.decode("utf-8-sig").rstrip())
-    except UnicodeDecodeError as error:
-        return Line(number, error=f"not UTF-8 text (byte {error.start + 1})")
-    except json.JSONDecodeError as error:
-        return Line(number, error=f"not JSON ({error.msg.removesuffix(' at')} at character {error.colno})")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-        return Line(number, error=f"not JSON ({error})")
-    if not isinstance(fields, dict):
-        return Line(number, error='expected a JSON object with "question" and "context"')
-    identifier = fields.get("id")
-    if not isinstance(identifier, str | int | None) or isinstance(identifier, bool):
-        return Line(number, error=f'"id" must be a text or a whole number, not {_named(identifier)}')
-    for name in ("question", "context"):
-        if name not in fields:
-            return Line(number, identifier, error=f'"{name}" is missing')
-        if not isinstance(fields[name], str):
-            return Line(number, identifier, error=f'"{name}" must be a text, not {_named(fields[name])}')
-    return Line(number, identifier, fields["question"], fields["context"])
-
-
-def _named(value: Any) -> str:
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    return json.dumps(value)[:40]
+        fields = Json.parse(raw.rstrip())
+        if not isinstance(fields.value, dict):
+            raise ValueError('expected a JSON object with "question" and "context"')
+        if (found := fields.get("id")) is not None:
+            found.of(str, int)
+            identifier = found.value
+        return Line(number, identifier, fields.field("question").of(str), fields.field("context").of(str))
+    except ValueError as error:
+        return Line(number, identifier, error=str(error))
 
 
 def chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
@@ -190,12 +174,8 @@ def _dump(line: Line, fields: dict[str, Any]) -> bytes:
 
 def survey(source: Path) -> tuple[str, int]:
     """The SHA-256 of the input, and how many of its lines are not blank."""
-    digest, lines = hashlib.sha256(), 0
     with source.open("rb") as file:
-        for raw in file:
-            digest.update(raw)
-            lines += bool(raw.strip())
-    return digest.hexdigest(), lines
+        return file_sha256(source), sum(bool(raw.strip()) for raw in file)
 
 
 def progress(source: Path, output: Path) -> Progress:
@@ -212,11 +192,10 @@ def progress(source: Path, output: Path) -> Progress:
                 break
             line = next(expected, None)
             try:
-                fields = json.loads(raw)
-                same = line is not None and (fields["line"], fields.get("id")) == (line.number, line.id)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-                same = False
-            if not same:
+                fields = Json.parse(raw).of(dict)
+            except ValueError:
+                fields = {}
+            if line is None or (fields.get("line"), fields.get("id")) != (line.number, line.id):
                 raise ValueError(f"{output}: line {lines + 1} does not belong to this input{_afresh(output)}")
             lines, failed, size = lines + 1, failed + ("error" in fields), size + len(raw)
     return Progress(lines, failed, size)
@@ -239,14 +218,14 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
         return
     record = _settings_path(output)
     try:
-        before = json.loads(record.read_text("utf-8"))
+        before = Json.parse(record.read_bytes()).of(dict)
         changed = sorted(name for name in settings if before.get(name, ...) != settings[name])
     except FileNotFoundError:
         raise ValueError(
             f"{output} is there already, without the {record.name} that such a run leaves{_afresh(output)}"
         ) from None
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{record} is damaged{_afresh(output)}") from error
+    except ValueError as error:
+        raise ValueError(f"{record} is damaged ({error}){_afresh(output)}") from error
     if changed:
         names = ", ".join("input" if name == "input_sha256" else name for name in changed)
         raise ValueError(f"{output} was made from other settings ({names}){_afresh(output)}")
@@ -254,14 +233,3 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
 
 def _afresh(output: Path) -> str:
     return f": name another --output, or delete {output} to start afresh"
-
-
-def _lock(sink: BinaryIO, output: Path) -> None:
-    """Keep a second process from writing the same lines; the lock goes with the process, however it ends."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another process is writing {output}: wait for it, or name another --output") from error
-        except OSError:  # a file system without locks
-            pass

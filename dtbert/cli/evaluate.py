@@ -17,7 +17,8 @@ from dtbert.cli.options import (
     load_for_schedule,
     positive,
 )
-from dtbert.cli.output import check_output, print_json, write_whole
+from dtbert.cli.output import check_output, print_json
+from dtbert.files import write_whole
 
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtbert.files import naming
+
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
     from dtbert.qa import QuestionAnswerer
@@ -128,13 +130,11 @@ def _from_list(
     ratios: "Callable[[list[float]], LengthSchedule]",
 ) -> "LengthSchedule":
     entries = [entry.strip() for entry in spec.split(",")]
-    try:
+    with naming(f"{option} {spec!r}"):
         # A text cut to one token from the first layer on has no use, so ones alone mean "all of it".
         if all(entry.isdecimal() for entry in entries) and set(entries) != {"1"}:
             return absolute([int(entry) for entry in entries])
         return ratios([_number(entry) for entry in entries])
-    except ValueError as error:
-        raise ValueError(f"{option} {spec!r}: {error}") from error
 
 
 def _number(entry: str) -> float:

@@ -1,4 +1,4 @@
-"""What a command writes: JSON to stdout, and files whole or not at all."""
+"""What a command writes: JSON to stdout, and files that are checked before the work begins."""
 
 import json
 import os
@@ -30,10 +30,3 @@ def _is_file(path: Path, source: str | Path) -> bool:
         return path.samefile(source)
     except (OSError, ValueError):  # one is not there; or no name of a file at all, but a schedule in JSON
         return False
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is never seen in part."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

@@ -1,7 +1,6 @@
 """`dtbert search`: the schedules of a model that are worth their cost."""
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from dtbert.cli.options import (
     positive,
 )
 from dtbert.cli.output import check_output, print_json
+from dtbert.files import text_sha256
 
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
@@ -107,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from dtbert.qa import write_schedules
+    from dtbert.weights import resolve_source, weights_sha256
 
     _check(arguments)
     import optuna
@@ -119,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     questions, file = _questions(arguments)
     # A schedules.json that is old or damaged is what the search may be there to replace.
     answerer = load_answerer(arguments, None, with_schedules=False)
-    model_sha256 = _weights_sha256(arguments)
+    model_sha256 = weights_sha256(resolve_source(arguments.model, arguments.revision))
     # Work is behind this: what could be said about the options has been said.
     with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
         done = ""
@@ -187,12 +188,6 @@ def _questions(arguments: argparse.Namespace) -> "tuple[list[SquadQuestion], str
     return in_search_order(read_squad(arguments.file))[: arguments.limit], Path(arguments.file).name
 
 
-def _weights_sha256(arguments: argparse.Namespace) -> str:
-    from dtbert.weights import resolve_source, weights_sha256
-
-    return weights_sha256(resolve_source(arguments.model, arguments.revision))
-
-
 def _search(
     arguments: argparse.Namespace,
     answerer: "QuestionAnswerer",
@@ -226,9 +221,8 @@ def _search(
     if arguments.objective == "latency":
         # Times of different devices do not compare.
         settings |= {"device": str(answerer.model.device), "threads": arguments.threads}
-    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     storage = arguments.storage or sqlite_url(Path(arguments.out).with_suffix(".study.db"))
-    name = arguments.study or f"dtbert-{digest[:12]}"
+    name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     study = open_study(storage, name, settings, arguments.sampler, arguments.seed)
     search = Search(
         study,

@@ -11,6 +11,7 @@ from dtbert.cli.evaluate import spread
 from dtbert.cli.options import SCHEDULE_HELP, describe_schedule, parse_schedule, positive
 from dtbert.cli.output import print_json
 from dtbert.cli.processes import agree, joined
+from dtbert.files import text_sha256
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -284,7 +285,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
         _warn("are left out: they cannot be trained on", data.unusable)
         _warn("of --dev count as wrong: they cannot be answered", held_out.unanswerable if held_out else [])
         run = _identity(arguments, options)
-        run |= {"train_sha256": _digest(questions), "dev_sha256": _digest(dev)}
+        run |= {"train_sha256": text_sha256(repr(questions)), "dev_sha256": text_sha256(repr(dev))}
         run["eval_schedule"] = [schedule.to_dict() for schedule in schedules.values()]
         run["model_sha256"] = _weights_digest(model)
         run["teacher_sha256"] = None if teacher is None else _weights_digest(teacher.model)
@@ -349,10 +350,6 @@ def _identity(arguments: argparse.Namespace, options: "TrainingOptions") -> dict
     # How often a run is saved changes nothing in what it makes.
     del fields["save_every"]
     return fields
-
-
-def _digest(questions: "list[SquadQuestion]") -> str:
-    return hashlib.sha256(repr(questions).encode("utf-8")).hexdigest()
 
 
 def _weights_digest(model: "BertForQuestionAnswering") -> str:

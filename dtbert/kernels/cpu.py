@@ -32,16 +32,27 @@ _LEAST_VALUES = 2**16
 
 
 class Cpu(Backend):
-    """The steps of `Backend`, for inference."""
+    """The steps of `Backend`, for inference.
+
+    Args:
+        blocked: whether `prepare` brings weights into oneDNN's blocked layout; by default where that pays.
+    """
 
     name = "cpu"
     differentiable = False
 
+    def __init__(self, blocked: bool | None = None) -> None:
+        self._blocked = blocked
+
     def prepare(self, model: nn.Module) -> None:
-        """Bring weights into oneDNN's blocked layout, one after another, where that pays."""
+        """Bring weights into oneDNN's blocked layout, one after another."""
         for module in model.modules():
-            if isinstance(module, Linear) and blocked_pays(module.weight):
+            if isinstance(module, Linear) and self._blocks(module.weight):
                 module.weight = nn.Parameter(to_blocked(module.weight), requires_grad=False)
+
+    def _blocks(self, weight: Tensor) -> bool:
+        wanted = blocked_pays(weight) if self._blocked is None else self._blocked
+        return wanted and not weight.is_mkldnn and has_blocked_products(weight.dtype)
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
         weight = layer.weight
@@ -73,7 +84,8 @@ class Cpu(Backend):
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
         seqlens = packing.seqlens
-        if queries is None and seqlens.count(packing.max_seqlen) == len(seqlens):  # of one length: all at once
+        if queries is None and len(qkv) and seqlens.count(packing.max_seqlen) == len(seqlens):
+            # Of one length: all at once.
             query, key, value = qkv.view(len(seqlens), packing.max_seqlen, 3, num_heads, -1).unbind(2)
             context = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
             return context.transpose(1, 2).reshape(len(qkv), -1)
@@ -174,9 +186,7 @@ def blocked_pays(weight: Tensor) -> bool:
     With AVX512 they run at up to twice the rate of torch's own. On AVX2 the rates are alike, and oneDNN's fused
     erf-GELU takes 7 times as long as a pass of its own (384 tokens, 768 x 3072).
     """
-    if weight.is_mkldnn or weight.device.type != "cpu" or weight.numel() < _LEAST_VALUES:
-        return False
-    return "AVX512" in torch.backends.cpu.get_cpu_capability() and has_blocked_products(weight.dtype)
+    return weight.numel() >= _LEAST_VALUES and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def to_blocked(weight: Tensor) -> Tensor:

@@ -193,19 +193,23 @@ class BertForQuestionAnswering(Bert):
                 with another number of layers.
         """
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
-        start, end = self._logits(batch, schedule)
+        start, end = self._logits(batch, schedule, self.backend)
         fill = -float("inf")
         return SpanLogits(unpack(start, rows, input_ids.shape, fill), unpack(end, rows, input_ids.shape, fill))
 
-    def forward_packed(self, batch: PackedBatch, schedule: LengthSchedule | None = None) -> SpanLogits:
-        """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned."""
+    def forward_packed(
+        self, batch: PackedBatch, schedule: LengthSchedule | None = None, *, backend: Backend | None = None
+    ) -> SpanLogits:
+        """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned.
+
+        ``backend`` computes the steps in place of the model's own: a profiler's, say.
+        """
         # A traced graph has no values to look at: there, ids are the caller's promise.
         if not torch.compiler.is_compiling():
             batch.check(self.config)
-        return self._logits(batch, schedule)
+        return self._logits(batch, schedule, backend or self.backend)
 
-    def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None) -> SpanLogits:
-        backend = self.backend
+    def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
         span_head = self.span_head(backend)
         encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head)
         start, end = span_head(encoding.states).unbind(1)

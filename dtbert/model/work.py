@@ -1,9 +1,9 @@
 """What a forward costs, from sizes alone: multiply-accumulates of a schedule, FLOPs and bytes of each step.
 
-FLOPs are two for each multiply-add of a product (projections, attention, scores of keys, span head); LayerNorm, softmax,
-activations, biases and sorting count as none, so steps made of these alone are limited by memory. Bytes are the ideal:
-each input read once, each output written once, nothing between stored or read again. Offsets (``cu_seqlens``) are left
-out. What an implementation does beyond that shows as a lower share of the limit.
+FLOPs are two for each multiply-add of a product (projections, attention, scores of keys, span head). LayerNorm,
+softmax, activations, biases and sorting count as none, so steps made of these alone are limited by memory. Bytes are
+the ideal: each input read once, each output written once, nothing between stored or read again. Offsets
+(``cu_seqlens``) are left out. What an implementation does beyond that shows as a lower share of the limit.
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,11 @@
 """Where the time of a forward goes: each step against what the device can do, layer by layer."""
 
+from dtbert.model.work import Work
 from dtbert.profiling.ceilings import Ceilings, measure_ceilings
 from dtbert.profiling.forward import ForwardProfile, Measurement, profile_forwards, write_trace
 from dtbert.profiling.plot import check_plot, save_plot
 from dtbert.profiling.report import Profile, Setting
 from dtbert.profiling.setup import check_device, describe, random_batch, random_model
-from dtbert.profiling.steps import Work
 from dtbert.profiling.table import table
 
 __all__ = [

@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 
-from dtbert.kernels import cpu
-from dtbert.profiling.steps import Work
-from dtbert.profiling.timed import Clock
+from dtbert.kernels import get_backend
+from dtbert.kernels.parameters import Linear, of_tensors
+from dtbert.model.work import Work
+from dtbert.profiling.watch import Clock
 
 Bound = Literal["compute", "memory"]
 
@@ -38,15 +39,14 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """The device's ceilings, each the best of 5; a CPU multiplies as `dtbert.kernels.cpu` does."""
+    """The device's ceilings, each the best of 5; the product is the backend's."""
     rows = _PRODUCT_ROWS[device.type]
     generator = torch.Generator(device).manual_seed(0)
     x, weight = (torch.rand(rows, rows, device=device, generator=generator).to(dtype) for _ in range(2))
-    if device.type == "cpu":
-        packed = cpu.pack_weight(weight)
-        seconds = _best(lambda: cpu.linear(x, packed, None), device)
-    else:
-        seconds = _best(lambda: torch.mm(x, weight), device)
+    backend, layer = get_backend(device), of_tensors(Linear, weight=weight, bias=None)
+    backend.prepare(layer)
+    with torch.inference_mode():
+        seconds = _best(lambda: backend.linear(x, layer), device)
     source = torch.ones(_COPY_BYTES[device.type] // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     copying = _best(lambda: target.copy_(source), device)

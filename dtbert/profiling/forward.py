@@ -7,17 +7,15 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.model.work import Work
 from dtbert.profiling.ceilings import Bound, Ceilings
-from dtbert.profiling.steps import Work
-from dtbert.profiling.timed import Clock, StepName, Stopwatch, watched_forward
-
-STEP_NAMES: tuple[StepName, ...] = get_args(StepName)
+from dtbert.profiling.watch import STEP_NAMES, Clock, StepName, Stopwatch, watched_forward
 
 _WARM_UP = 2
 _TRACED = 3
@@ -108,7 +106,7 @@ class ForwardProfile:
         return {name: Measurement.total(self.steps[key] for key in self.steps if key[1] == name) for name in names}
 
     def by_layer(self) -> dict[int | None, Measurement]:
-        """All steps of each layer together, its restore included; last, under None, what lies outside of them."""
+        """All steps of each layer together, last, under None, what lies outside of them."""
         layers = [*range(len(self.tokens) - 1), None]
         return {layer: Measurement.total(self.steps[key] for key in self.steps if key[0] == layer) for layer in layers}
 
@@ -261,8 +259,7 @@ def _step_seconds(watch: Stopwatch, whole: float) -> dict[StepKey, float]:
         else:
             key = span.layer, span.name
             seconds[key] = seconds.get(key, 0.0) + passed
-            within = None if span.name == "restore" else span.layer
-            left[within] = left.get(within, 0.0) - passed
+            left[span.layer] = left.get(span.layer, 0.0) - passed
     ordered = sorted(left, key=lambda layer: (layer is None, layer or 0))
     # Two clock readings apart, so a remainder may come out a little below nothing.
     return seconds | {(layer, "other"): max(0.0, left[layer]) for layer in ordered}

@@ -4,11 +4,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtbert.profiling.forward import STEP_NAMES, ForwardProfile
-from dtbert.profiling.labels import Box, Dot, place_labels
+from dtbert.profiling.forward import ForwardProfile
 from dtbert.profiling.report import Profile
 from dtbert.profiling.table import format_rate
-from dtbert.profiling.timed import StepName
+from dtbert.profiling.watch import STEP_NAMES, StepName
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,8 +63,11 @@ def save_plot(profile: Profile, path: Path) -> None:
         figure.suptitle(_title(profile), fontsize=11)
         _draw_bars(bars, profile)
         _draw_legend(figure, profile)
-        roof = _draw_roofline(roofline, profile)
-        _name_points(figure, roofline, profile, roof)
+        slant = _draw_roofline(roofline, profile)
+        figure.draw_without_rendering()
+        # The slope of the memory's ceiling on paper, which the layout has only now settled.
+        (x0, y0), (x1, y1) = roofline.transData.transform([(1, 1), (10, 10)])
+        slant.set_rotation(math.degrees(math.atan2(y1 - y0, x1 - x0)))
         figure.savefig(path, dpi=200)
 
 
@@ -97,8 +99,8 @@ def _points(forward: ForwardProfile) -> dict[StepName, tuple[float, float, float
     }
 
 
-def _draw_roofline(axes: "Axes", profile: Profile) -> list["Text"]:
-    """Draw ceilings and points; returns the ceilings' names."""
+def _draw_roofline(axes: "Axes", profile: Profile) -> "Text":
+    """Draw ceilings and points, whose colours the legend names; returns the name of the memory's ceiling."""
     for _, forward, strength in _variants(profile):
         # Small marks last, so that large ones do not hide them.
         for name, (x, y, radius) in sorted(_points(forward).items(), key=lambda item: -item[1][2]):
@@ -120,52 +122,8 @@ def _draw_roofline(axes: "Axes", profile: Profile) -> list["Text"]:
     axes.set_axisbelow(True)
     slant: dict[str, Any] = {"ha": "center", "va": "bottom", "rotation_mode": "anchor"}
     middle = math.sqrt(left * ridge)
-    return [
-        axes.text(ridge, peak * 1.1, f"large product: {format_rate(peak)}", ha="left", va="bottom"),
-        axes.text(middle, middle * slope * 1.15, f"large copy: {slope / 1e9:,.1f} GB/s", **slant),
-    ]
-
-
-def _name_points(figure: "Figure", axes: "Axes", profile: Profile, roof: list["Text"]) -> None:
-    """Write each step's name beside its last point, where it covers nothing; a line leads to it from further away."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-    scale = 72 / figure.dpi
-    # The slope of the memory's ceiling on paper, which the layout has only now settled.
-    (x0, y0), (x1, y1) = axes.transData.transform([(1, 1), (10, 10)])
-    roof[1].set_rotation(math.degrees(math.atan2(y1 - y0, x1 - x0)))
-
-    def dot(place: tuple[float, float, float]) -> Dot:
-        x, y = axes.transData.transform(place[:2])
-        return Dot(x * scale, y * scale, place[2])
-
-    def extent(artist: "Text | Axes") -> Box:
-        return Box(*(edge * scale for edge in artist.get_window_extent().extents))
-
-    def square(dot: Dot) -> Box:
-        return Box(dot.x - dot.radius, dot.y - dot.radius, dot.x + dot.radius, dot.y + dot.radius)
-
-    marks = [square(dot(place)) for _, forward, _ in _variants(profile) for place in _points(forward).values()]
-    lines = [square(dot(place)) for place in _along_roof(profile)] + [extent(text) for text in roof]
-    named = _points(profile.forward)
-    texts = [axes.annotate(_words(name), place[:2], fontsize=9) for name, place in named.items()]
-    sizes = [(box.right - box.left, box.top - box.bottom) for box in map(extent, texts)]
-    dots = [dot(place) for place in named.values()]
-    boxes = place_labels(dots, sizes, marks, lines, extent(axes))
-    for text, (name, place), one, box in zip(texts, named.items(), dots, boxes, strict=True):
-        text.remove()
-        middle = (box.left + box.right) / 2 - one.x, (box.bottom + box.top) / 2 - one.y
-        far = box.distance(one.x, one.y) > one.radius + 4
-        line = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0} if far else None
-        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9}
-        axes.annotate(_words(name), place[:2], middle, arrowprops=line, zorder=2.8, **style)
-
-
-def _along_roof(profile: Profile) -> list[tuple[float, float, float]]:
-    """Places on the roof, close enough that no label fits between them."""
-    ceilings = profile.ceilings
-    intensities = [ceilings.ridge * 10 ** (exponent / 25) for exponent in range(-100, 101)]
-    return [(x, min(x * ceilings.bytes_per_second, ceilings.flops_per_second), 2.0) for x in intensities]
+    axes.text(ridge, peak * 1.1, f"large product: {format_rate(peak)}", ha="left", va="bottom")
+    return axes.text(middle, middle * slope * 1.15, f"large copy: {slope / 1e9:,.1f} GB/s", **slant)
 
 
 def _draw_bars(axes: "Axes", profile: Profile) -> None:

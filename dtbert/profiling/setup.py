@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from dtbert.kernels import BackendName, cpu
+from dtbert.kernels import BackendName
+from dtbert.kernels.cpu import multiplies_natively
 from dtbert.model import BertConfig, BertForQuestionAnswering, PackedBatch
 from dtbert.profiling.report import Setting
 
@@ -60,12 +61,12 @@ def random_model(
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error
-    if place.type == "cpu" and not cpu.multiplies_natively(dtype):
+    if place.type == "cpu" and not multiplies_natively(dtype):
         dtype = torch.float32
     with place:
         model = BertForQuestionAnswering(config, backend=backend).to(dtype)
         model.reset_parameters(torch.Generator(place).manual_seed(0))
-    model.pack_weights()
+    model.prepare()
     return model.eval()
 
 
@@ -80,7 +81,7 @@ def describe(name: str, model: BertForQuestionAnswering, batch: PackedBatch) -> 
         device=_processor() if on_cpu else torch.cuda.get_device_name(model.device),
         threads=torch.get_num_threads() if on_cpu else None,
         dtype=str(model.dtype).removeprefix("torch."),
-        backend=getattr(model.backend, "__name__", type(model.backend).__name__).rpartition(".")[2],
+        backend=model.backend_name,
     )
 
 

@@ -3,24 +3,18 @@
 import json
 import logging
 import math
-import secrets
-import sys
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from dtbert.files import Json, naming, write_whole
 from dtbert.model import LengthSchedule, Macs
 from dtbert.weights import model_folder, weights_sha256
 
 SCHEDULES_FILE = "schedules.json"
 _FORMAT = 1
 _ANEW = "; make it anew with `dtbert search`, or remove it"
-_KINDS = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -77,23 +71,23 @@ class MeasuredSchedule:
         }
 
     @classmethod
-    def from_dict(cls, fields: Any) -> "MeasuredSchedule":
-        """The entry of `to_dict`; ValueError names the field that is wrong."""
-        entry = _object(fields, cls.__dataclass_fields__)
-        macs = _object(_field(entry, "macs", dict), Macs._fields)
-        interval = _field(entry, "f1_interval", list)
-        if len(interval) != 2:
-            raise ValueError(f"f1_interval: expected two numbers, found {len(interval)}")
-        low, high = (_number("f1_interval", value) for value in interval)
-        schedule, latency = entry["schedule"], entry["latency"]
-        return cls(
-            None if schedule is None else LengthSchedule.from_dict(schedule),
-            _number("macs_fraction", entry["macs_fraction"]),
-            Macs(_field(macs, "published", int), _field(macs, "executed", int)),
-            _number("f1", entry["f1"]),
-            _number("exact_match", entry["exact_match"]),
+    def from_dict(cls, fields: Any, place: str = "") -> "MeasuredSchedule":
+        """The entry of `to_dict`; ValueError names the field that is wrong, by its place in a document."""
+        entry = Json(fields, place).exactly(cls.__dataclass_fields__)
+        interval = entry.field("f1_interval")
+        if len(interval.items()) != 2:
+            raise interval.error(f"expected two numbers, found {len(interval.value)}")
+        low, high = (bound.of(float) for bound in interval.items())
+        schedule, latency = entry.get("schedule"), entry.get("latency")
+        return entry.made(
+            cls,
+            None if schedule is None else schedule.made(LengthSchedule.from_dict, schedule.value),
+            entry.field("macs_fraction").of(float),
+            entry.field("macs").record(Macs),
+            entry.field("f1").of(float),
+            entry.field("exact_match").of(float),
             (low, high),
-            None if latency is None else _latency(latency),
+            None if latency is None else latency.record(Latency),
         )
 
 
@@ -172,33 +166,25 @@ class ScheduleFront:
         return f'{{\n{head} "schedules": [{body}]\n}}\n'
 
     @classmethod
-    def from_json(cls, text: str) -> "ScheduleFront":
+    def from_json(cls, text: str | bytes) -> "ScheduleFront":
         """The front of `to_json`.
 
         Raises:
             ValueError: not JSON, of another format, or a field is missing, unknown or wrong; the message names it.
         """
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not JSON ({error})") from error
-        if isinstance(document, dict) and document.get("format") != _FORMAT:
-            raise ValueError(f"format is {document.get('format')!r}, this dtbert reads {_FORMAT}")
-        names = ("format", "dtbert", "model_sha256", "questions", "full_model", "schedules")
-        fields = _object(document, names)
-        questions = _named("questions", lambda: _object(fields["questions"], ("file", "count", "ids_sha256")))
-        schedules = _field(fields, "schedules", list)
+        document = Json.parse(text)
+        if document.of(dict).get("format") != _FORMAT:
+            raise ValueError(f"format is {document.value.get('format')!r}, this dtbert reads {_FORMAT}")
+        document.exactly(("format", "dtbert", "model_sha256", "questions", "full_model", "schedules"))
+        questions = document.field("questions").exactly(("file", "count", "ids_sha256"))
         return cls(
-            tuple(
-                _named(f"schedules[{index}]", lambda entry=entry: MeasuredSchedule.from_dict(entry))
-                for index, entry in enumerate(schedules)
-            ),
-            _named("full_model", lambda: MeasuredSchedule.from_dict(fields["full_model"])),
-            _field(questions, "file", str),
-            _field(questions, "count", int),
-            _field(questions, "ids_sha256", str),
-            _field(fields, "model_sha256", str),
-            _field(fields, "dtbert", str),
+            tuple(MeasuredSchedule.from_dict(*entry) for entry in document.field("schedules").items()),
+            MeasuredSchedule.from_dict(*document.field("full_model")),
+            questions.field("file").of(str),
+            questions.field("count").of(int),
+            questions.field("ids_sha256").of(str),
+            document.field("model_sha256").of(str),
+            document.field("dtbert").of(str),
         )
 
 
@@ -209,23 +195,13 @@ def read_schedules(path: str | PathLike[str]) -> ScheduleFront:
         OSError: the file cannot be read.
         ValueError: as `ScheduleFront.from_json`; the message names the file.
     """
-    try:
-        return ScheduleFront.from_json(Path(path).read_bytes().decode("utf-8"))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}{_ANEW}") from error
+    with naming(path, _ANEW):
+        return ScheduleFront.from_json(Path(path).read_bytes())
 
 
 def write_schedules(path: str | PathLike[str], front: ScheduleFront) -> None:
     """Write a front; the file is never seen in part, and stays as it was where writing fails."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.write_text(front.to_json(), "utf-8")
-        partial.replace(target)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+    write_whole(path, front.to_json())
 
 
 def schedules_of(path: Path, num_layers: int) -> ScheduleFront | None:
@@ -238,10 +214,8 @@ def schedules_of(path: Path, num_layers: int) -> ScheduleFront | None:
     if not file.is_file():
         return None
     front = read_schedules(file)
-    try:
+    with naming(file, _ANEW):
         front.check_layers(num_layers)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}{_ANEW}") from error
     if front.model_sha256 != weights_sha256(path):
         logger.warning(
             "%s was measured with other weights than these: its F1 may not hold here; `dtbert search` makes one anew",
@@ -256,46 +230,3 @@ def check_budget(budget: float) -> None:
         raise TypeError(f"budget must be a number, the part of the full model's MACs, not {budget!r}")
     if not 0 < budget <= 1:
         raise ValueError(f"budget must be above 0 and at most 1, the full model's MACs, not {budget}")
-
-
-def _latency(value: Any) -> Latency:
-    fields = _named("latency", lambda: _object(value, Latency.__dataclass_fields__))
-    return Latency(
-        _number("latency.seconds", fields["seconds"]),
-        _number("latency.full_model_seconds", fields["full_model_seconds"]),
-        _field(fields, "device", str),
-        _field(fields, "dtype", str),
-        _field(fields, "threads", int),
-    )
-
-
-def _named(place: str, read: Any) -> Any:
-    try:
-        return read()
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{place}: {error}") from error
-
-
-def _object(value: Any, names: Any) -> Mapping[str, Any]:
-    """The value as an object with exactly these fields."""
-    if not isinstance(value, dict):
-        raise ValueError(f"expected an object, found {_KINDS.get(type(value), repr(value))}")
-    missing, unknown = sorted(set(names) - set(value)), sorted(set(value) - set(names))
-    if missing or unknown:
-        raise ValueError(f"expected the fields {', '.join(names)}: missing {missing}, unknown {unknown}")
-    return value
-
-
-def _field(fields: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    value = fields[name]
-    if type(value) is not kind:
-        raise ValueError(f"{name}: expected {_KINDS[kind]}, found {_KINDS.get(type(value), repr(value))}")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"{name}: expected a number, found {_KINDS.get(type(value), repr(value))}")
-    if not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{name}: expected a finite number, found {str(value)[:20]}")
-    return float(value)

@@ -1,6 +1,5 @@
 """Text to tokens: the tokenizer that belongs to a model, and what a text must be to have an answer."""
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from dtbert.files import Json, naming
 
 # A BERT tokenizer takes some 150 bytes a character while it works, so long texts go through it in pieces (characters).
 PIECE = 1 << 16
@@ -113,17 +114,9 @@ def _from_vocabulary(file: Path) -> Tokenizer:
 def _options(file: Path) -> dict[str, bool]:
     if not file.is_file():
         return {}
-    try:
-        fields = json.loads(file.read_text("utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
-        options = {name: fields[name] for name in _OPTIONS if fields.get(name) is not None}
-        for name, value in options.items():
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} must be true or false, not {value!r}")
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    return options
+    with naming(file):
+        fields = Json.parse(file.read_bytes())
+        return {name: found.of(bool) for name in _OPTIONS if (found := fields.get(name)) is not None}
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:

@@ -1,6 +1,5 @@
 """What a schedule is worth: the scores of its answers, its multiply-accumulates, its time."""
 
-import hashlib
 import statistics
 import time
 from collections import Counter
@@ -9,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from dtbert.files import text_sha256
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency, Prepared, QuestionAnswerer
 from dtbert.squad import Score, SquadQuestion, score_prediction
@@ -108,10 +108,10 @@ def in_search_order(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
     It depends on titles and ids alone, so that processes and later runs agree on it.
     """
     articles: dict[str, list[SquadQuestion]] = {}
-    for question in sorted(questions, key=lambda question: _hash(question.id)):
+    for question in sorted(questions, key=lambda question: text_sha256(question.id)):
         articles.setdefault(question.title, []).append(question)
     placed = [
-        ((rank + 0.5) / len(article), _hash(question.title + question.id), question)
+        ((rank + 0.5) / len(article), text_sha256(question.title + question.id), question)
         for article in articles.values()
         for rank, question in enumerate(article)
     ]
@@ -120,8 +120,4 @@ def in_search_order(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
 
 def ids_sha256(questions: Sequence[SquadQuestion]) -> str:
     """The SHA-256 of the sorted ids, one a line."""
-    return _hash("\n".join(sorted(question.id for question in questions)))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_sha256("\n".join(sorted(question.id for question in questions)))

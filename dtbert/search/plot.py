@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dtbert.files import naming
 from dtbert.model import LengthSchedule
 from dtbert.search.evaluation import Evaluator
 from dtbert.search.records import Record, records_of
@@ -89,15 +90,13 @@ def read_published(path: str, config: "BertConfig", evaluator: Evaluator) -> lis
     full = evaluator.macs(None).executed
     points = []
     for number, row in enumerate(rows, start=2):
-        try:
+        with naming(f"{path}, line {number}"):
             lengths, macs, f1 = row.split("\t")
             schedule = LengthSchedule.absolute([int(length) for length in lengths.split(",")])
             own = schedule.macs(config, _NOMINAL_LENGTH).published
             if own != int(macs):
                 raise ValueError(f"{macs} MACs, a model of these sizes has {own}: the points do not compare")
             points.append(PublishedPoint(evaluator.macs(schedule).executed / full, float(f1)))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
     return points
 
 

@@ -1,10 +1,9 @@
 """Where a study lives: any storage of Optuna's, opened by several processes at once, with its sampler."""
 
 import os
-import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +14,7 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-if sys.platform != "win32":
-    import fcntl
+from dtbert.files import lock
 
 SamplerName = Literal["nsga2", "tpe"]
 
@@ -89,13 +87,9 @@ def _open_storage(url: str) -> BaseStorage:
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     """Let one process at a time make its tables: two at once would be in each other's way."""
-    if sys.platform == "win32" or not folder.is_dir():
+    with ExitStack() as opened:
+        with suppress(OSError):  # there is none, or on Windows, where no folder can be opened
+            descriptor = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            lock(descriptor, wait=True)
         yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

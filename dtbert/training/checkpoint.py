@@ -1,10 +1,7 @@
 """A run's folder: what it needs to go on after any interruption, and the models it made."""
 
 import json
-import os
 import shutil
-import sys
-from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dtbert.files import Json, lock, replacing, write_whole
 from dtbert.model import BertForQuestionAnswering
 from dtbert.weights import to_hub_tensors
-
-if sys.platform != "win32":
-    import fcntl
 
 _STATE = "checkpoint.pt"
 _RUN = "run.json"
@@ -30,8 +25,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 class RunFolder:
     """The folder of one run: ``run.json``, ``checkpoint.pt``, ``metrics.jsonl``, and the models ``best`` and ``last``.
 
-    Every file is written beside its place and moved there, so that a reader, or a run that goes on after ``kill -9``,
-    finds the old one or the new one, whole.
+    Every file is written whole, so that a reader, or a run that goes on after ``kill -9``, finds the old one or the new
+    one.
 
     Args:
         path: made if it is not there.
@@ -51,11 +46,16 @@ class RunFolder:
         description = path / _RUN
         if not description.is_file() and any(not _is_passing(entry) for entry in path.iterdir()):
             raise FileExistsError(f"{path} has files in it that are not a training run's: name a new or empty folder")
-        self._lock = _lock(path)
+        self._lock = FileIO(path / _LOCK, "w")
+        if not lock(self._lock):
+            raise OSError(f"another process trains in {path}: wait for it, or name another folder")
         if description.is_file():
             _check_same(description, run)
         else:
-            self._write(description, lambda partial: partial.write_text(json.dumps(run, indent=2) + "\n", "utf-8"))
+            write_whole(description, json.dumps(run, indent=2) + "\n")
+        for left in path.rglob("*.partial"):  # by a run that was killed
+            if left.is_file():
+                left.unlink()
 
     def load_state(self) -> dict[str, Any] | None:
         """The last state saved, on the CPU, or None at the beginning; later lines of the metrics are taken back.
@@ -78,7 +78,8 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replace the last state; OSError where it cannot be written, and the one before stays."""
-        self._write(self.path / _STATE, lambda partial: torch.save(state, partial))
+        with replacing(self.path / _STATE) as partial:
+            torch.save(state, partial)
 
     def has_model(self, name: str) -> bool:
         """Whether `save_model` has written a model of that name."""
@@ -90,13 +91,14 @@ class RunFolder:
         folder.mkdir(exist_ok=True)
         for file in _TOKENIZER_FILES:
             if (tokenizer_folder / file).is_file() and not (folder / file).is_file():
-                self._write(folder / file, _copier(tokenizer_folder / file))
+                with replacing(folder / file) as partial:
+                    shutil.copyfile(tokenizer_folder / file, partial)
         config = {"architectures": ["BertForQuestionAnswering"], **model.config.to_dict()}
-        text = json.dumps(config, indent=2) + "\n"
-        self._write(folder / "config.json", lambda partial: partial.write_text(text, "utf-8"))
+        write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
         # Sliced tensors must own their memory to be written.
         tensors: dict[str, Tensor] = {key: value.contiguous() for key, value in to_hub_tensors(model).items()}
-        self._write(folder / _WEIGHTS, lambda partial: save_file(tensors, partial, {"format": "pt"}))
+        with replacing(folder / _WEIGHTS) as partial:
+            save_file(tensors, partial, {"format": "pt"})
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics."""
@@ -128,51 +130,17 @@ class RunFolder:
                 break
             kept.append(line)
         if len(kept) < len(lines):
-            self._write(file, lambda partial: partial.write_text("".join(kept), "utf-8"))
-
-    def _write(self, file: Path, write: Callable[[Path], Any]) -> None:
-        partial = file.with_name(file.name + ".partial")
-        try:
-            partial.touch()
-            mode = partial.stat().st_mode
-            write(partial)
-            # safetensors makes its files readable by their owner alone.
-            partial.chmod(mode)
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            partial.replace(file)
-        except Exception as error:
-            partial.unlink(missing_ok=True)
-            # torch and safetensors raise their own errors when the disk is full.
-            reason = str(error).partition("\n")[0]
-            raise OSError(f"cannot write {file}: {reason}; what was saved before is still there") from error
+            write_whole(file, "".join(kept))
 
 
 def _is_passing(entry: Path) -> bool:
     return entry.name == _LOCK or entry.name.endswith(".partial")
 
 
-def _lock(path: Path) -> FileIO:
-    # The system lets go of it when the process ends, however it ends.
-    lock = FileIO(path / _LOCK, "w")
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"another process trains in {path}: wait for it, or name another folder") from None
-        except OSError:  # a file system without locks
-            pass
-    return lock
-
-
-def _copier(source: Path) -> Callable[[Path], Any]:
-    return lambda partial: shutil.copyfile(source, partial)
-
-
 def _check_same(description: Path, run: dict[str, Any]) -> None:
     try:
-        found = dict(json.loads(description.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
+        found = Json.parse(description.read_bytes()).of(dict)
+    except ValueError as error:
         raise ValueError(f"{description} is damaged ({error}): name another folder") from error
     run = json.loads(json.dumps(run))
     differing = [name for name in sorted({*found, *run}) if found.get(name) != run.get(name)]

@@ -1,6 +1,5 @@
 """Reading a checkpoint: its config, its tensors from a mapped file, and whether the two fit."""
 
-import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dtbert.files import file_sha256
 from dtbert.model import BertConfig
 from dtbert.weights.names import SPAN_HEAD, canonical_name, is_known_extra
 
@@ -242,5 +242,4 @@ def model_folder(path: Path) -> Path:
 
 def weights_sha256(path: Path) -> str:
     """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal."""
-    with weights_file(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(weights_file(path))

@@ -1,18 +1,16 @@
 """Writing checkpoints: a model's own, and another checkpoint's in another form."""
 
 import json
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dtbert.files import check_new_folder, new_folder
 from dtbert.model import BertEncoder, BertForQuestionAnswering
 from dtbert.weights.checkpoint import Checkpoint, open_checkpoint, weights_sha256
 from dtbert.weights.hub import resolve_source
@@ -55,9 +53,9 @@ def save_model(model: BertForQuestionAnswering | BertEncoder, folder: str | Path
     """
     architecture = "BertForQuestionAnswering" if isinstance(model, BertForQuestionAnswering) else "BertModel"
     config = {"architectures": [architecture], **model.config.to_dict()}
-    with _new_folder(folder) as partial:
+    with new_folder(folder) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        _write(to_hub_tensors(model), partial / "model.safetensors", {})
+        save_file(to_hub_tensors(model), partial / "model.safetensors", {"format": "pt"})
     return Path(folder)
 
 
@@ -82,16 +80,16 @@ def convert(
         FileExistsError: ``dest`` is there already, and not an empty folder.
         CheckpointError, OSError, ValueError: as `load_model`.
     """
-    with _new_folder(dest) as partial:
-        checkpoint = open_checkpoint(resolve_source(source, revision))
-        tensors = _read_all(checkpoint)
-        if not checkpoint.has(SPAN_HEAD):
-            tensors = _without_prefix(tensors)
-        if int8:
-            metadata = {"quantization": "int8 per row, symmetric, <name>.scale"}
-            _write(_quantize(tensors, checkpoint), partial / "model.int8.safetensors", metadata)
-        else:
-            _write(tensors, partial / "model.safetensors", {})
+    check_new_folder(dest)
+    checkpoint = open_checkpoint(resolve_source(source, revision))
+    file, metadata, tensors = "model.safetensors", {"format": "pt"}, _read_all(checkpoint)
+    if not checkpoint.has(SPAN_HEAD):
+        tensors = _without_prefix(tensors)
+    if int8:
+        file, metadata["quantization"] = "model.int8.safetensors", "int8 per row, symmetric, <name>.scale"
+        tensors = _quantize(tensors, checkpoint)
+    with new_folder(dest) as partial:
+        save_file(tensors, partial / file, metadata)
         for name in _COMPANIONS:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, partial / name)
@@ -131,34 +129,3 @@ def _quantize(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> dict[str
 def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # The hub's convention: a bare encoder's names have no prefix.
     return {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
-
-
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    path.touch()
-    mode = path.stat().st_mode
-    try:
-        save_file(tensors, path, {"format": "pt", **metadata})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path.name}: {error}") from error
-    # safetensors makes its files readable by their owner alone.
-    path.chmod(mode)
-
-
-@contextmanager
-def _new_folder(dest: str | PathLike[str]) -> Iterator[Path]:
-    """A folder beside ``dest`` that becomes ``dest`` when all went well, and is removed when not."""
-    target = Path(dest).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{dest} is there already: name a new or empty folder")
-    created = [parent for parent in target.parents if not parent.exists()]
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.replace(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in created:
-            with suppress(OSError):
-                parent.rmdir()
-        raise

@@ -125,7 +125,7 @@ def test_limit_spreads_over_the_file(run: Run, model_folder: Path, questions_fil
     ("arguments", "message"),
     [
         (("nothing.json",), "nothing.json: No such file or directory"),
-        (("bad.json",), "bad.json: data: missing; the file has x"),
+        (("bad.json",), "bad.json: data: missing; the object has x"),
         (("squad.json", "--predictions", "no/p.json"), "--predictions no/p.json: there is no folder no"),
         (("squad.json", "--predictions", "squad.json"), "--predictions squad.json is the input itself"),
         (("squad.json", "--schedule", "bad.json", "--predictions", "bad.json"), "bad.json is the input itself"),

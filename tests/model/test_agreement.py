@@ -57,13 +57,13 @@ def assert_logits_agree(model: BertForQuestionAnswering, peer: torch.nn.Module, 
     length=st.integers(1, 60),
     seed=st.integers(0, 2**16),
     backend=st.sampled_from([None, "reference"]),
-    pack=st.booleans(),
+    blocked=st.booleans(),
 )
 def test_logits_agree_with_transformers_on_odd_shapes(
-    config: transformers.BertConfig, batch: int, length: int, seed: int, backend: str | None, pack: bool
+    config: transformers.BertConfig, batch: int, length: int, seed: int, backend: str | None, blocked: bool
 ) -> None:
     peer = make_peer(config, seed)
-    model = make_dtbert(peer, backend=backend, pack=pack)
+    model = make_dtbert(peer, backend=backend, blocked=blocked)
     assert_logits_agree(model, peer, *random_batch(config, batch, length, seed))
 
 
@@ -76,13 +76,13 @@ def full_size() -> transformers.BertForQuestionAnswering:
     return peer.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("pack", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize("blocked", [True, False], ids=["blocked", "plain"])
 @pytest.mark.parametrize("length", [1, 37, 384, 512])
 def test_full_size_logits_agree_with_transformers(
-    length: int, pack: bool, full_size: transformers.BertForQuestionAnswering
+    length: int, blocked: bool, full_size: transformers.BertForQuestionAnswering
 ) -> None:
     ids, mask, segments = random_batch(full_size.config, 2, length, length)
-    assert_logits_agree(make_dtbert(full_size, pack=pack), full_size, ids, mask, segments)
+    assert_logits_agree(make_dtbert(full_size, blocked=blocked), full_size, ids, mask, segments)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -92,10 +92,10 @@ def test_half_precision_error_is_at_most_twice_transformers_own(
     ids, mask, segments = random_batch(full_size.config, 2, 64, 5)
     real = mask.bool()
     exact = full_size(ids, mask, segments)
-    model = make_dtbert(full_size, pack=False)
+    model = make_dtbert(full_size, blocked=False)
     half = BertForQuestionAnswering(model.config).eval()
     half.load_state_dict(model.state_dict())
-    half.to(dtype).pack_weights()
+    half.to(dtype).prepare()
     got = half(ids, mask, segments)
     theirs = transformers.BertForQuestionAnswering(full_size.config).eval()
     theirs.load_state_dict(full_size.state_dict())
@@ -199,10 +199,10 @@ def oracle(
     seed=st.integers(0, 2**16),
     absolute=st.booleans(),
     backend=st.sampled_from([None, "reference"]),
-    pack=st.booleans(),
+    blocked=st.booleans(),
 )
 def test_dropping_agrees_with_an_oracle_of_transformers_modules(
-    scorer: str, data: st.DataObject, seed: int, absolute: bool, backend: str | None, pack: bool
+    scorer: str, data: st.DataObject, seed: int, absolute: bool, backend: str | None, blocked: bool
 ) -> None:
     layers = data.draw(st.integers(1, 4))
     peer = make_peer(make_config(layers=layers, heads=3, head_size=8), seed)
@@ -220,7 +220,7 @@ def test_dropping_agrees_with_an_oracle_of_transformers_modules(
     wanted = [oracle(exactly(peer), *pair, schedule) for pair in zip(ids, segments, strict=True)]
     # Two scores closer than rounding may swap.
     assume(min(gap for _, _, gap in wanted) > 1e-5)
-    model = make_dtbert(peer, backend=backend, pack=pack)
+    model = make_dtbert(peer, backend=backend, blocked=blocked)
     batch = PackedBatch.from_lists([x.tolist() for x in ids], [x.tolist() for x in segments])
     got = model.forward_packed(batch, schedule)
     theirs = torch.cat([oracle(peer, *pair, schedule)[0] for pair in zip(ids, segments, strict=True)])

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtbert.kernels import cpu
 from dtbert.model import LengthSchedule, PackedBatch, pack_padded, question_overlap, register_scorer
 from tests.model.test_agreement import oracle_overlap
 from tests.peer import make_config, make_dtbert, make_peer
@@ -57,7 +56,7 @@ def test_later_layers_go_by_the_whole_text() -> None:
     ids, segments = with_special_tokens([5], [1] * 30 + [5] + [1] * 60)
     batch = PackedBatch.from_lists([ids], [segments])
     schedule = LengthSchedule.ratios([0.9, 0.3], scorer=["other_words", "overlap"], keep_question=True)
-    kept = model.encoder(batch, schedule, backend=cpu).kept
+    kept = model.encoder(batch, schedule, backend=model.backend).kept
     overlap = question_overlap(batch)
     first = kept[0].tolist()
     assert ids.index(5, 3) not in first

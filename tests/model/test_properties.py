@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dtbert.kernels import cpu, reference
 from dtbert.model import (
     BertConfig,
     BertEncoder,
@@ -21,7 +20,7 @@ from tests.peer import make_config, make_dtbert, make_peer
 
 PEER = make_peer(make_config(layers=4, heads=3, head_size=8))
 MODEL = make_dtbert(PEER)
-PLAIN = make_dtbert(PEER, pack=False)
+PLAIN = make_dtbert(PEER, blocked=False)
 # Rounding may differ with the number of rows in a product.
 ROUNDING = {"atol": 2e-6, "rtol": 2e-6}
 
@@ -117,15 +116,12 @@ def test_restored_rows_hold_the_states_that_entered_the_dropping_layer(
         rows = rows if kept is None else kept
     assert torch.equal(encoding.states, expected)
     assert torch.equal(MODEL.encoder(batch, schedule, **options).states, expected)
-    unrestored = MODEL.encoder(batch, schedule, restore=False, **options)
-    assert torch.equal(unrestored.states, encoding.hidden_states[-1])
-    assert unrestored.batch.packing.seqlens == tuple(schedule.lengths(n)[-1] for n in seqlens)
 
 
 def test_random_scorer_is_the_same_every_time_and_differs_by_layer() -> None:
     batch = PackedBatch.from_lists(*random_ids([40], 0))
     schedule = LengthSchedule.ratios([0.8, 0.6, 0.4, 0.2], scorer="random")
-    first, second = (MODEL.encoder(batch, schedule, backend=cpu).kept for _ in range(2))
+    first, second = (MODEL.encoder(batch, schedule, backend=MODEL.backend).kept for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert first[0].tolist() != list(range(32))
 
@@ -140,7 +136,7 @@ def test_registered_scorer_decides_what_stays() -> None:
     register_scorer("last_first", last_first)
     batch = PackedBatch.from_lists(*random_ids([10, 6], 0))
     schedule = LengthSchedule.ratios([0.5, 0.5, 0.5, 0.5], scorer=["last_first", "cls", "cls", "cls"])
-    kept = MODEL.encoder(batch, schedule, backend=cpu).kept
+    kept = MODEL.encoder(batch, schedule, backend=MODEL.backend).kept
     assert kept[0].tolist() == [5, 6, 7, 8, 9, 13, 14, 15]
     assert len(seen) == 1
     assert seen[0].attention("received").shape == (16,)
@@ -160,7 +156,7 @@ def test_registered_scorer_that_returns_nonsense_is_named(result: object, messag
     register_scorer("nonsense", result)  # type: ignore[arg-type]
     batch = PackedBatch.from_lists(*random_ids([6], 0))
     with pytest.raises(ValueError, match=message):
-        MODEL.encoder(batch, LengthSchedule.ratios([0.5] * 4, scorer="nonsense"), backend=cpu)
+        MODEL.encoder(batch, LengthSchedule.ratios([0.5] * 4, scorer="nonsense"), backend=MODEL.backend)
 
 
 @pytest.mark.parametrize(
@@ -186,32 +182,37 @@ def test_schedule_of_another_depth_is_refused() -> None:
         MODEL(torch.ones(1, 4, dtype=torch.int64), schedule=LengthSchedule.ratios([1, 1, 1]))
 
 
-def test_backend_is_a_visible_choice_and_gradients_take_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "packing_pays", lambda: True)
+def test_backend_is_a_visible_choice_and_gradients_take_the_reference() -> None:
     model = BertForQuestionAnswering(
         BertConfig(vocab_size=9, hidden_size=8, num_attention_heads=2, intermediate_size=8)
     )
     model.reset_parameters()
-    assert model.backend is reference
+    assert model.backend_name == "reference"
     with torch.no_grad():
-        assert model.backend is cpu
+        assert model.backend_name == "cpu"
     schedule = LengthSchedule.ratios([1, 1, 0.8, 0.6, 0.4, 0.2])
     sum(logits.sum() for logits in model(torch.arange(8)[None], schedule=schedule)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    model.pack_weights()
-    assert model.backend is cpu
-    assert model.encoder.layers[0].qkv.weight.is_mkldnn
-    named = BertForQuestionAnswering(model.config, backend="reference")
-    named.reset_parameters()
-    named.pack_weights()
-    assert named.backend is reference
-    assert not named.encoder.layers[0].qkv.weight.is_mkldnn
+    model.prepare()
+    assert model.backend_name == "cpu"
+    assert not any(p.requires_grad for p in model.parameters())
+    assert BertForQuestionAnswering(model.config, backend="reference").backend_name == "reference"
+    with pytest.raises(ValueError, match="gradients are needed, the backend 'cpu' is forward only"):
+        BertForQuestionAnswering(model.config, backend="cpu")(torch.arange(8)[None])
+
+
+def test_choice_of_backend_follows_the_model() -> None:
+    model = BertForQuestionAnswering(MODEL.config).requires_grad_(False)
+    assert model.backend_name == "cpu"
+    assert model.to("meta").backend_name == "reference"
+    with pytest.raises(ValueError, match="needs tensors on the CPU, not on meta"):
+        BertForQuestionAnswering(MODEL.config, backend="cpu").to("meta").backend  # noqa: B018
 
 
 def test_encoder_gives_hidden_states_where_tokens_are_and_zeros_elsewhere() -> None:
     encoder = BertEncoder(MODEL.config, pooler=True)
     encoder.reset_parameters()
-    encoder.pack_weights()
+    encoder.prepare()
     ids, mask = torch.randint(0, 120, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
     mask[1, 5:] = 0
     schedule = LengthSchedule.absolute([9, 4, 4, 2], keep_cls=True)

@@ -16,7 +16,7 @@ CONFIG = BertConfig(
 def model() -> BertForQuestionAnswering:
     model = BertForQuestionAnswering(CONFIG)
     model.reset_parameters(torch.Generator().manual_seed(0))
-    model.pack_weights()
+    model.prepare()
     return model.eval()
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.model.work import Work
 from dtbert.profiling import (
     Ceilings,
     Measurement,
@@ -21,8 +22,7 @@ from dtbert.profiling import (
     write_trace,
 )
 from dtbert.profiling.forward import _step_seconds, peak_memory, spread
-from dtbert.profiling.steps import Work
-from dtbert.profiling.timed import Clock, Stopwatch
+from dtbert.profiling.watch import Clock, Stopwatch
 from tests.profiling.conftest import CONFIG
 
 
@@ -46,20 +46,20 @@ def test_what_no_step_takes_is_other() -> None:
     watch = Stopwatch(Ticks())
     with watch.step(None, "embeddings", nothing):  # 1 to 2
         pass
-    with watch.layer(0):  # 3 to 8
+    with watch.layer(0):  # 3 to 10
         with watch.step(0, "qkv", nothing):  # 4 to 5
             pass
         with watch.step(0, "attention", nothing):  # 6 to 7
             pass
-    with watch.step(0, "restore", nothing):  # 9 to 10
-        pass
+        with watch.step(0, "restore", nothing):  # 8 to 9
+            pass
     assert _step_seconds(watch, 20.0) == {
         (None, "embeddings"): 1,
         (0, "qkv"): 1,
         (0, "attention"): 1,
         (0, "restore"): 1,
-        (0, "other"): 5 - 2,
-        (None, "other"): 20 - 5 - 2,
+        (0, "other"): 7 - 3,
+        (None, "other"): 20 - 7 - 1,
     }
 
 
@@ -149,7 +149,7 @@ def test_trace_names_forwards_layers_and_steps(
     names = [event.get("name") for event in events if event.get("ph") == "X" and event["cat"] == "user_annotation"]
     assert names.count("forward, tokens dropped") == names.count("forward, nothing dropped") == 3
     assert names.count("layer 2") == names.count("layer 2: attention") == names.count("embeddings") == 6
-    assert names.count("layer 0: selection") == names.count("layer 0: restore") == 3
+    assert names.count("layer 0: selection") == names.count("layer 1: restore") == names.count("restore") == 3
 
 
 def test_random_batch_is_the_same_every_time(batch: PackedBatch) -> None:

@@ -27,7 +27,7 @@ def make_model(**overrides: Any) -> BertForQuestionAnswering:
     }
     model = BertForQuestionAnswering(BertConfig(**{**sizes, **overrides}))
     model.reset_parameters(torch.Generator().manual_seed(0))
-    model.pack_weights()
+    model.prepare()
     return model.eval()
 
 

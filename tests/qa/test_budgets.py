@@ -121,22 +121,22 @@ def test_budget_that_is_no_number_is_refused(budget: Any) -> None:
         (("schedules",), {}, "schedules: expected a list, found an object"),
         (("schedules",), ..., r"missing \['schedules'\]"),
         (("more",), 1, r"unknown \['more'\]"),
-        (("model_sha256",), 5, "model_sha256: expected a text, found a whole number"),
-        (("questions", "count"), "ten", "count: expected a whole number, found a text"),
+        (("model_sha256",), 5, "model_sha256: expected a text, found 5"),
+        (("questions", "count"), "ten", 'questions.count: expected a whole number, found "ten"'),
         (("questions", "file"), ..., r"questions: expected the fields .* missing \['file'\]"),
-        (("full_model", "f1"), None, "full_model: f1: expected a number, found None"),
-        (("full_model", "f1"), math.nan, "full_model: f1: expected a finite number, found nan"),
-        (("full_model", "f1"), 10**400, "full_model: f1: expected a finite number, found 1000"),
+        (("full_model", "f1"), None, r"full_model\.f1: expected a finite number, found null"),
+        (("full_model", "f1"), math.nan, r"full_model\.f1: expected a finite number, found NaN"),
+        (("full_model", "f1"), 10**400, r"full_model\.f1: expected a finite number, found 1000"),
         (("full_model", "schedule"), HALF.to_dict(), "full_model has a schedule"),
         (("schedules", 1, "schedule"), None, "an entry has no schedule"),
         (("schedules", 1, "macs_fraction"), 1.5, r"schedules\[1\]: macs_fraction must be above 0 and at most 1"),
         (("schedules", 1, "f1"), 101, r"schedules\[1\]: f1, exact_match and f1_interval are percent"),
-        (("schedules", 1, "f1_interval"), [1], r"schedules\[1\]: f1_interval: expected two numbers, found 1"),
-        (("schedules", 1, "macs", "executed"), 1.5, "executed: expected a whole number, found a number"),
-        (("schedules", 1, "latency"), {"seconds": 1}, r"schedules\[1\]: latency: expected the fields seconds"),
-        (("schedules", 1, "schedule", "scorer"), "luck", r"schedules\[1\]: unknown scorer 'luck'"),
+        (("schedules", 1, "f1_interval"), [1], r"schedules\[1\]\.f1_interval: expected two numbers, found 1"),
+        (("schedules", 1, "macs", "executed"), 1.5, r"macs\.executed: expected a whole number, found 1\.5"),
+        (("schedules", 1, "latency"), {"seconds": 1}, r"schedules\[1\]\.latency: expected the fields seconds"),
+        (("schedules", 1, "schedule", "scorer"), "luck", r"schedules\[1\]\.schedule: unknown scorer 'luck'"),
         (("schedules", 1, "schedule", "length_config"), [0.3, 0.6], r"grows from 0.3 to 0.6"),
-        (("schedules", 1, "schedule", "keep_cls"), 1, r"schedules\[1\]: keep_cls must be True or False"),
+        (("schedules", 1, "schedule", "keep_cls"), 1, r"schedules\[1\]\.schedule: keep_cls must be True or False"),
     ],
 )
 def test_wrong_field_is_named(place: tuple[str | int, ...], value: Any, message: str, tmp_path: Path) -> None:
@@ -162,21 +162,6 @@ def test_damaged_file_is_an_error_that_names_it(raw: bytes, tmp_path: Path) -> N
     path.write_bytes(raw)
     with pytest.raises(ValueError, match=r"schedules\.json: .*make it anew"):
         read_schedules(path)
-
-
-def test_writing_leaves_what_was_there_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "schedules.json"
-    write_schedules(path, FRONT)
-    before = path.read_bytes()
-
-    def full_disk(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_schedules(path, front())
-    assert [entry.name for entry in tmp_path.iterdir()] == ["schedules.json"]
-    assert path.read_bytes() == before
 
 
 @pytest.fixture(scope="module")

@@ -195,10 +195,13 @@ def test_folder_without_tokenizer_is_an_error_that_names_the_files(tmp_path: Pat
         ({"vocab.txt": b"\xff\xfe"}, r"vocab\.txt is not a vocabulary"),
         ({"vocab.txt": b"one\ntwo\n"}, r"vocab\.txt .* no line \[UNK\]"),
         ({"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b"{"}, r"tokenizer_config\.json"),
-        ({"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b"[]"}, r"expected a JSON object, found list"),
+        (
+            {"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b"[]"},
+            r"tokenizer_config\.json: expected an object .*, found a list",
+        ),
         (
             {"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b'{"do_lower_case": "no"}'},
-            r"do_lower_case must be true or false, not 'no'",
+            r'do_lower_case: expected true or false, found "no"',
         ),
     ],
 )

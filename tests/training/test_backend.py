@@ -1,7 +1,5 @@
 """The steps of training against the reference, and the padded attention against the one that goes by sequences."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dtbert.kernels import ATTENTION_SCORES, AttentionScore, reference
+from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Kept
 from dtbert.model import Packing
 from dtbert.training.backend import TrainingBackend
 
 LENGTHS = (5, 1, 9, 3)
 HEADS = 2
+REFERENCE = Backend()
 SEGMENTS = torch.cat([torch.arange(length) >= 2 for length in LENGTHS]).long()
 
 
@@ -26,37 +25,35 @@ def projected() -> Tensor:
     return torch.randn(sum(LENGTHS), 3 * HEADS * 4, dtype=torch.float64, requires_grad=True)
 
 
-def call(backend: Any, qkv: Tensor, **options: Any) -> tuple[Tensor, Tensor | None]:
-    now = packing()
-    return backend.attention(qkv, now.cu_seqlens, now.max_seqlen, HEADS, **options)
-
-
 @pytest.mark.parametrize("padded", [False, True], ids=["by sequence", "padded"])
-@pytest.mark.parametrize("kind", [None, *ATTENTION_SCORES])
-def test_attention_agrees_with_reference(kind: AttentionScore | None, padded: bool) -> None:
-    qkv = projected()
+@pytest.mark.parametrize("score", [None, *ATTENTION_SCORES])
+def test_attention_agrees_with_reference(score: AttentionScore | None, padded: bool) -> None:
+    qkv, now = projected(), packing()
     backend = TrainingBackend(padded=padded)
-    context, scores = call(backend, qkv, significance=kind, token_type_ids=SEGMENTS)
-    wanted_context, wanted_scores = call(reference, qkv, significance=kind, token_type_ids=SEGMENTS)
-    torch.testing.assert_close(context, wanted_context)
-    assert (scores is None) == (kind is None)
-    if kind is not None:
-        torch.testing.assert_close(scores, wanted_scores)
-        assert not scores.requires_grad
-        alone = backend.attention_significance(qkv, packing().cu_seqlens, max(LENGTHS), HEADS, kind, SEGMENTS)
+    context, wanted = (one.attention(qkv, now, HEADS) for one in (backend, REFERENCE))
+    if score is not None:
+        alone = backend.significance(qkv, now, HEADS, score, SEGMENTS)
+        wanted_scores = REFERENCE.significance(qkv, now, HEADS, score, SEGMENTS)
         torch.testing.assert_close(alone, wanted_scores)
+        assert not alone.requires_grad
+        if score not in ("cls", "from_question"):
+            context, scores = backend.scored_attention(qkv, now, HEADS, score)
+            torch.testing.assert_close(scores, wanted_scores)
+            assert not scores.requires_grad
+    torch.testing.assert_close(context, wanted)
     weights = torch.randn_like(context)
-    gradients = [torch.autograd.grad((one * weights).sum(), qkv)[0] for one in (context, wanted_context)]
+    gradients = [torch.autograd.grad((one * weights).sum(), qkv)[0] for one in (context, wanted)]
     torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["by sequence", "padded"])
 def test_attention_of_some_queries_agrees_with_reference(padded: bool) -> None:
     qkv = projected()
-    rows = torch.tensor([0, 3, 5, 6, 9, 14, 16])
-    some = {"query_indices": rows, "cu_seqlens_q": packing((2, 1, 3, 1)).cu_seqlens}
-    context, _ = call(TrainingBackend(padded=padded), qkv, **some)
-    torch.testing.assert_close(context, call(reference, qkv, **some)[0])
+    queries = Kept(torch.tensor([0, 3, 5, 6, 9, 14, 16]), packing((2, 1, 3, 1)))
+    context, wanted = (
+        one.attention(qkv, packing(), HEADS, queries) for one in (TrainingBackend(padded=padded), REFERENCE)
+    )
+    torch.testing.assert_close(context, wanted)
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["by sequence", "padded"])
@@ -64,7 +61,7 @@ def test_kept_attention_is_that_of_each_sequence(padded: bool) -> None:
     qkv = projected()
     for keep in ("probabilities", "scores"):
         backend = TrainingBackend(keep=keep, padded=padded)
-        call(backend, qkv)
+        backend.attention(qkv, packing(), HEADS)
         (pieces,) = backend.kept
         sequences = [one for piece in pieces for one in piece]
         for kept, rows in zip(sequences, qkv.split(LENGTHS), strict=True):
@@ -80,23 +77,22 @@ def test_kept_attention_is_that_of_each_sequence(padded: bool) -> None:
     seed=st.integers(0, 1000),
     part=st.floats(0.05, 1),
 )
-def test_select_tokens_agrees_with_reference_where_scores_tie(lengths: list[int], seed: int, part: float) -> None:
+def test_select_agrees_with_reference_where_scores_tie(lengths: list[int], seed: int, part: float) -> None:
     now, after = packing(tuple(lengths)), packing(tuple(max(1, round(part * length)) for length in lengths))
     scores = torch.randint(4, (sum(lengths),), generator=torch.Generator().manual_seed(seed)).float()
-    arguments = (scores, now.cu_seqlens, after.cu_seqlens, after.num_tokens, now.max_seqlen)
-    assert torch.equal(TrainingBackend.select_tokens(*arguments), reference.select_tokens(*arguments))
+    kept, wanted = (one.select(scores, now, after).rows for one in (TrainingBackend(), REFERENCE))
+    assert torch.equal(kept, wanted)
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["by sequence", "padded"])
 def test_dropout_keeps_the_mean_and_the_scores(padded: bool) -> None:
     qkv = torch.randn(64, 3 * HEADS * 4)
     one = packing((64,))
-    arguments = (qkv, one.cu_seqlens, 64, HEADS)
-    plain, wanted = reference.attention(*arguments, significance="received")
+    plain, wanted = REFERENCE.scored_attention(qkv, one, HEADS, "received")
     backend = TrainingBackend(attention_dropout=0.5, padded=padded)
     contexts = []
     for _ in range(200):
-        context, scores = backend.attention(*arguments, significance="received")
+        context, scores = backend.scored_attention(qkv, one, HEADS, "received")
         torch.testing.assert_close(scores, wanted)
         contexts.append(context)
     drawn = torch.stack(contexts)

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtbert.model import Packing
-from dtbert.model.question_answering import SpanLogits
+from dtbert.model import Packing, SpanLogits
 from dtbert.training.losses import attention_loss, distillation_loss, hidden_state_loss, span_loss
 
 LENGTHS = (4, 1, 6)

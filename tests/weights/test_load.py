@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import dtbert.kernels.cpu
+import dtbert.weights.load
 from dtbert.weights import CheckpointError, load_encoder, load_model, resolve_source
 from tests.weights.checkpoints import CONFIG, assert_same, hub_tensors, make_tensors, write
 
@@ -217,7 +217,7 @@ def test_weights_are_rounded_to_the_dtype_and_held_in_it_or_in_float32(
     asked: torch.dtype | None,
     native: bool,
 ) -> None:
-    monkeypatch.setattr(dtbert.kernels.cpu, "multiplies_natively", lambda dtype: native or dtype == torch.float32)
+    monkeypatch.setattr(dtbert.weights.load, "multiplies_natively", lambda dtype: native or dtype == torch.float32)
     tensors = {name: tensor.to(stored) for name, tensor in make_tensors().items()}
     model = load_model(write(tmp_path, tensors), dtype=asked)
     precision = asked or torch.float32

@@ -21,7 +21,7 @@ import torch
 from dtbert.kernels import cpu
 from dtbert.weights import load_model
 
-cpu.packing_pays = lambda: sys.argv[2] == "packed"
+cpu.blocked_pays = lambda weight: sys.argv[2] == "blocked"
 
 def kibibytes(field):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith(field))
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads resident memory from /proc")
 @pytest.mark.parametrize(
-    ("form", "layout"), [("safetensors", "packed"), ("safetensors", "plain"), ("bin", "packed"), ("int8", "packed")]
+    ("form", "layout"), [("safetensors", "blocked"), ("safetensors", "plain"), ("bin", "blocked"), ("int8", "blocked")]
 )
 def test_loading_takes_at_most_1_3_times_the_weights(folder: Path, form: str, layout: str) -> None:
     command = [sys.executable, "-c", MEASURE, str(folder / form), layout]

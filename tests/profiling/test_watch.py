@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtbert.kernels import cpu
+from dtbert.kernels import BackendName
+from dtbert.kernels.cpu import Cpu
 from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
 from dtbert.model.scorers import BUILT_IN_SCORERS
+from dtbert.model.work import Work
 from dtbert.profiling import random_batch
-from dtbert.profiling.steps import Work
-from dtbert.profiling.timed import Clock, Stopwatch, watched_forward
+from dtbert.profiling.watch import Clock, Stopwatch, watched_forward
 from tests.profiling.conftest import CONFIG
 
 
@@ -50,13 +51,13 @@ def counted(model: BertForQuestionAnswering, batch: PackedBatch, schedule: Lengt
     return sum(span.work().flops for span in watch.spans)
 
 
-def counted_by_schedule(schedule: LengthSchedule, seqlens: list[int]) -> int:
+def counted_by_schedule(schedule: LengthSchedule, seqlens: list[int], backend: BackendName = "cpu") -> int:
     """Two FLOPs for each executed MAC but those of LayerNorm and of the span head's bias, which are no products'."""
     total = 0
     for length in seqlens:
         lengths = [length, *schedule.lengths(length)]
         norms = length + sum(before + kept for before, kept in zip(lengths, lengths[1:], strict=False))
-        macs = schedule.macs(CONFIG, length, question_length=min(length, 12))
+        macs = schedule.macs(CONFIG, length, question_length=min(length, 12), backend=backend)
         total += 2 * (macs.executed - CONFIG.hidden_size * norms - 2 * length)
     return total
 
@@ -100,36 +101,34 @@ def test_steps_belong_to_their_layers(model: BertForQuestionAnswering, batch: Pa
     names = [
         *["qkv", "significance", "selection", "attention", *kept],
         *["qkv", "attention", *kept],
-        *["qkv", "span_head", "selection", "attention", *kept],
+        *["qkv", "span_head", "selection", "attention", "restore", *kept],
     ]
-    layers = [0] * 7 + [1] * 5 + [2] * 7
+    layers = [0] * 7 + [1] * 5 + [2] * 8
     assert log.steps == [
         (None, "embeddings"),
         *zip(layers, names, strict=True),
-        (2, "restore"),
-        (0, "restore"),
+        (None, "restore"),
         (None, "span_head"),
     ]
     assert log.layers == ["+0", "-0", "+1", "-1", "+2", "-2"]
 
 
-def test_watch_leaves_nothing_behind(model: BertForQuestionAnswering, batch: PackedBatch) -> None:
-    watch_forward(model, batch, None)
+def test_layer_that_fails_ends_the_watch_and_leaves_the_model_as_it_was(
+    model: BertForQuestionAnswering, batch: PackedBatch
+) -> None:
     with pytest.raises(ValueError, match="4 entries, the model 3 layers"):
         watch_forward(model, batch, LengthSchedule.ratios([1] * 4))
-    for layer in model.encoder.layers:
-        assert not layer._forward_hooks
-        assert not layer._forward_pre_hooks
+    assert watch_forward(model, batch, None).layers == ["+0", "-0", "+1", "-1", "+2", "-2"]
 
 
+@pytest.mark.parametrize("scorer", BUILT_IN_SCORERS)
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_packed_weights_and_other_kernels_count_the_same(
-    batch: PackedBatch, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cpu, "packing_pays", lambda: True)
-    model = BertForQuestionAnswering(CONFIG, backend=backend)
+def test_each_backend_counts_what_it_does(batch: PackedBatch, backend: BackendName, scorer: str) -> None:
+    model = BertForQuestionAnswering(CONFIG, backend=backend).requires_grad_(False)
     model.reset_parameters()
-    model.pack_weights()
+    if backend == "cpu":
+        Cpu(blocked=True).prepare(model)
     assert model.span.weight.is_mkldnn == (backend == "cpu")
-    schedule = LengthSchedule.absolute([18, 16, 5])
-    assert counted(model, batch, schedule) == counted_by_schedule(schedule, list(batch.packing.seqlens))
+    # Every sequence drops in every layer; with its question kept, the question's tokens are known.
+    schedule = LengthSchedule.absolute([14, 13, 12], scorer=scorer, keep_question=True)
+    assert counted(model, batch, schedule) == counted_by_schedule(schedule, list(batch.packing.seqlens), backend)
