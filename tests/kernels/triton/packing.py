@@ -1,4 +1,4 @@
-"""Packings, kept tokens, and packed inputs of attention, as the tests of several steps share them."""
+"""Kept tokens and packed inputs of attention, as the tests of several steps share them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 
 from dtbert.kernels import Kept, Packing
-
-
-def packing_of(lengths: Sequence[int]) -> Packing:
-    return Packing.stack([lengths], torch.device("cpu"))[0]
+from tests.kernels.packings import packing as packing_of
 
 
 def keep(packing: Packing, places: Sequence[Sequence[int]]) -> Kept:

@@ -9,8 +9,9 @@ from dtbert.kernels import Kept
 from dtbert.kernels.triton import MAX_HEAD_SIZE
 from dtbert.kernels.triton.attention import block_of, compile_cases, config_for
 from dtbert.kernels.triton.launch import ARCHITECTURES, FLOAT_DTYPES
+from tests.kernels.packings import packing as packing_of
 from tests.kernels.triton.cases import DTYPES, ORACLE, TOKENS, TRITON, assert_close, far_apart
-from tests.kernels.triton.packing import Packed, among_others, keep, looking_at, pack, packing_of
+from tests.kernels.triton.packing import Packed, among_others, keep, looking_at, pack
 
 
 def check(packed: Packed, queries: Kept | None = None) -> None:

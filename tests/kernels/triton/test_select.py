@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.packings import packing as packing_of
 from tests.kernels.triton.cases import ORACLE, TOKENS, TRITON
-from tests.kernels.triton.packing import packing_of
 
 
 def check(scores: torch.Tensor, lengths: list[int], counts: list[int]) -> torch.Tensor:
