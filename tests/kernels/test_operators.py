@@ -1,4 +1,4 @@
-"""The compiled kernels without a GPU: what torch.export, and so torch.compile, sees of them, and what a launch asks for.
+"""The compiled kernels without a GPU: what torch.export and torch.compile see of them, and what a launch asks for.
 
 Here they are compiled, not interpreted: in tests/kernels/triton it is the other way round.
 """
