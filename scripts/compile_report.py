@@ -88,7 +88,12 @@ def compile_case(arch: str, module: str, place: int) -> Row:
         "num_stages": case.num_stages,
     }
     # As at a launch: torch's tensors are aligned, and so are the strides of the published widths.
-    aligned = [i for i, (name, kind) in enumerate(case.signature.items()) if kind[0] == "*" or "stride" in name]
+    aligned = [
+        parameter.num
+        for parameter in case.kernel.params
+        if (case.signature[parameter.name][0] == "*" and not parameter.do_not_specialize_on_alignment)
+        or "stride" in parameter.name
+    ]
     source = ASTSource(
         fn=case.kernel,
         signature=dict(case.signature),

@@ -166,12 +166,14 @@ class Sizes(NamedTuple):
         head_size: D.
         hidden_size: H.
         max_seqlen: tokens in the longest sequence.
+        sequence_span: values from the start of the longest sequence to its end, with those that lie between its rows.
     """
 
     dtype: torch.dtype | None = None
     head_size: int | None = None
     hidden_size: int | None = None
     max_seqlen: int | None = None
+    sequence_span: int | None = None
 
 
 def choose_backend(
@@ -233,6 +235,7 @@ def _why_not_triton(device: torch.device, sizes: Sizes) -> str | None:
         ("heads of at most {:,} values", sizes.head_size, triton.MAX_HEAD_SIZE),
         ("states of at most {:,} values", sizes.hidden_size, triton.MAX_HIDDEN_SIZE),
         ("sequences of at most {:,} tokens", sizes.max_seqlen, triton.MAX_SEQLEN),
+        ("sequences that span at most {:,} values", sizes.sequence_span, triton.MAX_SEQUENCE_SPAN),
     ):
         if size is not None and size > most:
             return f"takes {what.format(most)}, not of {size:,}: choose the backend 'reference'"

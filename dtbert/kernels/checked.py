@@ -19,7 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from dtbert.kernels.backend import Backend, BackendName, Sizes, choose_backend, get_backend
+from dtbert.kernels.backend import Backend, BackendName, Sizes, get_backend
 from dtbert.kernels.checks import (
     Fault,
     another_maximum,
@@ -270,20 +270,12 @@ def restore(states: Tensor, keep_indices: Tensor, kept_states: Tensor, *, backen
     return chosen.scatter(states.clone(), keep_indices, kept_states)
 
 
-def _backend(
-    step: str,
-    name: BackendName | None,
-    *tensors: Tensor | None,
-    head_size: int | None = None,
-    hidden_size: int | None = None,
-    max_seqlen: int | None = None,
-) -> Backend:
+def _backend(step: str, name: BackendName | None, *tensors: Tensor | None, **sizes: int) -> Backend:
     present = [tensor for tensor in tensors if tensor is not None]
     needs_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present)
     if name is None and needs_gradients:
         name = "reference"
-    device, sizes = present[0].device, Sizes(present[0].dtype, head_size, hidden_size, max_seqlen)
-    chosen = get_backend(device, choose_backend(device, name, sizes))
+    chosen = get_backend(present[0].device, name, Sizes(present[0].dtype, **sizes))
     if needs_gradients and not chosen.differentiable:
         raise ValueError(
             f"{step}: gradients are needed, the backend {name!r} is forward only: "
@@ -294,7 +286,15 @@ def _backend(
 
 def _attention_backend(step: str, name: BackendName | None, qkv: Tensor, max_seqlen: int, num_heads: int) -> Backend:
     hidden_size = qkv.shape[1] // 3
-    return _backend(step, name, qkv, head_size=hidden_size // num_heads, hidden_size=hidden_size, max_seqlen=max_seqlen)
+    return _backend(
+        step,
+        name,
+        qkv,
+        head_size=hidden_size // num_heads,
+        hidden_size=hidden_size,
+        max_seqlen=max_seqlen,
+        sequence_span=max_seqlen * qkv.stride(0),
+    )
 
 
 def _packing(cu_seqlens: Tensor) -> Packing:

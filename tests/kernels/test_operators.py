@@ -1,13 +1,25 @@
-"""The compiled kernels as torch operators: what torch.export, and so torch.compile, sees of them, without a GPU."""
+"""The compiled kernels without a GPU: what torch.export and torch.compile see of them, and what a launch asks for.
+
+Here they are compiled, not interpreted: in tests/kernels/triton it is the other way round.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from dtbert.kernels import triton
-from dtbert.kernels.triton import launch
-from dtbert.model import BertConfig, BertForQuestionAnswering, PackedBatch, Packing
+from dtbert.kernels import Kept, Packing, TokenIds
+from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear, of_tensors
+from dtbert.kernels.triton import Triton, launch
+from dtbert.kernels.triton.linear import fused_linear
+from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
 
 H, T, K = 96, 20, 9
 
@@ -17,36 +29,41 @@ def _some_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_architecture", lambda index: "sm_90")
 
 
-def inputs() -> dict[str, Tensor]:
-    empty = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="cuda")  # noqa: E731
+def inputs(device: str, tokens: int = T, kept: int = K) -> dict[str, Tensor]:
+    rand = lambda *shape, dtype=torch.bfloat16: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
     return {
-        "x": empty(K, H),
-        "weight": empty(H, H),
-        "vector": empty(H),
-        "states": empty(T, H),
-        "keep_indices": empty(K, dtype=torch.int64),
-        "significance": empty(T, dtype=torch.float32),
-        "cu_seqlens": empty(3, dtype=torch.int32),
-        "ids": empty(T, dtype=torch.int64),
-        "qkv": empty(T, 3 * H),
+        "x": rand(kept, H),
+        "weight": rand(H, H),
+        "vector": rand(H),
+        "states": rand(tokens, H),
+        "rows": rand(kept, dtype=torch.int64),
+        "significance": rand(tokens, dtype=torch.float32),
+        "cu_seqlens": rand(3, dtype=torch.int32),
+        "target_cu_seqlens": rand(3, dtype=torch.int32),
+        "ids": rand(tokens, dtype=torch.int64),
+        "qkv": rand(tokens, 3 * H),
     }
 
 
 def run_steps(x: dict[str, Tensor]) -> list[Tensor]:
-    """Every step that launches a kernel."""
-    vector, keep, cu_seqlens = x["vector"], x["keep_indices"], x["cu_seqlens"]
-    tables, norm = (x["states"],) * 3, (vector, vector)
-    context, significance = triton.attention(x["qkv"], cu_seqlens, T, 3, significance="received")
-    assert significance is not None
+    """Every step that launches a kernel, and every kernel."""
+    triton, vector, ids = Triton(), x["vector"], x["ids"]
+    packing = Packing((len(ids) - 4, 4), x["cu_seqlens"])
+    kept = Kept(x["rows"], Packing((len(x["rows"]) - 4, 4), x["target_cu_seqlens"]))
+    norm, layer = of_tensors(LayerNorm, weight=vector, bias=vector, eps=1e-5), (x["weight"], vector)
+    tables = of_tensors(Embeddings, word=x["states"], token_type=x["states"], position=x["states"], norm=norm)
+    linear = of_tensors(Linear, weight=x["weight"], bias=vector)
+    attended = x["qkv"], packing, 3
     return [
-        triton.embed_layer_norm(x["ids"], x["ids"], x["ids"], *tables, *norm, 1e-5),
-        context,
-        significance,
-        triton.attention_significance(x["qkv"], cu_seqlens, T, 3, "cls"),
-        triton.select_tokens(x["significance"], cu_seqlens, cu_seqlens, K, T),
-        triton.linear_add_layer_norm(x["x"], x["weight"], vector, x["states"], *norm, 1e-5, keep),
-        triton.fused_linear_gelu(x["x"], x["weight"], vector),
-        triton.restore(x["states"], keep, x["x"]),
+        triton.embed(TokenIds(ids, ids, ids), tables),
+        *triton.scored_attention(*attended, "received"),
+        triton.attention(*attended, kept),
+        triton.significance(*attended, "cls"),
+        triton.significance(*attended, "from_question", ids),
+        triton.select(x["significance"], packing, kept.packing).rows,
+        triton.add_norm(x["x"], linear, x["states"], norm, kept.rows),
+        fused_linear(x["x"], *layer, "gelu"),
+        triton.scatter(x["states"].clone(), kept.rows, x["x"]),
     ]
 
 
@@ -54,13 +71,15 @@ EXPECTED = [
     ((T, H), torch.bfloat16),
     ((T, H), torch.bfloat16),
     ((T,), torch.float32),
+    ((K, H), torch.bfloat16),
+    ((T,), torch.float32),
     ((T,), torch.float32),
     ((K,), torch.int64),
     ((K, H), torch.bfloat16),
     ((K, H), torch.bfloat16),
     ((T, H), torch.bfloat16),
 ]
-OPERATORS = ["embed_layer_norm", "attention", "select_tokens", "gather_add_layer_norm", "fused_linear_gelu", "restore"]
+OPERATORS = ["embed", "attention", "select", "add_norm", "fused_linear", "scatter"]
 
 
 def test_kernels_are_compiled_here() -> None:
@@ -72,32 +91,73 @@ class Steps(torch.nn.Module):
         return run_steps(x)
 
 
+def operators_of(exported: torch.export.ExportedProgram) -> list[str]:
+    return [str(node.target).split(".")[1] for node in exported.graph.nodes if "dtbert." in str(node.target)]
+
+
 def test_export_sees_every_operator_and_its_shapes() -> None:
     with FakeTensorMode():
-        exported = torch.export.export(Steps(), (inputs(),))
-    targets = {str(node.target).split(".")[1] for node in exported.graph.nodes if "dtbert." in str(node.target)}
-    assert targets >= set(OPERATORS)
+        exported = torch.export.export(Steps(), (inputs("cuda"),))
+    assert set(operators_of(exported)) == set(OPERATORS)
     outputs = [node.meta["val"] for node in next(reversed(exported.graph.nodes)).all_input_nodes]
     assert [(tuple(x.shape), x.dtype) for x in outputs] == EXPECTED
     assert all(x.device.type == "cuda" for x in outputs)
 
 
 class Logits(torch.nn.Module):
-    def __init__(self, model: BertForQuestionAnswering) -> None:
+    def __init__(self, model: BertForQuestionAnswering, schedule: LengthSchedule | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.schedule = model, schedule
 
     def forward(self, ids: Tensor, cu_seqlens: Tensor) -> Tensor:
         batch = PackedBatch(ids, ids, ids, Packing((T - 8, 8), cu_seqlens))
-        return self.model.forward_packed(batch).start_logits
+        return self.model.forward_packed(batch, self.schedule).start_logits
 
 
-def test_export_of_the_whole_model_keeps_the_operators() -> None:
+def export_model(schedule: LengthSchedule | None = None) -> list[str]:
     config = BertConfig(hidden_size=H, num_hidden_layers=2, num_attention_heads=3, intermediate_size=H, vocab_size=50)
     with FakeTensorMode():
         with torch.device("cuda"):
             model = BertForQuestionAnswering(config).requires_grad_(False)
         assert model.backend_name == "triton"
-        exported = torch.export.export(Logits(model), (inputs()["ids"], inputs()["cu_seqlens"]))
-    targets = [str(node.target).split(".")[1] for node in exported.graph.nodes if "dtbert." in str(node.target)]
-    assert targets == ["embed_layer_norm", *["attention", "gather_add_layer_norm", "gather_add_layer_norm"] * 2]
+        x = inputs("cuda")
+        return operators_of(torch.export.export(Logits(model, schedule), (x["ids"], x["cu_seqlens"])))
+
+
+def test_export_of_the_whole_model_keeps_the_operators() -> None:
+    assert export_model() == ["embed", *["attention", "add_norm", "add_norm"] * 2]
+
+
+def test_export_of_a_model_that_drops_tokens_keeps_the_operators() -> None:
+    first = ["embed", "attention", "select", "add_norm", "add_norm"]
+    second = ["attention", "select", "scatter", "add_norm", "add_norm", "scatter"]
+    assert export_model(LengthSchedule.ratios([0.7, 0.3])) == [*first, *second]
+
+
+def launches(monkeypatch: pytest.MonkeyPatch, x: dict[str, Tensor]) -> dict[str, list[Sequence[Any]]]:
+    """By kernel, what Triton looks up a compiled one by: types, alignment, and numbers that it takes as constants."""
+    asked = defaultdict(list)
+    nvidia = make_backend(GPUTarget("cuda", 90, 32))
+
+    def run(kernel: JITFunction, *args: object, grid: object, warmup: bool, **options: object) -> None:
+        bind = create_function_from_signature(kernel.signature, kernel.params, nvidia)
+        asked[kernel.__name__].append(bind(*args, **options)[1])
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    run_steps(x)
+    return asked
+
+
+@pytest.mark.parametrize(("tokens", "kept"), [(T, K), (32, 16), (16, 32), (17, 8)])
+def test_no_kernel_is_compiled_anew_for_other_offsets_or_counts(
+    tokens: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = launches(monkeypatch, inputs("cpu", 48, 32))
+    assert len(want) == 9
+    # Rows of one tensor: 12 bytes apart, so that 16 divides the address of every fourth.
+    rows = torch.zeros(5, 3, dtype=torch.int32)
+    assert {row.data_ptr() % 16 for row in rows} == {0, 4, 8, 12}
+    for i, cu_seqlens in enumerate(rows):
+        for target_cu_seqlens in rows[i:]:
+            offsets = {"cu_seqlens": cu_seqlens, "target_cu_seqlens": target_cu_seqlens}
+            assert launches(monkeypatch, inputs("cpu", tokens, kept) | offsets) == want

@@ -12,7 +12,7 @@ from dtbert.kernels.packing import Kept, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.kernels.reference import Activation, AttentionScore
 from dtbert.kernels.triton.add_norm import add_norm
-from dtbert.kernels.triton.attention import MAX_HEAD_SIZE, attention
+from dtbert.kernels.triton.attention import MAX_HEAD_SIZE, MAX_SEQUENCE_SPAN, attention
 from dtbert.kernels.triton.embed import embed
 from dtbert.kernels.triton.launch import FLOAT_DTYPES, INTERPRETED
 from dtbert.kernels.triton.layer_norm import MAX_HIDDEN_SIZE
@@ -20,7 +20,15 @@ from dtbert.kernels.triton.linear import linear
 from dtbert.kernels.triton.scatter import scatter
 from dtbert.kernels.triton.select import MAX_SEQLEN, select
 
-__all__ = ["FLOAT_DTYPES", "INTERPRETED", "MAX_HEAD_SIZE", "MAX_HIDDEN_SIZE", "MAX_SEQLEN", "Triton"]
+__all__ = [
+    "FLOAT_DTYPES",
+    "INTERPRETED",
+    "MAX_HEAD_SIZE",
+    "MAX_HIDDEN_SIZE",
+    "MAX_SEQLEN",
+    "MAX_SEQUENCE_SPAN",
+    "Triton",
+]
 
 
 class Triton(Backend):

@@ -14,7 +14,7 @@ from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, architecture
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kept"])
 def _add_norm_kernel(
     product,  # [K, H]
     bias,  # [H]

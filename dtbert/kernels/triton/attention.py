@@ -23,6 +23,8 @@ from dtbert.kernels.triton.significance import (
 )
 
 MAX_HEAD_SIZE = 128
+# Within a sequence the kernels address by 32-bit offsets.
+MAX_SEQUENCE_SPAN = 2**31 - 1
 
 
 class Config(NamedTuple):
@@ -63,7 +65,9 @@ def block_of(head_size: int) -> int:
     return max(16, triton.next_power_of_2(head_size))
 
 
-@triton.jit(do_not_specialize=["tokens", "kept", "query_blocks"])
+@triton.jit(
+    do_not_specialize=["tokens", "kept", "query_blocks"], do_not_specialize_on_alignment=["cu_seqlens", "cu_seqlens_q"]
+)
 def _attention_kernel(
     qkv,  # [T, 3 * H]
     cu_seqlens,  # [B + 1]
@@ -113,7 +117,7 @@ def _attention_kernel(
     if score == "from_question":
         m_counts = m_m & (tl.load(token_type_ids + begin + o_m, mask=m_m, other=1) == 0)
         # Nothing to do here: the partials are 0 already.
-        if not with_context and tl.max(m_counts.to(tl.int32), 0) == 0:
+        if tl.max(m_counts.to(tl.int32), 0) == 0:
             return
     else:
         m_counts = m_m
@@ -189,7 +193,7 @@ def attention(
 
     Args:
         qkv, cu_seqlens, max_seqlen, num_heads: as `Backend.attention`. Rows outside every sequence are undefined.
-        with_context: whether context is asked for.
+        with_context: whether context is asked for; not with the scores ``cls`` and ``from_question``.
         score: an `AttentionScore`, or empty to ask for none.
         token_type_ids: int64 ``[T]``, for ``from_question``.
         query_indices, cu_seqlens_q: int64 ``[K]`` and int32 ``[B + 1]``, each sequence's queries; not with a score.
@@ -202,21 +206,18 @@ def attention(
     if rows == 0:
         return context, significance
     if score == "cls":
-        significance = cls_significance(qkv, cu_seqlens, max_seqlen, num_heads)
-        score = ""
-    if not with_context and not score:
-        return context, significance
+        return context, cls_significance(qkv, cu_seqlens, max_seqlen, num_heads)
     config = config_for(architecture(qkv.device), qkv.dtype, head_size)
     query_blocks = triton.cdiv(max_seqlen, config.block_m)
-    # Blocks without a query of segment 0 leave theirs as they are, where there is nothing else to compute.
-    allocate = torch.zeros if score == "from_question" and not with_context else torch.empty
+    # Blocks without a query of segment 0 leave theirs as they are.
+    allocate = torch.zeros if score == "from_question" else torch.empty
     partials = allocate((query_blocks, num_heads, tokens) if score else 0, dtype=torch.float32, device=qkv.device)
     wrap_triton(_attention_kernel)[(query_blocks * num_heads * sequences,)](
         qkv,
         cu_seqlens,
-        cu_seqlens if query_indices is None else query_indices,
+        qkv if query_indices is None else query_indices,
         cu_seqlens if cu_seqlens_q is None else cu_seqlens_q,
-        cu_seqlens if token_type_ids is None else token_type_ids,
+        qkv if token_type_ids is None else token_type_ids,
         context,
         partials,
         LOG2_E * head_size**-0.5,
@@ -246,11 +247,10 @@ def attention(
 
 def compile_cases(arch: str) -> Iterator[CompileCase]:
     """Every configuration with and without a score, and every variant of the kernel in the commonest of them."""
-    pointers = {"cu_seqlens": "*i32", "query_indices": "*i64", "cu_seqlens_q": "*i32", "token_type_ids": "*i64"}
     numbers = {"scale": "fp32", "qkv_stride": "i32", "tokens": "i32", "kept": "i32", "query_blocks": "i32"}
     commonest = (
         "kept",
-        *(score for score in ATTENTION_SCORES if score != "cls"),
+        *(score for score in ATTENTION_SCORES if score not in ("cls", "from_question")),
         "received alone",
         "from_question alone",
     )
@@ -259,12 +259,19 @@ def compile_cases(arch: str) -> Iterator[CompileCase]:
         for head_size in (32, 64, 128):
             config = config_for(arch, dtype, head_size)
             for variant in ("", *(commonest if (dtype, head_size) == (torch.bfloat16, 64) else ("received",))):
+                score, gather = variant.removesuffix(" alone").removesuffix("kept"), variant == "kept"
+                pointers = {
+                    "cu_seqlens": "*i32",
+                    "query_indices": "*i64" if gather else f"*{triton_name}",
+                    "cu_seqlens_q": "*i32",
+                    "token_type_ids": "*i64" if score == "from_question" else f"*{triton_name}",
+                }
                 constexprs = {
                     "num_heads": 12,
                     "head_size": head_size,
                     "with_context": not variant.endswith(" alone"),
-                    "score": variant.removesuffix(" alone").removesuffix("kept"),
-                    "gather": variant == "kept",
+                    "score": score,
+                    "gather": gather,
                     "upcast": False,
                     "block_m": config.block_m,
                     "block_n": config.block_n,

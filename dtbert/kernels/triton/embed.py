@@ -14,7 +14,7 @@ from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, architecture
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _embed_kernel(
     input_ids,  # [T]
     position_ids,  # [T]

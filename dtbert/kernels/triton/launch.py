@@ -2,6 +2,10 @@
 
 A step is a kernel and its launcher, which allocates the outputs; it is decorated with `operator`, and looks at nothing
 that the kernel does not need: `dtbert.kernels.checked` checks tensors for whoever calls the steps directly.
+
+Triton compiles a kernel anew for an integer that 16 divides or that is 1, and for a pointer that 16 divides. Counts of
+tokens differ so from layer to layer, and so do offsets, which are rows of one tensor: every kernel is decorated with
+``do_not_specialize`` for the ones and ``do_not_specialize_on_alignment`` for the others.
 """
 
 import functools

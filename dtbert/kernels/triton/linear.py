@@ -53,7 +53,7 @@ def _activate(x, activation: tl.constexpr):
     return tl.maximum(x, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _fused_linear_kernel(
     x,  # [T, in]
     weight,  # [out, in]

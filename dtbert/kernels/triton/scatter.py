@@ -13,7 +13,7 @@ from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, architecture
 from dtbert.kernels.triton.layer_norm import row_config
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kept"])
 def _scatter_kernel(
     final,  # [T, H], changed
     rows,  # [K]

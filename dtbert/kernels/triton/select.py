@@ -21,7 +21,7 @@ _NUM_STAGES = 2
 MAX_SEQLEN = 16384
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["cu_seqlens", "target_cu_seqlens"])
 def _select_kernel(
     significance,  # [T]
     cu_seqlens,  # [B + 1]

@@ -42,7 +42,7 @@ def sequence_bounds(cu_seqlens, i_sequence, tokens):
     return begin.to(tl.int64), end - begin
 
 
-@triton.jit(do_not_specialize=["tokens", "token_blocks"])
+@triton.jit(do_not_specialize=["tokens", "token_blocks"], do_not_specialize_on_alignment=["cu_seqlens"])
 def _combine_partials_kernel(
     partials,  # [query blocks, N, T]
     cu_seqlens,  # [B + 1]
@@ -75,7 +75,7 @@ def _combine_partials_kernel(
     tl.store(significance + begin + o_n, score, mask=m_n)
 
 
-@triton.jit(do_not_specialize=["tokens", "token_blocks"])
+@triton.jit(do_not_specialize=["tokens", "token_blocks"], do_not_specialize_on_alignment=["cu_seqlens"])
 def _cls_logits_kernel(
     qkv,  # [T, 3 * H]
     cu_seqlens,  # [B + 1]
@@ -110,7 +110,7 @@ def _cls_logits_kernel(
     tl.store(total + i_statistic, tl.sum(tl.exp2(logit - block_highest), 0))
 
 
-@triton.jit(do_not_specialize=["tokens", "token_blocks"])
+@triton.jit(do_not_specialize=["tokens", "token_blocks"], do_not_specialize_on_alignment=["cu_seqlens"])
 def _cls_sum_kernel(
     logits,  # [N, T]
     highest,  # [B, token blocks, N]

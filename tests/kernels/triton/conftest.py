@@ -4,7 +4,7 @@ Elsewhere they are not collected: once triton is imported, its kernels are all i
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -26,3 +26,15 @@ def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
         return tensor.fill_(float("nan") if tensor.is_floating_point() else POISON.get(tensor.dtype, 1))
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture
+def one_row_a_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Rows in programs of their own, as on a GPU."""
+    # Imported here: where these tests are not collected, triton must stay as it is.
+    from dtbert.kernels.triton import layer_norm
+
+    monkeypatch.setattr(layer_norm, "INTERPRETED_ROWS", 1)
+    layer_norm.row_config.cache_clear()
+    yield
+    layer_norm.row_config.cache_clear()

@@ -5,24 +5,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtbert.kernels import reference
-from dtbert.kernels.reference import ATTENTION_SCORES, AttentionScore
-from dtbert.kernels.triton import attention, attention_significance
-from tests.kernels.triton.cases import DTYPES, TOKENS, assert_close
-from tests.kernels.triton.packing import Packed, looking_at, offsets, pack
+from dtbert.kernels import ATTENTION_SCORES, AttentionScore
+from tests.kernels.triton.cases import DTYPES, ORACLE, TOKENS, TRITON, assert_close
+from tests.kernels.triton.packing import Packed, among_others, looking_at, pack
 
 SCORES = pytest.mark.parametrize("kind", ATTENTION_SCORES)
+# Those that read all queries come with the context, too.
+WITH_CONTEXT = tuple(kind for kind in ATTENTION_SCORES if kind not in ("cls", "from_question"))
+
+
+def scores_of(packed: Packed, kind: AttentionScore, segments: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """By every way to ask for it."""
+    alone = TRITON.significance(*packed, kind, segments)
+    return [alone, TRITON.scored_attention(*packed, kind)[1]] if kind in WITH_CONTEXT else [alone]
 
 
 def check(packed: Packed, kind: AttentionScore, segments: torch.Tensor | None = None) -> None:
-    context, significance = attention(*packed, significance=kind, token_type_ids=segments)
-    alone = attention_significance(*packed, kind, segments)
-    want_context, want = reference.attention(*packed.doubled(), significance=kind, token_type_ids=segments)
-    assert significance is not None
-    assert_close(context, want_context, packed.qkv.dtype)
+    want = ORACLE.significance(*packed.doubled(), kind, segments)
     # Scores are sums of float32 products, whatever the dtype of what enters them.
-    assert_close(significance, want, torch.float32)
-    assert_close(alone, want, torch.float32)
+    for got in scores_of(packed, kind, segments):
+        assert_close(got, want, torch.float32)
+    if kind in WITH_CONTEXT:
+        context, _ = TRITON.scored_attention(*packed, kind)
+        assert_close(context, ORACLE.attention(*packed.doubled()), packed.qkv.dtype)
 
 
 def segments_of(lengths: list[int], question: int) -> torch.Tensor:
@@ -53,6 +58,12 @@ def test_score_of_many_heads_agrees_with_reference(kind: AttentionScore) -> None
 
 
 @SCORES
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0]])
+def test_score_of_no_tokens_is_empty(lengths: list[int], kind: AttentionScore) -> None:
+    check(pack(lengths, 2, 16), kind, segments_of(lengths, 1))
+
+
+@SCORES
 @settings(max_examples=3)
 @given(data=st.data(), heads=st.integers(1, 3), seed=st.integers(0, 2**16))
 def test_score_of_any_packing(data: st.DataObject, kind: AttentionScore, heads: int, seed: int) -> None:
@@ -78,10 +89,7 @@ def test_score_of_attention_to_one_token_is_a_count(dtype: torch.dtype, kind: At
         "from_question": votes[segments == 0].sum(0),
         "value_norm": votes.sum(0) * packed.qkv[:, 128:].float().norm(dim=1),
     }[kind]
-    for got in (
-        attention(*packed, significance=kind, token_type_ids=segments)[1],
-        attention_significance(*packed, kind, segments),
-    ):
+    for got in scores_of(packed, kind, segments):
         if kind == "value_norm":
             torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
         else:
@@ -91,27 +99,25 @@ def test_score_of_attention_to_one_token_is_a_count(dtype: torch.dtype, kind: At
 @SCORES
 def test_score_gives_a_sequence_the_same_bits_in_any_batch_and_run(kind: AttentionScore) -> None:
     alone, segments = pack([100], 1, 32), segments_of([100], 9)
-    others = pack([130, 7], 1, 32, seed=1).qkv
-    together = Packed(torch.cat([others, alone.qkv, others[:3]]), offsets([130, 7, 100, 3]), 130, 1)
+    together, rows = among_others(alone)
     more = torch.cat([segments_of([130, 7], 70), segments, segments[:3]])
-    for score in (
-        lambda packed, ids: attention(*packed, significance=kind, token_type_ids=ids)[1],
-        lambda packed, ids: attention_significance(*packed, kind, ids),
+    first = scores_of(together, kind, more)
+    for score, lonely, again in zip(
+        first, scores_of(alone, kind, segments), scores_of(together, kind, more), strict=True
     ):
-        first = score(together, more)
-        assert torch.equal(first[137:237], score(alone, segments))
-        assert torch.equal(first, score(together, more))
+        assert torch.equal(score[rows], lonely)
+        assert torch.equal(score, again)
 
 
 def test_from_question_of_a_sequence_without_a_question_is_zero() -> None:
     packed, segments = pack([70, 10], 2, 16), torch.ones(80, dtype=torch.int64)
     segments[70:] = 0
     check(packed, "from_question", segments)
-    assert attention_significance(*packed, "from_question", segments)[:70].eq(0).all()
+    assert TRITON.significance(*packed, "from_question", segments)[:70].eq(0).all()
 
 
 def test_probabilities_received_sum_to_the_number_of_queries() -> None:
     lengths = [1, 90, 64]
-    significance = attention_significance(*pack(lengths, 3, 32), "received")
+    significance = TRITON.significance(*pack(lengths, 3, 32), "received")
     for part, length in zip(significance.split(lengths), lengths, strict=True):
         torch.testing.assert_close(part.sum().item(), 3.0 * length, rtol=1e-6, atol=0)
