@@ -4,7 +4,8 @@
 
 First a forward of 6 layers of 48 (12 heads, feed-forward of 192) over 16 tokens, in float32 on one thread, called as
 ``model(input_ids, attention_mask, token_type_ids)``, against transformers with sdpa and the same weights: all tokens
-kept, and dropped by three scorers. A ratio is dtbert's time over that of transformers in the same round.
+kept, and dropped by three scorers. A ratio is dtbert's time over that of transformers in the same round; times are the
+thread's own on the processor, so that what else runs on the machine counts little.
 
 Then the Python of a forward on a GPU: `forward_packed` of 32 x 384 tokens, 6 layers of 768 in bfloat16, backend
 ``triton``, with tensors that have a shape and no contents. The figure holds everything that dtbert does in Python: the
