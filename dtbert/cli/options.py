@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
     from dtbert.qa import QuestionAnswerer
 
+REVISION_HELP = "branch, tag or commit of a hub id"
+THREADS_HELP = "CPU threads (default: torch's choice)"
+QUIET_HELP = "no progress bar (there is none outside a terminal)"
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 SCHEDULE_HELP = """\
@@ -36,10 +40,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", metavar="SOURCE", help="a hub id, a folder or a file (default: the one inside dtbert)"
     )
-    group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
+    group.add_argument("--revision", metavar="R", help=REVISION_HELP)
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="number format of the computation (default: float32)")
-    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    group.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
 
 
 def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False) -> None:

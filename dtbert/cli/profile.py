@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtbert.cli.options import SCHEDULE_HELP, add_model_options, add_schedule_options, positive, schedule_of
+from dtbert.cli.options import QUIET_HELP, SCHEDULE_HELP, add_model_options, add_schedule_options, positive, schedule_of
 from dtbert.cli.output import check_output, print_json
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw a roofline and a bar per layer: .png, .pdf or .svg")
     parser.add_argument("--trace", metavar="FILE", help="write a Chrome trace in JSON; ui.perfetto.dev opens it")
     parser.add_argument("--json", action="store_true", help="print one JSON object: seconds, bytes, FLOPs")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
+    parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     add_model_options(parser)
     parser.add_argument("--size", type=_size, metavar="LxH", help="random weights: L layers, hidden size H")
     parser.add_argument("--backend", metavar="NAME", help="the kernels: reference, cpu, ... (default: by device)")

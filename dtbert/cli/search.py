@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtbert.cli.options import (
+    QUIET_HELP,
     add_model_options,
     describe_schedule,
     holds_many,
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="PNG", help="draw the front and all trials")
     parser.add_argument("--published", metavar="TSV", help="draw published points too: length_config, macs, f1")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
+    parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     group = parser.add_argument_group("search")
     group.add_argument("--trials", type=positive, default=200, metavar="N", help="in the whole study (default: 200)")
     group.add_argument("--objective", choices=("macs", "latency"), default="macs", help="the cost (default: macs)")

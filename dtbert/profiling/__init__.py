@@ -2,7 +2,7 @@
 
 from dtbert.model.work import Work
 from dtbert.profiling.ceilings import Ceilings, measure_ceilings
-from dtbert.profiling.forward import ForwardProfile, Measurement, profile_forwards, write_trace
+from dtbert.profiling.forward import ForwardProfile, Calls, profile_forwards, write_trace
 from dtbert.profiling.plot import check_plot, save_plot
 from dtbert.profiling.report import Profile, Setting
 from dtbert.profiling.setup import check_device, describe, random_batch, random_model
@@ -11,7 +11,7 @@ from dtbert.profiling.table import table
 __all__ = [
     "Ceilings",
     "ForwardProfile",
-    "Measurement",
+    "Calls",
     "Profile",
     "Setting",
     "Work",

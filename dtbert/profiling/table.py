@@ -1,6 +1,6 @@
 """A profile as text for a terminal, at most 100 characters wide."""
 
-from dtbert.profiling.forward import Measurement, Spread, spread
+from dtbert.profiling.forward import Calls, Spread
 from dtbert.profiling.report import Profile
 
 _LEFT_ALIGNED = {"bound"}
@@ -32,9 +32,9 @@ def _whole(profile: Profile) -> list[str]:
     if profile.dropping is not None:
         variants.append(("with schedule", profile.dropping))
     for name, forward in variants:
-        seconds, flops = spread(forward.seconds), forward.total().work.flops
+        seconds, flops = Spread.of(forward.seconds), forward.total().work.flops
         memory = f"{forward.peak_bytes / 1e6:,.1f}"
-        watched = spread(forward.watched_seconds).median
+        watched = Spread.of(forward.watched_seconds).median
         rows.append([name, _ms(seconds.median), _range(seconds), _ms(watched), _amount(flops / 1e9), memory])
     lines = _columns(rows, "  ")
     saving = profile.saving()
@@ -48,7 +48,7 @@ def _whole(profile: Profile) -> list[str]:
 
 def _steps(profile: Profile) -> list[str]:
     forward, total = profile.forward, profile.forward.total()
-    by_step: dict[str, Measurement] = {name.replace("_", " "): one for name, one in forward.by_step().items()}
+    by_step: dict[str, Calls] = {name.replace("_", " "): one for name, one in forward.by_step().items()}
     beside = {name.replace("_", " "): one for name, one in profile.everything.by_step().items()}
     by_step["total"], beside["total"] = total, profile.everything.total()
     rows = [["step", "calls", *_measure_head(profile), "bound", "of it"]]
@@ -90,7 +90,7 @@ def _measure_head(profile: Profile) -> list[str]:
     return ["ms", "p10-p90", "share", "GFLOP", "MB", rate, "GB/s"]
 
 
-def _measure(one: Measurement, total: Measurement, profile: Profile) -> list[str]:
+def _measure(one: Calls, total: Calls, profile: Profile) -> list[str]:
     seconds, work = one.spread, one.work
     cells = [_ms(seconds.median), _range(seconds), _percent(seconds.median / total.spread.median)]
     if not one.works:

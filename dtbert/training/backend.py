@@ -1,6 +1,6 @@
 """The steps of the network as training needs them: differentiable, with BERT's dropout."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,7 @@ from torch import Tensor
 from dtbert.kernels import AttentionScore, Backend, Kept, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.kernels.reference import attention_logits, score_of, split_heads
-
-AttentionTarget = Literal["probabilities", "scores"]
+from dtbert.training.options import AttentionTarget
 
 # One layer's attention for distillation: tensors [b, N, n, n] of b sequences each, 0 past a sequence's end.
 AttentionPieces = list[Tensor]

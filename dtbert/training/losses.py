@@ -1,7 +1,6 @@
 """What training minimises: the answer's place, and what a teacher shows; all summed over a batch's windows."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dtbert.model import Packing, SpanLogits
 from dtbert.training.backend import AttentionPieces
-
-SubModelLoss = Literal["cross_entropy", "kl"]
+from dtbert.training.options import SubModelLoss
 
 # exp of it is 0 in float32.
 _LOG_ZERO = -1e4
