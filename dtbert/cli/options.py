@@ -148,6 +148,18 @@ def _number(entry: str) -> float:
         raise ValueError(f"{entry!r} is not a number") from None
 
 
+def placement(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the model options say to `dtbert.load_model`, beside the model; torch gets its threads."""
+    if arguments.revision is not None and arguments.model is None:
+        raise ValueError("--revision names a version of a hub id: give it with --model")
+    import torch
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    return {"revision": arguments.revision, "device": arguments.device, "dtype": dtype}
+
+
 def load_answerer(
     arguments: argparse.Namespace, schedule: "LengthSchedule | None", with_schedules: bool = True
 ) -> "QuestionAnswerer":
@@ -156,22 +168,9 @@ def load_answerer(
     Raises:
         ValueError, OSError: as `QuestionAnswerer.load`; or the schedule does not fit the model.
     """
-    if arguments.revision is not None and arguments.model is None:
-        raise ValueError("--revision names a version of a hub id: give it with --model")
-    import torch
-
     from dtbert.qa import QuestionAnswerer
 
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
-    answerer = QuestionAnswerer.load(
-        arguments.model,
-        revision=arguments.revision,
-        device=arguments.device,
-        dtype=dtype,
-        with_schedules=with_schedules,
-    )
+    answerer = QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules)
     if schedule is not None:
         schedule.check_layers(answerer.config.num_hidden_layers)
     return answerer

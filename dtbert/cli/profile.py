@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtbert.cli.options import QUIET_HELP, SCHEDULE_HELP, add_model_options, add_schedule_options, positive, schedule_of
+from dtbert.cli.options import (
+    QUIET_HELP,
+    SCHEDULE_HELP,
+    add_model_options,
+    add_schedule_options,
+    placement,
+    positive,
+    schedule_of,
+)
 from dtbert.cli.output import check_output, print_json
 
 if TYPE_CHECKING:
@@ -114,24 +122,17 @@ def _profile(
 def _prepare(
     arguments: argparse.Namespace, seqlens: list[int], schedule: "LengthSchedule | None"
 ) -> "tuple[BertForQuestionAnswering, PackedBatch]":
-    if arguments.revision is not None and arguments.model is None:
-        raise ValueError("--revision names a version of a hub id: give it with --model")
-    import torch
-
+    place = placement(arguments)
     from dtbert.profiling import check_device, random_batch, random_model
     from dtbert.weights import load_model
 
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    device, dtype = arguments.device or "cpu", getattr(torch, arguments.dtype or "float32")
     if arguments.size is None:
-        model = load_model(
-            arguments.model, revision=arguments.revision, device=device, dtype=dtype, backend=arguments.backend
-        )
+        model = load_model(arguments.model, **place, backend=arguments.backend)
     else:
-        model = random_model(*arguments.size, device=device, dtype=dtype, backend=arguments.backend)
+        del place["revision"]
+        model = random_model(*arguments.size, **place, backend=arguments.backend)
     check_device(model.device)
-    if model.dtype != dtype:
+    if place["dtype"] not in (None, model.dtype):
         print(
             f"dtbert: this CPU has no matrix instructions for {arguments.dtype}: it computes in float32",
             file=sys.stderr,

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from dtbert.cli.options import (
 )
 from dtbert.cli.output import check_output, print_json
 from dtbert.files import text_sha256
+from dtbert.pictures import check_matplotlib
 
 if TYPE_CHECKING:
     from dtbert.evaluation import SquadQuestion
@@ -114,11 +116,12 @@ def run(arguments: argparse.Namespace) -> int:
     import optuna
 
     import dtbert.search
-    from dtbert.search import front_of
+    from dtbert.evaluation import read_squad
+    from dtbert.search import front_of, in_search_order
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
-    questions, file = _questions(arguments)
+    questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
     # A schedules.json that is old or damaged is what the search may be there to replace.
     answerer = load_answerer(arguments, None, with_schedules=False)
     model_sha256 = weights_sha256(resolve_source(arguments.model, arguments.revision))
@@ -141,12 +144,13 @@ def run(arguments: argparse.Namespace) -> int:
             show()
             search.run(arguments.trials, show)
             bar.set_description("timing the front")
-            front = front_of(search, questions, file, model_sha256)
+            front = front_of(search, questions, Path(arguments.file).name, model_sha256)
         except KeyboardInterrupt:
             bar.close()
             print(f"dtbert: interrupted{done}; the same command goes on from there", file=sys.stderr)
             raise
-    _report_failures(search)
+    if errors := search.errors():
+        print(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}", file=sys.stderr)
     write_schedules(arguments.out, front)
     if arguments.plot is not None:
         dtbert.search.plot.plot_front(search, front, Path(arguments.plot), published)
@@ -161,11 +165,10 @@ def _check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with the options before the model is loaded."""
     try:
         import dtbert.search
-
-        if arguments.plot is not None:
-            dtbert.search.plot.check()
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
+    if arguments.plot is not None:
+        check_matplotlib("search")
     for option, ending in (("out", ".json"), ("plot", ".png")):
         given = getattr(arguments, option)
         if given is not None:
@@ -181,14 +184,6 @@ def _check(arguments: argparse.Namespace) -> None:
     dtbert.search.Effort(arguments.rungs, arguments.margin)
 
 
-def _questions(arguments: argparse.Namespace) -> "tuple[list[SquadQuestion], str]":
-    """The questions in the order of evaluation, and the name of their file."""
-    from dtbert.evaluation import read_squad
-    from dtbert.search import in_search_order
-
-    return in_search_order(read_squad(arguments.file))[: arguments.limit], Path(arguments.file).name
-
-
 def _search(
     arguments: argparse.Namespace,
     answerer: "QuestionAnswerer",
@@ -196,23 +191,13 @@ def _search(
     model_sha256: str,
     starts: "list[LengthSchedule]",
 ) -> "Search":
-    from dtbert.search import (
-        Effort,
-        QuestionEvaluator,
-        Search,
-        SearchSpace,
-        constant_ratio,
-        ids_sha256,
-        open_study,
-        sqlite_url,
-    )
+    from dtbert import search as room
 
     scorers = tuple(name.strip() for name in arguments.scorers.split(","))
-    num_layers = answerer.config.num_hidden_layers
-    space = SearchSpace(num_layers, scorers, _KEEP_QUESTION[arguments.keep_question])
+    num_layers, keep_question = answerer.config.num_hidden_layers, _KEEP_QUESTION[arguments.keep_question]
     settings: dict[str, Any] = {
         "model_sha256": model_sha256,
-        "question_ids_sha256": ids_sha256(questions),
+        "question_ids_sha256": room.ids_sha256(questions),
         "window": answerer.window,
         "scorers": list(scorers),
         "keep_question": arguments.keep_question,
@@ -222,26 +207,20 @@ def _search(
     if arguments.objective == "latency":
         # Times of different devices do not compare.
         settings |= {"device": str(answerer.model.device), "threads": arguments.threads}
-    storage = arguments.storage or sqlite_url(Path(arguments.out).with_suffix(".study.db"))
+    storage = arguments.storage or room.sqlite_url(Path(arguments.out).with_suffix(".study.db"))
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
-    study = open_study(storage, name, settings, arguments.sampler, arguments.seed)
-    search = Search(
-        study,
-        space,
-        QuestionEvaluator(answerer, questions),
+    search = room.Search(
+        room.open_study(storage, name, settings, arguments.sampler, arguments.seed),
+        room.SearchSpace(num_layers, scorers, keep_question),
+        room.QuestionEvaluator(answerer, questions),
         objective=arguments.objective,
         macs_range=arguments.budget_range,
-        effort=Effort(arguments.rungs, arguments.margin),
+        effort=room.Effort(arguments.rungs, arguments.margin),
     )
     search.add_starts(starts, "start")
     # Every combination, for a sampler hardly tries again what it has not seen do well.
-    baseline = [
-        constant_ratio(factor, num_layers, scorer, kept)
-        for factor in _BASELINE
-        for scorer in scorers
-        for kept in _KEEP_QUESTION[arguments.keep_question]
-    ]
-    search.add_starts(baseline, "constant ratio")
+    combinations = product(_BASELINE, [num_layers], scorers, keep_question)
+    search.add_starts([room.constant_ratio(*one) for one in combinations], "constant ratio")
     return search
 
 
@@ -274,12 +253,6 @@ def _counts(search: "Search") -> dict[str, Any]:
         "questions_answered": savings.answered,
         "questions_without_rungs": savings.without_rungs,
     }
-
-
-def _report_failures(search: "Search") -> None:
-    errors = search.errors()
-    if errors:
-        print(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}", file=sys.stderr)
 
 
 def _table(search: "Search", front: "ScheduleFront") -> str:

@@ -37,8 +37,8 @@ def random_model(
     num_hidden_layers: int,
     hidden_size: int,
     *,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     backend: BackendName | None = None,
 ) -> BertForQuestionAnswering:
     """A model with random weights of a published size, ready for inference: as fast as a trained one.

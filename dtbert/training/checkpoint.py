@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dtbert.files import Json, lock, replacing, write_whole
+from dtbert.files import Json, differing, lock, replacing, write_whole
 from dtbert.model import BertForQuestionAnswering
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES
 from dtbert.weights.save import write_model_files
@@ -135,9 +135,8 @@ def _check_same(description: Path, run: dict[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"{description} is damaged ({error}): name another folder") from error
     run = json.loads(json.dumps(run))
-    differing = [name for name in sorted({*found, *run}) if found.get(name) != run.get(name)]
-    if differing:
-        parts = [f"{name} was {found.get(name)!r}, is {run.get(name)!r}" for name in differing]
+    parts = [f"{name} was {found.get(name)!r}, is {run.get(name)!r}" for name in differing(found, run)]
+    if parts:
         raise ValueError(
             f"{description.parent} holds another run ({'; '.join(parts)}): name another folder, or give its arguments"
         )

@@ -9,8 +9,8 @@ import torch
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
 from dtbert.model.work import Work
 from dtbert.profiling import (
-    Ceilings,
     Calls,
+    Ceilings,
     Profile,
     ceilings,
     check_device,
@@ -21,7 +21,7 @@ from dtbert.profiling import (
     random_model,
     write_trace,
 )
-from dtbert.profiling.forward import _step_seconds, peak_memory, spread
+from dtbert.profiling.forward import Spread, _step_seconds, peak_memory
 from dtbert.profiling.watch import Clock, Stopwatch
 from tests.profiling.conftest import CONFIG
 

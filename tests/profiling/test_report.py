@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dtbert.profiling import Ceilings, ForwardProfile, Calls, Profile, Work, check_plot, save_plot, table
+from dtbert.profiling import Calls, Ceilings, ForwardProfile, Profile, Work, check_plot, save_plot, table
 
 
 def scaled(forward: ForwardProfile, seconds: float, work: int) -> ForwardProfile:
