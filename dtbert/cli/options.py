@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +102,12 @@ def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
     from dtbert.model import LengthSchedule
 
     if _NUMBERS.fullmatch(spec):
-        return _from_list(option, spec, LengthSchedule.absolute, LengthSchedule.ratios)
+        entries = [entry.strip() for entry in spec.split(",")]
+        with naming(f"{option} {spec!r}"):
+            # A text cut to one token from the first layer on has no use, so ones alone mean "all of it".
+            if all(entry.isdecimal() for entry in entries) and set(entries) != {"1"}:
+                return LengthSchedule.absolute([int(entry) for entry in entries])
+            return LengthSchedule.ratios([_number(entry) for entry in entries])
     inline = spec.lstrip().startswith("{")
     text = ""
     try:
@@ -125,20 +129,6 @@ def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
 def holds_many(text: str) -> bool:
     """Whether the text is a `schedules.json`'s, not one schedule's."""
     return '"schedules"' in text
-
-
-def _from_list(
-    option: str,
-    spec: str,
-    absolute: "Callable[[list[int]], LengthSchedule]",
-    ratios: "Callable[[list[float]], LengthSchedule]",
-) -> "LengthSchedule":
-    entries = [entry.strip() for entry in spec.split(",")]
-    with naming(f"{option} {spec!r}"):
-        # A text cut to one token from the first layer on has no use, so ones alone mean "all of it".
-        if all(entry.isdecimal() for entry in entries) and set(entries) != {"1"}:
-            return absolute([int(entry) for entry in entries])
-        return ratios([_number(entry) for entry in entries])
 
 
 def _number(entry: str) -> float:

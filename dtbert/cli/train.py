@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from dtbert.evaluation import SquadQuestion
     from dtbert.model import BertConfig, BertForQuestionAnswering
     from dtbert.training.checkpoint import RunFolder
-    from dtbert.training.data import TrainingSet
     from dtbert.training.distillation import Teacher
     from dtbert.training.loop import Trainer
 
@@ -133,15 +132,13 @@ def _given(arguments: argparse.Namespace, described: type) -> dict[str, Any]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dtbert.training.loop import Trainer
-
     with joined(arguments.device) as rank:
-        parts = agree(lambda: _prepare(arguments, rank))
-        trainer = Trainer(*parts)
+        make_trainer, folder = agree(lambda: _prepare(arguments, rank))
+        trainer = make_trainer()
         trained = _train(trainer, arguments, rank)
-    if parts.folder is None:
+    if folder is None:
         return 0
-    record = parts.folder.last_record()
+    record = folder.last_record()
     if arguments.json:
         print_json(record)
     else:
@@ -181,18 +178,6 @@ def _ratio_bound(spec: str) -> float | tuple[float, ...]:
     return bounds if len(bounds) > 1 else bounds[0]
 
 
-class _Parts(NamedTuple):
-    """What a `Trainer` takes, in its order."""
-
-    model: "BertForQuestionAnswering"
-    data: "TrainingSet"
-    options: TrainingOptions
-    folder: "RunFolder | None"
-    tokenizer_folder: Path
-    evaluate: "Callable[[], dict[str, float]] | None"
-    teacher: "Teacher | None"
-
-
 class _Questions(NamedTuple):
     """The questions of some files, and what is wrong with those whose answer is out of place."""
 
@@ -200,8 +185,8 @@ class _Questions(NamedTuple):
     misplaced: list[str]
 
 
-def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
-    """All that a run needs, checked before it starts; the first process alone writes and warns."""
+def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Trainer], RunFolder | None]":
+    """What makes the trainer, of parts that are checked already, and its folder; the first process alone has one."""
     import torch
 
     from dtbert.evaluation import PreparedQuestions, evenly_spaced
@@ -209,6 +194,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     from dtbert.training.checkpoint import RunFolder
     from dtbert.training.data import TrainingSet
     from dtbert.training.evaluation import held_out_scores
+    from dtbert.training.loop import Trainer
     from dtbert.weights import load_trainable, model_folder, resolve_source
 
     options = _options(arguments)
@@ -233,27 +219,25 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     if data.unusable and arguments.strict:
         raise ValueError(f"{len(data.unusable)} questions cannot be trained on, such as {data.unusable[0]}")
     data.check_fits(options.batch_tokens)
-    evaluate, unreadable = None, {}
+    held_out = evaluate = None
     if dev.found:
         answerer = QuestionAnswerer(model, tokenizer, **size)
         held_out = PreparedQuestions(answerer, evenly_spaced(dev.found, arguments.eval_limit))
         evaluate = partial(held_out_scores, held_out, schedules)
-        unreadable = held_out.unreadable
     teacher = _teacher(arguments, options, model.config, tokenizer)
     folder = None
     if rank == 0:
-        out_of_place = "are left out: they have an answer that the context does not have at its place"
-        _warn(out_of_place, train.misplaced)
-        _warn(f"of --dev {out_of_place}", dev.misplaced)
-        _warn("are left out: they cannot be trained on", data.unusable)
-        _warn("of --dev count as wrong: they cannot be answered", [f"{one}: {why}" for one, why in unreadable.items()])
-        run = _identity(arguments, options)
-        run |= {"train_sha256": text_sha256(repr(train.found)), "dev_sha256": text_sha256(repr(dev.found))}
-        run["eval_schedule"] = [schedule.to_dict() for schedule in schedules.values()]
-        run["model_sha256"] = _weights_digest(model)
-        run["teacher_sha256"] = None if teacher is None else _weights_digest(teacher.model)
+        _warn_of_all(train.misplaced, dev.misplaced, data.unusable, held_out.unreadable if held_out else {})
+        run = {
+            **_identity(arguments, options),
+            "train_sha256": text_sha256(repr(train.found)),
+            "dev_sha256": text_sha256(repr(dev.found)),
+            "eval_schedule": [schedule.to_dict() for schedule in schedules.values()],
+            "model_sha256": _weights_digest(model),
+            "teacher_sha256": None if teacher is None else _weights_digest(teacher.model),
+        }
         folder = RunFolder(Path(arguments.out), run)
-    return _Parts(model, data, options, folder, model_folder(source), evaluate, teacher)
+    return partial(Trainer, model, data, options, folder, model_folder(source), evaluate, teacher), folder
 
 
 def _read(files: Sequence[str], strict: bool) -> _Questions:
@@ -275,14 +259,19 @@ def _read(files: Sequence[str], strict: bool) -> _Questions:
     return _Questions(list(found.values()), misplaced)
 
 
-def _warn(what: str, found: list[str]) -> None:
-    if not found:
-        return
-    print(f"dtbert: {len(found)} questions {what}", file=sys.stderr)
-    for line in found[:20]:
-        print(f"dtbert:   {line}", file=sys.stderr)
-    if len(found) > 20:
-        print(f"dtbert:   and {len(found) - 20} more", file=sys.stderr)
+def _warn_of_all(
+    misplaced: list[str], misplaced_of_dev: list[str], unusable: list[str], unreadable: dict[str, str]
+) -> None:
+    out_of_place = "are left out: they have an answer that the context does not have at its place"
+    for what, found in (
+        (out_of_place, misplaced),
+        (f"of --dev {out_of_place}", misplaced_of_dev),
+        ("are left out: they cannot be trained on", unusable),
+        ("of --dev count as wrong: they cannot be answered", [f"{one}: {why}" for one, why in unreadable.items()]),
+    ):
+        lines = [f"{len(found)} questions {what}", *(f"  {line}" for line in found[:20])] if found else []
+        for line in [*lines, f"  and {len(found) - 20} more"] if len(found) > 20 else lines:
+            print(f"dtbert: {line}", file=sys.stderr)
 
 
 def _teacher(

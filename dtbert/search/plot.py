@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dtbert.files import naming
 from dtbert.model import LengthSchedule
 from dtbert.pictures import picture
-from dtbert.search.evaluation import ScheduleEvaluator
+from dtbert.search.evaluation import QuestionEvaluator
 from dtbert.search.records import Record, records_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: 
         _finish(axes, front)
 
 
-def read_published(path: str, config: "BertConfig", evaluator: ScheduleEvaluator) -> list[PublishedPoint]:
+def read_published(path: str, config: "BertConfig", evaluator: QuestionEvaluator) -> list[PublishedPoint]:
     """Published schedules of a model of the same sizes, each at what its lengths cost on the questions at hand.
 
     Args:
