@@ -104,7 +104,7 @@ def _profile(
     with tqdm(total=arguments.repeats, unit="repeat", disable=arguments.quiet or None) as bar:
         forwards = profiling.profile_forwards(model, batch, schedules, arguments.repeats, bar.update)
     profile = profiling.Profile(
-        profiling.describe(_name(arguments), model, batch),
+        profiling.describe("random weights" if arguments.size else arguments.model or "shipped model", model, batch),
         profiling.measure_ceilings(model.device, model.dtype),
         forwards[-1],
         None if schedule is None else forwards[0],
@@ -140,12 +140,6 @@ def _prepare(
     if schedule is not None:
         schedule.check_layers(model.config.num_hidden_layers)
     return model, random_batch(model.config, seqlens, model.device)
-
-
-def _name(arguments: argparse.Namespace) -> str:
-    if arguments.size is not None:
-        return "random weights"
-    return arguments.model or "shipped model"
 
 
 def _size(text: str) -> tuple[int, int]:

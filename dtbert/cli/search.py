@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
     from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
     from dtbert.search import Search
-    from dtbert.search.plot import PublishedPoint
 
 SUMMARY = "find the schedules of a model that are worth their cost"
 DESCRIPTION = """\
@@ -115,9 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     import optuna
 
-    import dtbert.search
     from dtbert.evaluation import read_squad
     from dtbert.search import front_of, in_search_order
+    from dtbert.search.plot import plot_front, read_published
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
@@ -139,7 +138,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             bar.set_description("full model")
             search = _search(arguments, answerer, questions, model_sha256, starts)
-            published = _published(arguments, search, answerer)
+            published = (
+                read_published(arguments.published, answerer.config, search.evaluator) if arguments.published else []
+            )
             bar.set_description("search")
             show()
             search.run(arguments.trials, show)
@@ -153,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}", file=sys.stderr)
     write_schedules(arguments.out, front)
     if arguments.plot is not None:
-        dtbert.search.plot.plot_front(search, front, Path(arguments.plot), published)
+        plot_front(search, front, Path(arguments.plot), published)
     if arguments.json:
         print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
     else:
@@ -235,14 +236,6 @@ def _starts(specs: list[str]) -> "list[LengthSchedule]":
         else:
             schedules.append(parse_schedule(spec, "--start"))
     return schedules
-
-
-def _published(arguments: argparse.Namespace, search: "Search", answerer: "QuestionAnswerer") -> "list[PublishedPoint]":
-    from dtbert.search.plot import read_published
-
-    if arguments.published is None:
-        return []
-    return read_published(arguments.published, answerer.config, search.evaluator)
 
 
 def _counts(search: "Search") -> dict[str, Any]:

@@ -202,9 +202,8 @@ class QuestionAnswerer:
 
         Args:
             pairs: ``(question, context)``; may be endless.
-            schedule: tokens that each layer keeps; all by default.
+            schedule, budget: as calling the answerer.
             top_k: answers to each question.
-            budget: instead of a schedule, as calling the answerer.
             errors: ``"raise"``, or ``"yield"``, by which a pair that cannot be answered gives its `TypeError` or
                 `ValueError`, as calling the answerer raises it, in place of its answer.
 

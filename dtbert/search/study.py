@@ -84,10 +84,6 @@ class FullModel:
     exact_matches: int
 
 
-class _OutsideRangeError(Exception):
-    """The schedule's MACs are outside the range of interest; no question was answered."""
-
-
 class Search:
     """A search over a study, which other processes may share.
 
@@ -161,9 +157,6 @@ class Search:
             try:
                 with _signs_of_life(trial):
                     values, is_new = self._evaluate(trial)
-            except _OutsideRangeError:
-                self._tell(trial, state=TrialState.PRUNED)
-                idle += 1
             except KeyboardInterrupt:
                 self._retry(self.study.get_trials(deepcopy=False)[trial.number])
                 raise
@@ -173,7 +166,7 @@ class Search:
                 self._tell(trial, state=TrialState.FAIL)
                 idle = 0
             else:
-                self._tell(trial, values)
+                self._tell(trial, values, TrialState.PRUNED if values is None else None)
                 idle = 0 if is_new else idle + 1
             on_trial()
             if idle == _MOST_IDLE:
@@ -233,14 +226,17 @@ class Search:
             self.study.set_user_attr("full_model", stored)
         return FullModel(Macs(*stored[records.MACS]), np.array(stored[records.F1]), stored[records.EXACT_MATCHES])
 
-    def _evaluate(self, trial: Trial) -> tuple[tuple[float, float], bool]:
-        """Estimated F1 and cost, and whether the schedule is new; what is measured is stored with the trial."""
+    def _evaluate(self, trial: Trial) -> tuple[tuple[float, float] | None, bool]:
+        """Estimated F1 and cost, None outside the range; and whether a new schedule was tried.
+
+        What is measured is stored with the trial.
+        """
         schedule = self.space.suggest(trial)
         macs = self.evaluator.macs(schedule)
         fraction = self._macs_fraction(macs)
         trial.set_user_attr(records.MACS_FRACTION, fraction)
         if not self._is_inside(fraction):
-            raise _OutsideRangeError
+            return None, False
         for peer in self._peers(trial):
             if peer.schedule == schedule and len(peer.f1) == self.evaluator.num_questions:
                 trial.set_user_attr(records.SAME_AS, peer.number)

@@ -42,6 +42,9 @@ class Trainer:
         evaluate: measures the model during training; the ``"main"`` of what it returns decides which is best.
         teacher: from which the full model learns, with ``options.distillation``.
 
+    Attributes:
+        step, num_steps: how many steps have been taken, and of how many.
+
     With torch.distributed initialised, each process takes every n-th window of a step, gradients are averaged, and the
     first process alone evaluates and writes. Data order, dropout and sub-models are functions of the seed, the step
     and the process, so on a CPU a run that goes on after an interruption, with as many processes and threads, ends
@@ -65,12 +68,8 @@ class Trainer:
         if (teacher is None) != (options.distillation is None):
             raise ValueError("a teacher and options.distillation go together: give both or neither")
         self.model, self.data, self.options = model, data, options
-        self._folder, self._tokenizer_folder, self._evaluate, self._teacher = (
-            folder,
-            tokenizer_folder,
-            evaluate,
-            teacher,
-        )
+        self._folder, self._tokenizer_folder = folder, tokenizer_folder
+        self._evaluate, self._teacher = evaluate, teacher
         distributed = dist.is_initialized()
         self._world, self._rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
         if teacher is not None:
@@ -79,18 +78,9 @@ class Trainer:
         self._span_model = SpanModel(model, _projection(model, teacher, options.seed))
         self._optimizer = _optimizer(self._span_model, options)
         self._plan = _plan(data, options)
-        self._step, self._best = 0, -math.inf
+        self.num_steps, self.step, self._best = len(self._plan), 0, -math.inf
         self._resume()
         self._module: nn.Module = self._span_model
-
-    @property
-    def num_steps(self) -> int:
-        return len(self._plan)
-
-    @property
-    def step(self) -> int:
-        """Steps that have been taken."""
-        return self._step
 
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> bool:
         """Train to the end.
@@ -124,7 +114,7 @@ class Trainer:
         while self.step < self.num_steps:
             start = time.perf_counter()
             record = self._take_step(*self._plan[self.step])
-            self._step += 1
+            self.step += 1
             record = {"step": self.step, **record, "seconds": time.perf_counter() - start}
             last = self.step == self.num_steps
             if self._folder is not None:
@@ -217,7 +207,7 @@ class Trainer:
             return
         self._span_model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._step, self._best = state["step"], state["best"]
+        self.step, self._best = state["step"], state["best"]
 
     def _save(self, folder: RunFolder) -> None:
         model, optimizer = self._span_model.state_dict(), self._optimizer.state_dict()
