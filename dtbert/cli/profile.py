@@ -129,8 +129,8 @@ def _prepare(
     if arguments.size is None:
         model = load_model(arguments.model, **place, backend=arguments.backend)
     else:
-        del place["revision"]
-        model = random_model(*arguments.size, **place, backend=arguments.backend)
+        device, dtype = place["device"], place["dtype"]
+        model = random_model(*arguments.size, device=device, dtype=dtype, backend=arguments.backend)
     check_device(model.device)
     if place["dtype"] not in (None, model.dtype):
         print(

@@ -68,10 +68,6 @@ class TrainingBackend(Backend):
         if score != "cls" and not self._pads(qkv):
             return super().significance(qkv, packing, num_heads, score, segments)
         query, key, value = split_heads(qkv, num_heads)
-        if not self._pads(qkv):
-            firsts = query.index_select(1, packing.cu_seqlens[:-1].long()).split(1, 1)
-            keys = key.split(list(packing.seqlens), 1)
-            return torch.cat([_probabilities(*pair)[1].sum((0, 1)) for pair in zip(firsts, keys, strict=True)])
         places = _Places.of(packing)
         query = places.pad(query)[:, :, :1] if score == "cls" else places.pad(query)
         _, probabilities = _probabilities(query, places.pad(key), places.real[:, None, None])
