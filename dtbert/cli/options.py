@@ -150,38 +150,33 @@ def placement(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"revision": arguments.revision, "device": arguments.device, "dtype": dtype}
 
 
-def load_answerer(
-    arguments: argparse.Namespace, schedule: "LengthSchedule | None", with_schedules: bool = True
-) -> "QuestionAnswerer":
-    """The model that the options name, ready to answer.
-
-    Raises:
-        ValueError, OSError: as `QuestionAnswerer.load`; or the schedule does not fit the model.
-    """
+def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) -> "QuestionAnswerer":
+    """The model that the options name, ready to answer; errors as `QuestionAnswerer.load`."""
     from dtbert.qa import QuestionAnswerer
 
-    answerer = QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules)
-    if schedule is not None:
-        schedule.check_layers(answerer.config.num_hidden_layers)
-    return answerer
+    return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules)
 
 
 def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, LengthSchedule | None]":
     """The model that the options name, and the schedule that ``--schedule`` gives or ``--budget`` chooses.
 
     Raises:
-        ValueError, OSError: as `schedule_of`, `load_answerer` and `QuestionAnswerer.within_budget`.
+        ValueError, OSError: as `schedule_of`, `load_answerer` and `QuestionAnswerer.within_budget`; or the schedule
+            does not fit the model.
     """
-    schedule = schedule_of(arguments)
-    if arguments.budget is None:
-        return load_answerer(arguments, schedule), schedule
-    if schedule is not None:
-        raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
-    from dtbert.qa.budgets import check_budget
+    schedule, budget = schedule_of(arguments), arguments.budget
+    if budget is not None:
+        if schedule is not None:
+            raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
+        from dtbert.qa.budgets import check_budget
 
-    check_budget(arguments.budget)
-    answerer = load_answerer(arguments, None)
-    return answerer, answerer.within_budget(arguments.budget).schedule
+        check_budget(budget)
+    answerer = load_answerer(arguments)
+    if budget is not None:
+        return answerer, answerer.within_budget(budget).schedule
+    if schedule is not None:
+        schedule.check_layers(answerer.config.num_hidden_layers)
+    return answerer, schedule
 
 
 def describe_schedule(schedule: "LengthSchedule | None") -> str:

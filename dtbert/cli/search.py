@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     starts = _starts(arguments.start)
     questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
     # A schedules.json that is old or damaged is what the search may be there to replace.
-    answerer = load_answerer(arguments, None, with_schedules=False)
+    answerer = load_answerer(arguments, with_schedules=False)
     model_sha256 = weights_sha256(resolve_source(arguments.model, arguments.revision))
     # Work is behind this: what could be said about the options has been said.
     with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
