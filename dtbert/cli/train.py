@@ -22,6 +22,7 @@ from dtbert.cli.output import print_json
 from dtbert.cli.processes import agree, joined
 from dtbert.files import text_sha256
 from dtbert.training import Distillation, LengthDrop, TrainingOptions
+from dtbert.training.options import ABOVE_0
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -115,10 +116,13 @@ def _add_fields(group: Any, described: type, *names: str) -> None:
         if one.type is bool:
             group.add_argument(flag, action="store_true", default=None, help=meaning)
             continue
+        kind: Any = one.type if one.type in (int, float) else str
+        if kind is int and one.metadata["must_be"] == ABOVE_0:
+            kind = positive
         shown = one.metadata.get("shown") or (one.default if isinstance(one.default, str) else f"{one.default:g}")
         group.add_argument(
             flag,
-            type=positive if one.type is int and one.default else one.type if one.type in (int, float) else None,
+            type=kind,
             choices=get_args(one.type) if get_origin(one.type) is Literal else None,
             metavar=one.metadata["letter"],
             help=f"{meaning} ({shown})".lstrip(),

@@ -11,9 +11,10 @@ from typing import Any, Literal
 AttentionTarget = Literal["probabilities", "scores"]
 SubModelLoss = Literal["cross_entropy", "kl"]
 
-_ABOVE_0, _AT_LEAST_0, _PART, _SEED = "above 0", "at least 0", "at least 0 and below 1", "at least 0 and below 2**32"
+# What a number must be.
+ABOVE_0, _AT_LEAST_0, _PART, _SEED = "above 0", "at least 0", "at least 0 and below 1", "at least 0 and below 2**32"
 _RANGES: dict[str, Callable[[float], bool]] = {
-    _ABOVE_0: lambda value: 0 < value < math.inf,
+    ABOVE_0: lambda value: 0 < value < math.inf,
     _AT_LEAST_0: lambda value: 0 <= value < math.inf,
     _PART: lambda value: 0 <= value < 1,
     _SEED: lambda value: 0 <= value < 2**32,
@@ -107,7 +108,7 @@ class Distillation(_Checked):
     kind: Literal["intermediate", "prediction"] = _option(
         "prediction", "learn its hidden states and attention, or its predictions", flag="distill"
     )
-    temperature: float = _option(1.0, "of the predictions", must_be=_ABOVE_0, letter="X")
+    temperature: float = _option(1.0, "of the predictions", must_be=ABOVE_0, letter="X")
     hard_label_weight: float = _option(0.0, "of the data's own labels", must_be=_AT_LEAST_0, letter="X")
     attention: AttentionTarget = _option(
         "probabilities",
@@ -140,12 +141,12 @@ class TrainingOptions(_Checked):
         ValueError: a number is outside its range.
     """
 
-    epochs: float = _option(2.0, "passes over the data, 0.5: half", must_be=_ABOVE_0, letter="X")
-    batch_tokens: int = _option(6144, "tokens of a step", must_be=_ABOVE_0, letter="N")
-    learning_rate: float = _option(3e-5, "the highest", must_be=_ABOVE_0, letter="X", shown="3e-5")
+    epochs: float = _option(2.0, "passes over the data, 0.5: half", must_be=ABOVE_0, letter="X")
+    batch_tokens: int = _option(6144, "tokens of a step", must_be=ABOVE_0, letter="N")
+    learning_rate: float = _option(3e-5, "the highest", must_be=ABOVE_0, letter="X", shown="3e-5")
     warmup: float = _option(0.06, "part of the steps", must_be=_PART, letter="X")
     weight_decay: float = _option(0.01, "", must_be=_AT_LEAST_0, letter="X")
-    max_grad_norm: float = _option(1.0, "", must_be=_ABOVE_0, letter="X")
+    max_grad_norm: float = _option(1.0, "", must_be=ABOVE_0, letter="X")
     hidden_dropout: float = _option(0.1, "", must_be=_PART, letter="P")
     attention_dropout: float = _option(0.1, "", must_be=_PART, letter="P")
     seed: int = _option(0, "", must_be=_SEED, letter="N")
@@ -154,7 +155,7 @@ class TrainingOptions(_Checked):
         "cross_entropy", "sub-models learn by cross-entropy of full against sub, or KL(sub || full)"
     )
     distillation: Distillation | None = None
-    save_every: int = _option(100, "steps between checkpoints", must_be=_ABOVE_0, letter="N")
+    save_every: int = _option(100, "steps between checkpoints", must_be=ABOVE_0, letter="N")
     eval_every: int = _option(0, "steps", must_be=_AT_LEAST_0, letter="N", shown="default: each epoch")
     bf16: bool = _option(False, "autocast to bfloat16")
 
