@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
     from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
     from dtbert.search import Search
+    from dtbert.search.plot import PublishedPoint
 
 SUMMARY = "find the schedules of a model that are worth their cost"
 DESCRIPTION = """\
@@ -106,27 +107,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from dtbert.qa import write_schedules
-    from dtbert.weights import resolve_source, weights_sha256
-
     _check(arguments)
     import optuna
 
     from dtbert.evaluation import read_squad
-    from dtbert.search import front_of, in_search_order
-    from dtbert.search.plot import plot_front, read_published
+    from dtbert.qa import write_schedules
+    from dtbert.search import in_search_order
+    from dtbert.search.plot import plot_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
     questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
     # A schedules.json that is old or damaged is what the search may be there to replace.
     answerer = load_answerer(arguments, with_schedules=False)
+    search, front, published = _run(arguments, answerer, questions, starts)
+    if errors := search.errors():
+        print(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}", file=sys.stderr)
+    write_schedules(arguments.out, front)
+    if arguments.plot is not None:
+        plot_front(search, front, Path(arguments.plot), published)
+    if arguments.json:
+        print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
+    else:
+        print(_table(search, front))
+    return 0
+
+
+def _run(
+    arguments: argparse.Namespace,
+    answerer: "QuestionAnswerer",
+    questions: "list[SquadQuestion]",
+    starts: "list[LengthSchedule]",
+) -> "tuple[Search, ScheduleFront, list[PublishedPoint]]":
+    """Search with a progress bar: the search, its front, and the published points to draw beside it."""
+    from tqdm import tqdm
+
+    from dtbert.search import front_of
+    from dtbert.search.plot import read_published
+    from dtbert.weights import resolve_source, weights_sha256
+
     model_sha256 = weights_sha256(resolve_source(arguments.model, arguments.revision))
-    # Work is behind this: what could be said about the options has been said.
     with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
-        done = ""
+        done, published = "", []
 
         def show() -> None:
             nonlocal done
@@ -138,28 +160,17 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             bar.set_description("full model")
             search = _search(arguments, answerer, questions, model_sha256, starts)
-            published = (
-                read_published(arguments.published, answerer.config, search.evaluator) if arguments.published else []
-            )
+            if arguments.published is not None:
+                published = read_published(arguments.published, answerer.config, search.evaluator)
             bar.set_description("search")
             show()
             search.run(arguments.trials, show)
             bar.set_description("timing the front")
-            front = front_of(search, questions, Path(arguments.file).name, model_sha256)
+            return search, front_of(search, questions, Path(arguments.file).name, model_sha256), published
         except KeyboardInterrupt:
             bar.close()
             print(f"dtbert: interrupted{done}; the same command goes on from there", file=sys.stderr)
             raise
-    if errors := search.errors():
-        print(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}", file=sys.stderr)
-    write_schedules(arguments.out, front)
-    if arguments.plot is not None:
-        plot_front(search, front, Path(arguments.plot), published)
-    if arguments.json:
-        print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
-    else:
-        print(_table(search, front))
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -2,8 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -213,16 +213,11 @@ def write_trace(
 class _Ranges:
     """A `Watch` that makes each layer and step a named range of the profiler's."""
 
-    def layer(self, index: int) -> AbstractContextManager[None]:
-        return self._range(f"layer {index}")
+    def layer(self, index: int) -> AbstractContextManager[object]:
+        return record_function(f"layer {index}")
 
-    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> AbstractContextManager[None]:
-        return self._range(name if layer is None else f"layer {layer}: {name}")
-
-    @contextmanager
-    def _range(self, name: str) -> Iterator[None]:
-        with record_function(name):
-            yield
+    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> AbstractContextManager[object]:
+        return record_function(name if layer is None else f"layer {layer}: {name}")
 
 
 def _tokens(batch: PackedBatch, schedule: LengthSchedule | None, num_layers: int) -> tuple[int, ...]:

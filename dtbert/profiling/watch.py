@@ -47,9 +47,9 @@ _STEPS: dict[str, StepName | None] = {
 class Watch(Protocol):
     """Is told when a layer and a step begin and end. ``work`` may wait for the device: call it after the forward."""
 
-    def layer(self, index: int) -> AbstractContextManager[None]: ...
+    def layer(self, index: int) -> AbstractContextManager[object]: ...
 
-    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> AbstractContextManager[None]: ...
+    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> AbstractContextManager[object]: ...
 
 
 class _Watched:
@@ -141,14 +141,11 @@ class Stopwatch:
         self._clock = clock
         self.timed: list[Timed] = []
 
-    @contextmanager
-    def layer(self, index: int) -> Iterator[None]:
-        begin = self._clock.mark()
-        yield
-        self.timed.append(Timed(index, None, lambda: Work(0, 0), begin, self._clock.mark()))
+    def layer(self, index: int) -> AbstractContextManager[object]:
+        return self.step(index, None, lambda: Work(0, 0))
 
     @contextmanager
-    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> Iterator[None]:
+    def step(self, layer: int | None, name: StepName | None, work: Callable[[], Work]) -> Iterator[None]:
         begin = self._clock.mark()
         yield
         self.timed.append(Timed(layer, name, work, begin, self._clock.mark()))

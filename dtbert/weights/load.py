@@ -112,12 +112,7 @@ def load_trainable(
 ) -> BertForQuestionAnswering:
     """Load a BERT to be trained: plain float32 parameters that need gradients, in training mode.
 
-    Args:
-        source, revision, device: as `load_model`.
-        generator: of the random numbers for the span head, where the checkpoint is an encoder alone.
-
-    Raises:
-        As `load_model`.
+    Arguments and errors are `load_model`'s. ``generator`` draws a span head for an encoder alone.
     """
     placement = Placement.of(device)
     checkpoint = open_checkpoint(resolve_source(source, revision))
