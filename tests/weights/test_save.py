@@ -3,11 +3,8 @@
 import copy
 import errno
 import os
-import resource
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +28,7 @@ from dtbert.weights import (
     weights_sha256,
 )
 from dtbert.weights.quantize import dequantize_rows, quantize_rows
+from tests.full_disk import largest_file
 from tests.tolerances import assert_as_right_as_peer
 from tests.weights.checkpoints import CONFIG, assert_same, make_tensors, write
 
@@ -208,17 +206,6 @@ def test_written_files_are_readable_as_any_new_file(tmp_path: Path) -> None:
     dest = convert(write(tmp_path / "source", make_tensors()), tmp_path / "dest", int8=True)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in dest.iterdir()}
     assert modes == {stat.S_IMODE((tmp_path / "plain").stat().st_mode)}
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writes fail for real beyond ``size`` bytes of a file, as they do on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [0, 100, 5000])
