@@ -17,8 +17,8 @@ from tests.cli.conftest import Run
 
 @pytest.fixture(autouse=True)
 def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ceilings._PRODUCT_ROWS, "cpu", 64)
-    monkeypatch.setitem(ceilings._COPY_BYTES, "cpu", 2**16)
+    monkeypatch.setitem(ceilings.PRODUCT_ROWS, "cpu", 64)
+    monkeypatch.setitem(ceilings.COPY_BYTES, "cpu", 2**16)
 
 
 @pytest.fixture
