@@ -148,7 +148,7 @@ def test_backend_is_picked_by_device_and_one_that_cannot_run_is_refused() -> Non
     assert choose_backend("cpu") == "cpu"
     assert choose_backend("cpu", "reference") == "reference"
     assert choose_backend("meta") == "reference"
-    with pytest.raises(ValueError, match="needs tensors on the CPU"):
+    with pytest.raises(ValueError, match=r"'cpu' .* meta"):
         choose_backend("meta", "cpu")
-    with pytest.raises(ValueError, match="reference, cpu"):
+    with pytest.raises(ValueError, match=r"'fastest': .* reference, cpu"):
         choose_backend("cpu", "fastest")  # type: ignore[arg-type]

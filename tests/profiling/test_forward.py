@@ -153,7 +153,7 @@ def test_lengths_that_do_not_fit_are_refused(seqlens: list[int], message: str) -
 def test_profile_of_nothing_is_refused(model: BertForQuestionAnswering, batch: PackedBatch) -> None:
     with pytest.raises(ValueError, match=r"^repeats .* not 0"):
         profile_forwards(model, batch, [None], 0)
-    with pytest.raises(ValueError, match="cannot be timed"):
+    with pytest.raises(ValueError, match="'meta'"):
         check_device(torch.device("meta"))
 
 
@@ -166,7 +166,7 @@ def test_random_model_has_the_published_sizes() -> None:
     assert (setting.backend, setting.dtype, setting.batch) == ("reference", "float32", "1 x 3 tokens")
     assert setting.weight_bytes == 4 * sum(parameter.numel() for parameter in model.parameters())
     assert setting.device
-    with pytest.raises(ValueError, match="not a multiple"):
+    with pytest.raises(ValueError, match="multiple"):
         random_model(1, 100, device="cpu", dtype=torch.float32)
-    with pytest.raises(ValueError, match="'nowhere' is not there"):
+    with pytest.raises(ValueError, match="device 'nowhere'"):
         random_model(1, 96, device="nowhere", dtype=torch.float32)

@@ -188,7 +188,7 @@ def test_destination_that_holds_something_is_an_error_and_stays_as_it_is(tmp_pat
     model = load_model()
     for write_to in (lambda path: convert(None, path), lambda path: save_model(model, path)):
         for dest in (tmp_path / "dest", tmp_path / "dest" / "mine.txt"):
-            with pytest.raises(FileExistsError, match="is there already: name a new or empty folder"):
+            with pytest.raises(FileExistsError, match=r"dest.* is there already"):
                 write_to(dest)
     assert [path.read_text() for path in (tmp_path / "dest").iterdir()] == ["mine"]
 
@@ -212,11 +212,11 @@ def test_written_files_are_readable_as_any_new_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("int8", [False, True])
 def test_write_that_fails_leaves_nothing(tmp_path: Path, size: int, int8: bool) -> None:
     source = write(tmp_path / "source", make_tensors())
-    with largest_file(size), pytest.raises(OSError, match="too large"):
+    with largest_file(size), pytest.raises(OSError, match=r"cannot write .*dest: .*too large"):
         convert(source, tmp_path / "new" / "dest", int8=int8)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     model = load_model(source)
-    with largest_file(size), pytest.raises(OSError, match="too large"):
+    with largest_file(size), pytest.raises(OSError, match=r"cannot write .*dest: .*too large"):
         save_model(model, tmp_path / "new" / "dest")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
@@ -228,7 +228,7 @@ def test_disk_that_fills_up_after_the_weights_leaves_nothing(tmp_path: Path, mon
 
     source = write(tmp_path / "source", make_tensors())
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"cannot write .*dest: .*No space left"):
         convert(source, tmp_path / "dest")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
