@@ -3,14 +3,10 @@
 import json
 import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from dtbert.cli import build_parser, profile
 from dtbert.profiling import ceilings
 from tests.cli.conftest import Run
 
@@ -24,25 +20,6 @@ def _small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small(model_folder: Path) -> list[object]:
     return ["profile", "--model", model_folder, "--repeats", 2]
-
-
-def test_help_shows_examples_that_parse(run: Run) -> None:
-    status, out, err = run("profile", "--help")
-    assert (status, err) == (0, "")
-    assert all(len(line) <= 80 for line in out.splitlines())
-    lines = profile.EXAMPLES.replace("\\\n", " ").splitlines()
-    examples = [shlex.split(line) for line in lines if line.startswith("  dtbert ")]
-    assert examples
-    for example in examples:
-        build_parser().parse_args(example[1:])
-
-
-def test_help_does_not_wait_for_torch() -> None:
-    code = (
-        "import sys; from dtbert.cli import main; main(['profile', '--help']);"
-        "assert not {'torch', 'numpy', 'tqdm', 'matplotlib'} & sys.modules.keys(), sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
 
 
 def test_table_is_printed(run: Run, small: list[object]) -> None:

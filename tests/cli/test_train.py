@@ -232,10 +232,3 @@ def test_train_refuses_a_teacher_with_another_vocabulary_or_fewer_positions(
     assert short.status == 2
     assert "64 positions, a window 384 tokens" in short.err
     assert run(*command, *SMALL).status == 0
-
-
-def test_train_help_shows_examples(run: Run) -> None:
-    shown = run("train", "--help").out
-    assert "torchrun --nproc-per-node 4 -m dtbert.cli train" in shown
-    assert "--distill intermediate" in shown
-    assert "--length-drop --eval-schedule" in shown

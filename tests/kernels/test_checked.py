@@ -213,7 +213,7 @@ def test_products_that_do_not_fit_are_refused(step: str) -> None:
 
 def test_the_backend_is_chosen_by_device_dtype_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend("cpu") == "cpu"
-    assert choose_backend("mps") == "reference"
+    assert choose_backend("mps") == choose_backend("meta") == choose_backend("cpu", "reference") == "reference"
     assert choose_backend("cuda") == choose_backend("cuda", None, Sizes(torch.bfloat16, 128, 4096, 16384)) == "triton"
     for sizes in (Sizes(dtype=torch.float64), Sizes(head_size=129), Sizes(hidden_size=4097), Sizes(max_seqlen=16385)):
         assert choose_backend("cuda", None, sizes) == "reference"
