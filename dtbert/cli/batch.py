@@ -78,7 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
                 sink.flush()
                 if "error" in fields:
                     failed += 1
-                    bar.write(f"dtbert: {source}, line {line.number}: {fields['error']}", file=sys.stderr)
+                    # Locked here: where Ctrl-C keeps it from taking its lock, tqdm releases it nevertheless, and fails.
+                    with bar.get_lock():
+                        message = f"dtbert: {source}, line {line.number}: {fields['error']}"
+                        bar.write(message, file=sys.stderr, nolock=True)
                 bar.update()
     if failed:
         print(f'dtbert: {failed} of {total} lines failed: see "error" in {output}', file=sys.stderr)

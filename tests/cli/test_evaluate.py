@@ -69,7 +69,8 @@ def test_evaluate_counts_a_question_that_is_too_long_as_wrong(run: Run, model_fo
     assert status == 1
     assert report["missing"] == ["q1"]
     assert report["questions"] == 2
-    assert err.startswith("dtbert: question q1 counts as wrong: the question has 400 tokens")
+    assert err.startswith("dtbert: question q1 ")
+    assert "400 tokens" in err
     assert "without answer" in run("evaluate", path, "--model", model_folder).out
     write_squad(path, ["who " * 400])
     alone = run("evaluate", path, "--model", model_folder)
@@ -85,13 +86,13 @@ def test_limit_spreads_over_the_file(run: Run, model_folder: Path, questions_fil
     ("arguments", "message"),
     [
         (("nothing.json",), "nothing.json: No such file or directory"),
-        (("bad.json",), "bad.json: data: missing; the object has x"),
+        (("bad.json",), "bad.json: data: missing"),
         (("squad.json", "--predictions", "no/p.json"), "--predictions no/p.json: there is no folder no"),
         (("squad.json", "--predictions", "squad.json"), "--predictions squad.json is the input itself"),
         (("squad.json", "--schedule", "bad.json", "--predictions", "bad.json"), "bad.json is the input itself"),
         (("squad.json", "--schedule", '{"kind": ' + "1" * 300, "--predictions", "squad.json"), "is the input itself"),
-        (("squad.json", "--predictions", "."), "--predictions . is a folder: name a file"),
-        (("squad.json", "--device", "gpu"), "the device 'gpu' is not there: expected cpu, cuda, cuda:1, ..."),
+        (("squad.json", "--predictions", "."), "--predictions . is a folder"),
+        (("squad.json", "--device", "gpu"), "the device 'gpu'"),
         (("squad.json", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),
     ],
 )

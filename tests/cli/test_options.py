@@ -74,22 +74,22 @@ def test_schedule_options_override_the_files() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--schedule", "1,,1"], "--schedule '1,,1': '' is not a number"),
-        (["--schedule", "1e,1"], "'1e' is not a number"),
-        (["--schedule", "1.5,1"], "--schedule '1.5,1': .*1.5: each entry must be a ratio"),
-        (["--schedule", "384,0.5"], "384.0: each entry must be a ratio"),
-        (["--schedule", "5,0"], "each entry must be a whole number of tokens, at least 1"),
-        (["--schedule", "-5,-6"], "each entry must be a ratio"),
+        (["--schedule", "1,,1"], "--schedule '1,,1': ''"),
+        (["--schedule", "1e,1"], "--schedule .*'1e'"),
+        (["--schedule", "1.5,1"], "--schedule '1.5,1': .*1.5: .* ratio"),
+        (["--schedule", "384,0.5"], "384.0: .* ratio"),
+        (["--schedule", "5,0"], "--schedule '5,0': .*0: .* whole number of tokens, at least 1"),
+        (["--schedule", "-5,-6"], "--schedule '-5,-6': .*-5.*: .* ratio"),
         (["--schedule", "1,2,3"], "grows from 1 to 2"),
-        (["--schedule", "nan,1"], "neither a list such as .*, nor JSON, nor a file"),
-        (["--schedule", ""], "'' is not a number"),
-        (["--schedule", "nothing.json"], "'nothing.json' is neither"),
-        (["--schedule", "{"], "--schedule: not a schedule in JSON"),
-        (["--schedule", '{"kind": "ratios"}'], "missing .'length_config'."),
+        (["--schedule", "nan,1"], "--schedule 'nan,1'"),
+        (["--schedule", ""], "--schedule '': ''"),
+        (["--schedule", "nothing.json"], "--schedule 'nothing.json'"),
+        (["--schedule", "{"], "--schedule: .* JSON"),
+        (["--schedule", '{"kind": "ratios"}'], "missing .'length_config'"),
         (["--schedule", "1,0.5", "--scorer", "luck"], "unknown scorer 'luck'"),
         (["--schedule", "1,0.5", "--scorer", "cls,cls,cls"], "3 scorers for 2 layers"),
-        (["--scorer", "cls"], "--scorer says which tokens stay: it needs --schedule"),
-        (["--keep-question"], "--keep-question says which"),
+        (["--scorer", "cls"], "--scorer .* needs --schedule"),
+        (["--keep-question"], "--keep-question .* needs --schedule"),
     ],
 )
 def test_wrong_schedule_options_are_refused(arguments: list[str], message: str) -> None:
@@ -111,7 +111,7 @@ def test_model_options_reach_the_model(model_folder: Path, monkeypatch: pytest.M
 def test_model_and_schedule_must_fit(model_folder: Path) -> None:
     with pytest.raises(ValueError, match="3 entries, the model 2 layers"):
         load_for_schedule(parse("--model", model_folder, "--schedule", "1,1,0.5"))
-    with pytest.raises(ValueError, match="give it with --model"):
+    with pytest.raises(ValueError, match="with --model"):
         load_answerer(parse("--revision", "main"))
 
 
@@ -125,5 +125,5 @@ def test_schedule_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> No
 def test_schedules_json_is_not_one_schedule(tmp_path: Path) -> None:
     file = tmp_path / "schedules.json"
     file.write_text(json.dumps({"dtbert": "0", "format": 1, "model_sha256": "", "schedules": []}))
-    with pytest.raises(ValueError, match=r"schedules\.json: this is a schedules\.json, of many schedules: .* --budget"):
+    with pytest.raises(ValueError, match=r"schedules\.json: .* --budget"):
         parse_schedule(str(file))

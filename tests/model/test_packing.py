@@ -39,16 +39,16 @@ IDS = torch.ones(2, 3, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        (([[1, 2]],), TypeError, "input_ids must be a tensor of integers"),
-        ((IDS.float(),), TypeError, "not of torch.float32"),
-        ((IDS[0],), ValueError, r"shape \[B, S\] with at least one token, not \[3\]"),
-        ((IDS[:, :0],), ValueError, r"not \[2, 0\]"),
+        (([[1, 2]],), TypeError, "input_ids .* integers .*not list"),
+        ((IDS.float(),), TypeError, "input_ids .* not of torch.float32"),
+        ((IDS[0],), ValueError, r"input_ids .*\[B, S\].* not \[3\]"),
+        ((IDS[:, :0],), ValueError, r"input_ids .* not \[2, 0\]"),
         ((IDS, IDS[:, :2]), ValueError, r"attention_mask has shape \[2, 2\].*input_ids \[2, 3\]"),
         ((IDS, None, IDS[:1]), ValueError, r"token_type_ids has shape \[1, 3\]"),
-        ((IDS, IDS * 2), ValueError, "attention_mask must hold 1 at real tokens"),
-        ((IDS, IDS.float() * 0.5), ValueError, "attention_mask must hold 1 at real tokens"),
-        ((IDS, torch.tensor([[1, 1, 0], [0, 0, 0]])), ValueError, "row 1 of attention_mask is padding alone"),
-        ((IDS, None, IDS.float()), TypeError, "token_type_ids must be a tensor of integers"),
+        ((IDS, IDS * 2), ValueError, "attention_mask .* 1 "),
+        ((IDS, IDS.float() * 0.5), ValueError, "attention_mask .* 1 "),
+        ((IDS, torch.tensor([[1, 1, 0], [0, 0, 0]])), ValueError, "row 1 of attention_mask"),
+        ((IDS, None, IDS.float()), TypeError, "token_type_ids .* not of torch.float32"),
     ],
 )
 def test_pack_padded_refuses_bad_input(inputs: tuple[object, ...], error: type[Exception], message: str) -> None:

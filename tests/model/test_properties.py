@@ -158,9 +158,9 @@ def test_scores_that_float32_would_round_keep_their_order(dtype: torch.dtype) ->
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda view: view.hidden_states, "must return one float per token"),
-        (lambda view: [1.0], "must return one float per token.*not list"),
-        (lambda view: view.position_ids.float() * torch.nan, "returned NaN for 6 of 6"),
+        (lambda view: view.hidden_states, "nonsense.* one float per token"),
+        (lambda view: [1.0], "nonsense.* one float per token.*not list"),
+        (lambda view: view.position_ids.float() * torch.nan, "nonsense.* NaN for 6 of 6"),
         (lambda view: view.span_logits().amax(1), "does not have"),
     ],
 )
@@ -174,10 +174,10 @@ def test_registered_scorer_that_returns_nonsense_is_named(result: object, messag
 @pytest.mark.parametrize(
     ("ids", "segments", "message"),
     [
-        ([[1, 120]], None, "input_ids run from 1 to 120, the vocabulary holds 0 to 119"),
+        ([[1, 120]], None, "input_ids run from 1 to 120, .* 119"),
         ([[-1, 3]], None, "input_ids run from -1 to 3"),
-        ([[1, 2]], [[0, 2]], "token_type_ids run from 0 to 2, type_vocab_size holds 0 to 1"),
-        ([[1] * 513], None, "positions run from 0 to 512, the position table holds 0 to 511.*windows"),
+        ([[1, 2]], [[0, 2]], "token_type_ids run from 0 to 2, .* 1"),
+        ([[1] * 513], None, "positions run from 0 to 512, .* 511.*windows"),
     ],
 )
 def test_ids_outside_their_tables_are_refused(
@@ -209,7 +209,7 @@ def test_backend_is_a_visible_choice_and_gradients_take_the_reference() -> None:
     assert model.backend_name == "cpu"
     assert not any(p.requires_grad for p in model.parameters())
     assert BertForQuestionAnswering(model.config, backend="reference").backend_name == "reference"
-    with pytest.raises(ValueError, match="gradients are needed, the backend 'cpu' is forward only"):
+    with pytest.raises(ValueError, match=r"gradients .* 'cpu'"):
         BertForQuestionAnswering(model.config, backend="cpu")(torch.arange(8)[None])
 
 
@@ -217,7 +217,7 @@ def test_choice_of_backend_follows_the_model() -> None:
     model = BertForQuestionAnswering(MODEL.config).requires_grad_(False)
     assert model.backend_name == "cpu"
     assert model.to("meta").backend_name == "reference"
-    with pytest.raises(ValueError, match="needs tensors on the CPU, not on meta"):
+    with pytest.raises(ValueError, match=r"'cpu' .* not on meta"):
         BertForQuestionAnswering(MODEL.config, backend="cpu").to("meta").backend  # noqa: B018
 
 

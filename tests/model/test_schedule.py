@@ -111,8 +111,8 @@ def test_json_round_trips(ratios: list[float], scorer: str, keep_cls: bool, keep
         ([1.5], "holds 1.5"),
         ([True], "holds True"),
         ([float("nan")], "holds nan"),
-        ("384", "must be a list"),
-        (384, "must be a list"),
+        ("384", "lengths .* list"),
+        (384, "lengths .* list"),
     ],
 )
 def test_absolute_refuses_bad_lengths(lengths: object, message: str) -> None:
@@ -139,7 +139,7 @@ def test_ratios_refuses_bad_ratios(ratios: list[float], message: str) -> None:
 
 
 def test_schedule_refuses_unknown_and_miscounted_scorers() -> None:
-    with pytest.raises(ValueError, match=r"unknown scorer 'loudest'.*received"):
+    with pytest.raises(ValueError, match=r"'loudest'.*received"):
         LengthSchedule.ratios([1], scorer="loudest")
     with pytest.raises(ValueError, match="2 scorers for 3 layers"):
         LengthSchedule.ratios([1, 1, 1], scorer=["cls", "cls"])
@@ -147,9 +147,18 @@ def test_schedule_refuses_unknown_and_miscounted_scorers() -> None:
         LengthSchedule.ratios([1], keep_cls=1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"kind": "ratios"}', '{"kind": "x", "length_config": [1]}'])
-def test_from_json_refuses_what_is_not_a_schedule(text: str) -> None:
-    with pytest.raises(ValueError, match=r".+"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "line 1 column 1"),
+        ("[]", "list"),
+        ("{}", "kind"),
+        ('{"kind": "ratios"}', "length_config"),
+        ('{"kind": "x", "length_config": [1]}', "'x'"),
+    ],
+)
+def test_from_json_refuses_what_is_not_a_schedule(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         LengthSchedule.from_json(text)
 
 

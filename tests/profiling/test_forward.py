@@ -1,5 +1,6 @@
 """Repeats, their spread, what is left between the steps, memory, ceilings, traces."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -21,46 +22,27 @@ from dtbert.profiling import (
     random_model,
     write_trace,
 )
-from dtbert.profiling.forward import Spread, _step_seconds, peak_memory
-from dtbert.profiling.watch import Clock, Stopwatch
+from dtbert.profiling.forward import Spread, peak_memory
+from dtbert.profiling.watch import Clock
 from tests.profiling.conftest import CONFIG
 
 
-class Ticks(Clock):
-    """A clock that goes on by one at each mark."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
-        self.now = 0.0
-
-    def mark(self) -> float:
-        self.now += 1
-        return self.now
-
-
-def nothing() -> Work:
-    return Work(0, 0)
-
-
-def test_what_no_step_takes_is_other() -> None:
-    watch = Stopwatch(Ticks())
-    with watch.step(None, "embeddings", nothing):  # 1 to 2
-        pass
-    with watch.layer(0):  # 3 to 10
-        with watch.step(0, "qkv", nothing):  # 4 to 5
-            pass
-        with watch.step(0, "attention", nothing):  # 6 to 7
-            pass
-        with watch.step(0, "restore", nothing):  # 8 to 9
-            pass
-    assert _step_seconds(watch, 20.0) == {
-        (None, "embeddings"): 1,
-        (0, "qkv"): 1,
-        (0, "attention"): 1,
-        (0, "restore"): 1,
-        (0, "other"): 7 - 3,
-        (None, "other"): 20 - 7 - 1,
+def test_what_no_step_takes_is_other(
+    model: BertForQuestionAnswering, batch: PackedBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = itertools.count()  # one passes at each look at the clock
+    monkeypatch.setattr(Clock, "mark", lambda _: next(moments))
+    (forward,) = profile_forwards(model, batch, [None], repeats=2)
+    assert forward.seconds == (1, 1)
+    # Looked at around the whole, around each layer, and around each step: 5 in a layer, and the two outside.
+    assert forward.watched_seconds == (1 + 2 * (3 + 3 * 5 + 2),) * 2
+    assert {key: one.seconds for key, one in forward.steps.items() if key[1] == "other"} == {
+        (0, "other"): (6, 6),
+        (1, "other"): (6, 6),
+        (2, "other"): (6, 6),
+        (None, "other"): (6, 6),
     }
+    assert {one.seconds for key, one in forward.steps.items() if key[1] != "other"} == {(1, 1)}
 
 
 def test_spread_is_median_and_outer_tenths() -> None:
@@ -122,8 +104,8 @@ def test_bound_is_the_lower_ceiling() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 def test_ceilings_are_measured(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ceilings._PRODUCT_ROWS, "cpu", 64)
-    monkeypatch.setitem(ceilings._COPY_BYTES, "cpu", 2**16)
+    monkeypatch.setitem(ceilings.PRODUCT_ROWS, "cpu", 64)
+    monkeypatch.setitem(ceilings.COPY_BYTES, "cpu", 2**16)
     measured = measure_ceilings(torch.device("cpu"), dtype)
     assert measured.flops_per_second > 0
     assert measured.bytes_per_second > 0
@@ -161,7 +143,7 @@ def test_random_batch_is_the_same_every_time(batch: PackedBatch) -> None:
 
 @pytest.mark.parametrize(
     ("seqlens", "message"),
-    [([], "at least one length"), ([5, 0], "0 tokens: this model takes 1 to 64"), ([65], "65 tokens")],
+    [([], "at least one"), ([5, 0], "0 tokens: .* 64"), ([65], "65 tokens")],
 )
 def test_lengths_that_do_not_fit_are_refused(seqlens: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -169,9 +151,9 @@ def test_lengths_that_do_not_fit_are_refused(seqlens: list[int], message: str) -
 
 
 def test_profile_of_nothing_is_refused(model: BertForQuestionAnswering, batch: PackedBatch) -> None:
-    with pytest.raises(ValueError, match="repeats must be at least 1, not 0"):
+    with pytest.raises(ValueError, match=r"^repeats .* not 0"):
         profile_forwards(model, batch, [None], 0)
-    with pytest.raises(ValueError, match="cannot be timed"):
+    with pytest.raises(ValueError, match="'meta'"):
         check_device(torch.device("meta"))
 
 
@@ -184,7 +166,7 @@ def test_random_model_has_the_published_sizes() -> None:
     assert (setting.backend, setting.dtype, setting.batch) == ("reference", "float32", "1 x 3 tokens")
     assert setting.weight_bytes == 4 * sum(parameter.numel() for parameter in model.parameters())
     assert setting.device
-    with pytest.raises(ValueError, match="not a multiple"):
+    with pytest.raises(ValueError, match="multiple"):
         random_model(1, 100, device="cpu", dtype=torch.float32)
-    with pytest.raises(ValueError, match="'nowhere' is not there"):
+    with pytest.raises(ValueError, match="device 'nowhere'"):
         random_model(1, 96, device="nowhere", dtype=torch.float32)

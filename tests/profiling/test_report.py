@@ -75,8 +75,8 @@ def test_picture_names_model_device_and_steps(profile: Profile, tmp_path: Path) 
 
 
 def test_picture_that_cannot_be_drawn_is_refused_beforehand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"profile\.gif: the ending must be one of \.png, \.pdf, \.svg"):
+    with pytest.raises(ValueError, match=r"profile\.gif: .*\.png, \.pdf, \.svg"):
         check_plot(tmp_path / "profile.gif")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"needs matplotlib, which is not installed: pip install 'dtbert\[plot\]'"):
+    with pytest.raises(ValueError, match=r"matplotlib.* pip install 'dtbert\[plot\]'"):
         check_plot(tmp_path / "profile.png")

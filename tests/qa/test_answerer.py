@@ -191,12 +191,12 @@ def test_answer_many_reads_an_endless_iterable_a_bounded_way_ahead(
     ("bad", "error", "message"),
     [
         ((QUESTION, " "), ValueError, "pair 3: the context is blank"),
-        ((QUESTION, "\u200b"), ValueError, "pair 3: the context has only characters"),
+        ((QUESTION, "\u200b"), ValueError, "pair 3: the context has only"),
         (("why " * 400, LETTER), ValueError, "pair 3: the question has 400 tokens"),
-        (("a\ud800", LETTER), ValueError, "pair 3: the question holds a lone surrogate"),
-        ((QUESTION, 7), TypeError, "pair 3: the context must be a string, not int"),
-        ("ab", TypeError, r"pair 3: expected \(question, context\), got str 'ab'"),
-        ((QUESTION, LETTER, "more"), TypeError, "pair 3: expected"),
+        (("a\ud800", LETTER), ValueError, "pair 3: the question .* lone surrogate"),
+        ((QUESTION, 7), TypeError, "pair 3: the context .* not int"),
+        ("ab", TypeError, r"pair 3: .*\(question, context\), got str 'ab'"),
+        ((QUESTION, LETTER, "more"), TypeError, "pair 3: .*got tuple"),
     ],
 )
 def test_answer_many_names_a_wrong_pair_when_the_answers_before_it_are_out(
@@ -210,11 +210,11 @@ def test_answer_many_names_a_wrong_pair_when_the_answers_before_it_are_out(
 
 
 WRONG: list[tuple[object, type[Exception], str]] = [
-    ((QUESTION, " "), ValueError, "the context is blank: give it at least one word"),
-    ((QUESTION, "\u200b"), ValueError, "the context has only characters that the tokenizer skips: give it at least"),
+    ((QUESTION, " "), ValueError, "the context is blank"),
+    ((QUESTION, "\u200b"), ValueError, "the context has only"),
     (("why " * 400, LETTER), ValueError, "the question has 400 tokens"),
     (("a\ud800", LETTER), ValueError, "the question holds a lone surrogate"),
-    ((QUESTION, 7), TypeError, "the context must be a string, not int"),
+    ((QUESTION, 7), TypeError, "the context must be a string"),
     ("ab", TypeError, "expected (question, context), got str 'ab'"),
 ]
 
@@ -246,11 +246,11 @@ def test_answer_many_goes_on_after_more_errors_than_it_reads_ahead(
 ) -> None:
     monkeypatch.setattr(reading, "BUFFER_PAIRS", 2)
     *errors, last = answerer.answer_many([("", LETTER)] * 7 + [(QUESTION, LETTER)], errors="yield")
-    assert [str(error) for error in errors] == ["the question is empty: give it at least one word"] * 7
+    assert [str(error).partition(":")[0] for error in errors] == ["the question is empty"] * 7
     assert last == answerer(QUESTION, LETTER)
     # Without answers before it, and far from the beginning, the number is the pair's own.
     answers = answerer.answer_many([(QUESTION, LETTER)] * 5 + [("", LETTER)])
-    with pytest.raises(ValueError, match=r"^pair 5: the question is empty"):
+    with pytest.raises(ValueError, match=r"^pair 5: the question"):
         list(answers)
 
 
@@ -291,8 +291,8 @@ def test_several_threads_get_the_answers_of_one(make_answerer: Callable[..., Que
 @pytest.mark.parametrize(
     ("schedule", "error", "message"),
     [
-        (LengthSchedule.ratios([0.5]), ValueError, "the schedule has 1 entries, the model 2 layers"),
-        ([0.5, 0.5], TypeError, "schedule must be a LengthSchedule, not list"),
+        (LengthSchedule.ratios([0.5]), ValueError, "1 entries, the model 2 layers"),
+        ([0.5, 0.5], TypeError, "LengthSchedule, not list"),
     ],
 )
 def test_schedule_is_checked_before_anything_is_read(
@@ -308,20 +308,20 @@ def test_schedule_is_checked_before_anything_is_read(
     ("k", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)]
 )
 def test_number_of_answers_is_checked(answerer: QuestionAnswerer, k: int, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"^k must be"):
+    with pytest.raises(error, match=rf"^k must .* not {k}"):
         answerer.top(QUESTION, LETTER, k)
-    with pytest.raises(error, match=r"^top_k must be"):
+    with pytest.raises(error, match=rf"^top_k must .* not {k}"):
         answerer.answer_many([], top_k=k)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"window": 600}, ValueError, "600 tokens is longer than the model's 512 positions"),
+        ({"window": 600}, ValueError, "600 tokens .* 512"),
         ({"stride": 400}, ValueError, "stride is 400"),
-        ({"max_answer_tokens": 0}, ValueError, "max_answer_tokens must be at least 1, not 0"),
-        ({"max_answer_tokens": "30"}, TypeError, "max_answer_tokens must be a whole number, not '30'"),
-        ({"batch_tokens": 100}, ValueError, "batch_tokens must be at least 384, not 100"),
+        ({"max_answer_tokens": 0}, ValueError, "^max_answer_tokens .* 1, not 0"),
+        ({"max_answer_tokens": "30"}, TypeError, "^max_answer_tokens .* whole number, not '30'"),
+        ({"batch_tokens": 100}, ValueError, "^batch_tokens .* 384, not 100"),
     ],
 )
 def test_options_are_checked(
@@ -337,9 +337,9 @@ def test_options_are_checked(
 def test_model_and_tokenizer_must_fit_each_other(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="not of the same model"):
         QuestionAnswerer(make_model(vocab_size=1000), tokenizer)
-    with pytest.raises(TypeError, match="the model must be a BertForQuestionAnswering, not str"):
+    with pytest.raises(TypeError, match="BertForQuestionAnswering, not str"):
         QuestionAnswerer("minilm", tokenizer)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="the tokenizer must be"):
+    with pytest.raises(TypeError, match=r"tokenizer .* not str"):
         QuestionAnswerer(make_model(), "minilm")  # type: ignore[arg-type]
 
 
@@ -379,7 +379,7 @@ def test_load_takes_a_folder_or_a_file_in_it(folder: Path) -> None:
 
 def test_load_without_a_tokenizer_names_what_is_missing(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json nor vocab\.txt"):
         QuestionAnswerer.load(folder)
 
 

@@ -80,7 +80,7 @@ def test_front_survives_json(front: ScheduleFront) -> None:
 def test_choice_is_the_best_that_the_budget_allows(front: ScheduleFront, budget: float) -> None:
     affordable = [entry for entry in (*front.schedules, front.full_model) if entry.macs_fraction <= budget]
     if not affordable:
-        with pytest.raises(ValueError, match="below the cheapest schedule"):
+        with pytest.raises(ValueError, match=f"budget {budget} .* below"):
             front.within(budget)
         return
     chosen = front.within(budget)
@@ -97,46 +97,46 @@ def test_full_model_is_the_choice_at_a_budget_of_one() -> None:
 
 
 def test_budget_below_the_cheapest_names_what_is_enough() -> None:
-    with pytest.raises(ValueError, match=r"budget 0.2 is .* takes 0.2124 of the full .* \(F1 50.0\)"):
+    with pytest.raises(ValueError, match=r"budget 0\.2 .* 0\.2124 .*F1 50\.0"):
         FRONT.within(0.2)
     assert FRONT.within(0.2124).f1 == 50
 
 
 @pytest.mark.parametrize("budget", [0, -0.5, 1.01, 50, math.nan, math.inf])
 def test_budget_out_of_range_is_refused(budget: float) -> None:
-    with pytest.raises(ValueError, match=r"budget must be above 0 and at most 1, .*, not"):
+    with pytest.raises(ValueError, match=rf"budget must be above 0 and at most 1, .*not {budget}$"):
         FRONT.within(budget)
 
 
 @pytest.mark.parametrize("budget", ["0.5", True, None])
 def test_budget_that_is_no_number_is_refused(budget: Any) -> None:
-    with pytest.raises(TypeError, match="budget must be a number"):
+    with pytest.raises(TypeError, match=f"budget .* number.* not {budget!r}"):
         FRONT.within(budget)
 
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (("format",), 2, "format is 2, this dtbert reads 1"),
-        (("schedules",), {}, "schedules: expected a list, found an object"),
+        (("format",), 2, "format is 2, .* 1"),
+        (("schedules",), {}, "schedules: .* list, found an object"),
         (("schedules",), ..., r"missing \['schedules'\]"),
         (("more",), 1, r"unknown \['more'\]"),
-        (("model_sha256",), 5, "model_sha256: expected a text, found 5"),
-        (("questions", "count"), "ten", 'questions.count: expected a whole number, found "ten"'),
-        (("questions", "file"), ..., r"questions: expected the fields .* missing \['file'\]"),
-        (("full_model", "f1"), None, r"full_model\.f1: expected a finite number, found null"),
-        (("full_model", "f1"), math.nan, r"full_model\.f1: expected a finite number, found NaN"),
-        (("full_model", "f1"), 10**400, r"full_model\.f1: expected a finite number, found 1000"),
+        (("model_sha256",), 5, "model_sha256: .* text, found 5"),
+        (("questions", "count"), "ten", r'questions\.count: .* whole number, found "ten"'),
+        (("questions", "file"), ..., r"questions: .* missing \['file'\]"),
+        (("full_model", "f1"), None, r"full_model\.f1: .* found null"),
+        (("full_model", "f1"), math.nan, r"full_model\.f1: .* found NaN"),
+        (("full_model", "f1"), 10**400, r"full_model\.f1: .* found 1000"),
         (("full_model", "schedule"), HALF.to_dict(), "full_model has a schedule"),
         (("schedules", 1, "schedule"), None, "an entry has no schedule"),
-        (("schedules", 1, "macs_fraction"), 1.5, r"schedules\[1\]: macs_fraction must be above 0 and at most 1"),
-        (("schedules", 1, "f1"), 101, r"schedules\[1\]: f1, exact_match and f1_interval are percent"),
-        (("schedules", 1, "f1_interval"), [1], r"schedules\[1\]\.f1_interval: expected two numbers, found 1"),
-        (("schedules", 1, "macs", "executed"), 1.5, r"macs\.executed: expected a whole number, found 1\.5"),
-        (("schedules", 1, "latency"), {"seconds": 1}, r"schedules\[1\]\.latency: expected the fields seconds"),
+        (("schedules", 1, "macs_fraction"), 1.5, r"schedules\[1\]: macs_fraction .* 1, not 1\.5"),
+        (("schedules", 1, "f1"), 101, r"schedules\[1\]: f1"),
+        (("schedules", 1, "f1_interval"), [1], r"schedules\[1\]\.f1_interval: .* two numbers"),
+        (("schedules", 1, "macs", "executed"), 1.5, r"schedules\[1\]\.macs\.executed: .* found 1\.5"),
+        (("schedules", 1, "latency"), {"seconds": 1}, r"schedules\[1\]\.latency: .* seconds"),
         (("schedules", 1, "schedule", "scorer"), "luck", r"schedules\[1\]\.schedule: unknown scorer 'luck'"),
         (("schedules", 1, "schedule", "length_config"), [0.3, 0.6], r"grows from 0.3 to 0.6"),
-        (("schedules", 1, "schedule", "keep_cls"), 1, r"schedules\[1\]\.schedule: keep_cls must be True or False"),
+        (("schedules", 1, "schedule", "keep_cls"), 1, r"schedules\[1\]\.schedule: keep_cls"),
     ],
 )
 def test_wrong_field_is_named(place: tuple[str | int, ...], value: Any, message: str, tmp_path: Path) -> None:
@@ -153,14 +153,14 @@ def test_wrong_field_is_named(place: tuple[str | int, ...], value: Any, message:
     with pytest.raises(ValueError, match=message) as caught:
         read_schedules(path)
     assert str(caught.value).startswith(str(path))
-    assert "make it anew with `dtbert search`, or remove it" in str(caught.value)
+    assert "`dtbert search`" in str(caught.value)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"5", b"\xff\xfe", b'{"format": 1}', b"[" * 100_000])
 def test_damaged_file_is_an_error_that_names_it(raw: bytes, tmp_path: Path) -> None:
     path = tmp_path / "schedules.json"
     path.write_bytes(raw)
-    with pytest.raises(ValueError, match=r"schedules\.json: .*make it anew"):
+    with pytest.raises(ValueError, match=r"schedules\.json: .*`dtbert search`"):
         read_schedules(path)
 
 
@@ -180,17 +180,17 @@ def test_answer_with_a_budget_is_the_answer_with_its_schedule(budgeted: Question
 
 
 def test_schedule_and_budget_exclude_each_other(budgeted: QuestionAnswerer) -> None:
-    with pytest.raises(ValueError, match="schedule and budget exclude each other"):
+    with pytest.raises(ValueError, match="schedule and budget"):
         budgeted(QUESTION, CONTEXT, schedule=HALF, budget=0.5)
-    with pytest.raises(ValueError, match="schedule and budget exclude each other"):
+    with pytest.raises(ValueError, match="schedule and budget"):
         budgeted.answer_many([], schedule=HALF, budget=0.5)
 
 
 def test_model_without_schedules_says_how_to_get_them(answerer: QuestionAnswerer) -> None:
     assert answerer.schedules == ()
-    with pytest.raises(ValueError, match=r"no schedules\.json .* `dtbert search`, or pass schedule="):
+    with pytest.raises(ValueError, match=r"no schedules\.json .*`dtbert search`.* schedule="):
         answerer(QUESTION, CONTEXT, budget=0.5)
-    with pytest.raises(ValueError, match="budget must be above 0 and at most 1"):
+    with pytest.raises(ValueError, match=r"budget .* not 2"):
         answerer(QUESTION, CONTEXT, budget=2)
 
 
@@ -219,9 +219,9 @@ def test_prepared_questions_have_the_same_answers(answerer: QuestionAnswerer) ->
     (part,) = answerer.prepare_many([*pairs[:2], ("", CONTEXT), pairs[2]])
     assert part.window_lengths() == expected_lengths
     *_, wrong, last = answerer.answer_prepared(part)
-    assert str(wrong) == "the question is empty: give it at least one word"
+    assert str(wrong).startswith("the question is empty")
     assert last[:3] == answerer(*pairs[2])[:3]
-    with pytest.raises(ValueError, match="pair 1: the question is empty"):
+    with pytest.raises(ValueError, match="pair 1: the question"):
         answerer.prepare([pairs[0], ("", CONTEXT)])
     with pytest.raises(ValueError, match="3 entries, the model 2 layers"):
         answerer.answer_prepared(prepared, schedule=LengthSchedule.ratios([1, 1, 1]))
@@ -251,16 +251,17 @@ def test_schedules_of_other_weights_are_loaded_with_a_warning(folder: Path, capl
     assert QuestionAnswerer.load(folder).schedules == FRONT.schedules
     ((_, level, message),) = caplog.record_tuples
     assert level == logging.WARNING
-    assert "schedules.json was measured with other weights than these" in message
+    assert "schedules.json" in message
+    assert "other weights" in message
 
 
 def test_wrong_schedules_stop_the_loading_and_are_named(folder: Path, tmp_path: Path) -> None:
     path = folder / "schedules.json"
     write_schedules(path, front(entry(LengthSchedule.ratios([1, 1, 0.5]), 0.9, 60)))
-    with pytest.raises(ValueError, match=r"schedules\.json: the schedule has 3 entries, the model 2 layers.*anew"):
+    with pytest.raises(ValueError, match=r"schedules\.json: .*3 entries, the model 2 layers"):
         QuestionAnswerer.load(folder)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"schedules\.json: not JSON .*; make it anew"):
+    with pytest.raises(ValueError, match=r"schedules\.json: not JSON"):
         QuestionAnswerer.load(folder)
     copied = shutil.copytree(folder, tmp_path / "copy")
     (copied / "schedules.json").unlink()

@@ -70,7 +70,7 @@ def test_spans_do_not_depend_on_the_other_windows(batch: Batch, longest: int) ->
 def test_logits_that_are_not_finite_are_an_error(bad: float) -> None:
     start = torch.zeros(6)
     start[3] = bad
-    with pytest.raises(ValueError, match=r"NaN or infinite in torch\.float32"):
+    with pytest.raises(ValueError, match=r"NaN .* torch\.float32"):
         WindowSpans(start, torch.zeros(6), torch.tensor([1]), torch.tensor([4]), 30, 1)
 
 

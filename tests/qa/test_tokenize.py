@@ -182,26 +182,26 @@ def test_tokenizer_json_comes_before_vocab_txt(tokenizer: Tokenizer, tmp_path: P
 
 
 def test_folder_without_tokenizer_is_an_error_that_names_the_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json nor vocab\.txt"):
         load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tokenizer.json": b"{"}, r"tokenizer\.json is not a tokenizer"),
-        ({"tokenizer.json": b"{}"}, r"tokenizer\.json is not a tokenizer"),
-        ({"tokenizer.json": b"\xff\xfe"}, r"tokenizer\.json is not a tokenizer"),
-        ({"vocab.txt": b"\xff\xfe"}, r"vocab\.txt is not a vocabulary"),
-        ({"vocab.txt": b"one\ntwo\n"}, r"vocab\.txt .* no line \[UNK\]"),
+        ({"tokenizer.json": b"{"}, r"tokenizer\.json"),
+        ({"tokenizer.json": b"{}"}, r"tokenizer\.json"),
+        ({"tokenizer.json": b"\xff\xfe"}, r"tokenizer\.json"),
+        ({"vocab.txt": b"\xff\xfe"}, r"vocab\.txt"),
+        ({"vocab.txt": b"one\ntwo\n"}, r"vocab\.txt .*\[UNK\]"),
         ({"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b"{"}, r"tokenizer_config\.json"),
         (
             {"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b"[]"},
-            r"tokenizer_config\.json: expected an object .*, found a list",
+            r"tokenizer_config\.json: .* found a list",
         ),
         (
             {"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b'{"do_lower_case": "no"}'},
-            r'do_lower_case: expected true or false, found "no"',
+            r'do_lower_case: .* found "no"',
         ),
     ],
 )
@@ -215,16 +215,16 @@ def test_broken_tokenizer_files_are_errors_that_name_the_file(
 
 
 def test_something_else_than_a_tokenizer_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match=r"must be a tokenizers\.Tokenizer, not dict"):
+    with pytest.raises(TypeError, match=r"tokenizers\.Tokenizer, not dict"):
         plain({})
 
 
 def test_special_ids_are_checked_against_the_vocabulary(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert special_ids(tokenizer, 30522) == (101, 102)
-    with pytest.raises(ValueError, match=r"has id 30521, the model's vocabulary ends at 30520"):
+    with pytest.raises(ValueError, match=r"id 30521, .* 30520"):
         special_ids(tokenizer, 30521)
     (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n", "utf-8")
-    with pytest.raises(ValueError, match=r"no token \[SEP\]"):
+    with pytest.raises(ValueError, match=r"\[SEP\]"):
         special_ids(load_tokenizer(tmp_path), 10)
 
 
@@ -235,10 +235,10 @@ def test_special_ids_are_checked_against_the_vocabulary(tokenizer: Tokenizer, tm
         ("who?", "", ValueError, "the context is empty"),
         (" \t\n\u00a0\u3000", "text", ValueError, "the question is blank"),
         ("who?", "\n\n", ValueError, "the context is blank"),
-        (None, "text", TypeError, "the question must be a string, not NoneType"),
-        ("who?", b"text", TypeError, "the context must be a string, not bytes"),
-        ("who?", "ab\ud83dcd", ValueError, r"the context holds a lone surrogate, '\\ud83d', at character 2"),
-        ("\udc00", "text", ValueError, r"the question holds a lone surrogate, '\\udc00', at character 0"),
+        (None, "text", TypeError, "the question .* not NoneType"),
+        ("who?", b"text", TypeError, "the context .* not bytes"),
+        ("who?", "ab\ud83dcd", ValueError, r"the context .* '\\ud83d', at character 2"),
+        ("\udc00", "text", ValueError, r"the question .* '\\udc00', at character 0"),
     ],
 )
 def test_check_pair_refuses_what_has_no_answer(

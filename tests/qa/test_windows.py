@@ -99,30 +99,30 @@ def test_packed_windows_are_the_windows_as_lists(made: list[tuple[WindowSize, Ex
 def test_question_without_room_says_how_long_it_is_and_may_be() -> None:
     size = WindowSize(50, 20, BertConfig())
     assert len(size.example(make_tokens(26), make_tokens(22)).parts) == 2
-    with pytest.raises(ValueError, match=r"the question has 27 tokens: .* leaves 20 .* stride of 20; .* to 26 tokens"):
+    with pytest.raises(ValueError, match=r"27 tokens: .* leaves 20 .* stride of 20; .* 26 tokens"):
         size.example(make_tokens(27), make_tokens(22))
-    with pytest.raises(ValueError, match=r"the question has 90 tokens: .* leaves 0 "):
+    with pytest.raises(ValueError, match=r"90 tokens: .* leaves 0 "):
         size.example(make_tokens(90), make_tokens(1))
 
 
 @pytest.mark.parametrize("which", ["question", "context"])
 def test_text_without_tokens_is_an_error(which: str) -> None:
     size = WindowSize(50, 20, BertConfig())
-    with pytest.raises(ValueError, match=f"the {which} has only characters that the tokenizer skips"):
+    with pytest.raises(ValueError, match=f"the {which} has only"):
         size.example(make_tokens(which != "question"), make_tokens(which != "context"))
 
 
 @pytest.mark.parametrize(
     ("window", "stride", "error", "message"),
     [
-        (513, 128, ValueError, "513 tokens is longer than the model's 512 positions"),
-        (384, 380, ValueError, "stride is 380, with a window of 384 tokens it must be from 0 to 379"),
+        (513, 128, ValueError, "513 tokens .* 512"),
+        (384, 380, ValueError, "stride is 380, .* 379"),
         (384, -1, ValueError, "stride is -1"),
         (5, 0, None, ""),
-        (4, 0, ValueError, "a window must hold at least 5 tokens, not 4"),
-        (-3, 0, ValueError, "a window must hold at least 5 tokens, not -3"),
-        (384.0, 128, TypeError, "window must be a whole number of tokens, not 384.0"),
-        (384, True, TypeError, "stride must be a whole number of tokens, not True"),
+        (4, 0, ValueError, "window .* 5 tokens, not 4"),
+        (-3, 0, ValueError, "window .* 5 tokens, not -3"),
+        (384.0, 128, TypeError, "window .* not 384.0"),
+        (384, True, TypeError, "stride .* not True"),
     ],
 )
 def test_window_and_stride_are_checked(window: int, stride: int, error: type[Exception] | None, message: str) -> None:

@@ -70,7 +70,7 @@ def test_average_is_the_mean_of_the_weights(tmp_path: Path, monkeypatch: pytest.
     for got, *parts in zip(mean.parameters(), *(load_model(folder).parameters() for folder in folders), strict=True):
         assert torch.allclose(got.to_dense(), torch.stack([part.to_dense() for part in parts]).mean(0))
     assert (tmp_path / "mean" / "vocab.txt").read_text() == "[PAD]\n"
-    with pytest.raises(SystemExit, match="is there already"):
+    with pytest.raises(SystemExit, match="mean is there already"):
         average.main()
     files = [f"{folder}/model.safetensors" for folder in folders]
     monkeypatch.setattr("sys.argv", ["average_models.py", str(tmp_path / "of_files"), *files])
@@ -78,5 +78,5 @@ def test_average_is_the_mean_of_the_weights(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "of_files" / "vocab.txt").read_text() == "[PAD]\n"
     other = save_model(make_model(intermediate_size=64), tmp_path / "other")
     monkeypatch.setattr("sys.argv", ["average_models.py", str(tmp_path / "no"), folders[0], str(other)])
-    with pytest.raises(SystemExit, match="only models of one shape can be averaged"):
+    with pytest.raises(SystemExit, match="models of one shape"):
         average.main()

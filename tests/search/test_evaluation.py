@@ -35,7 +35,6 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def answerer() -> QuestionAnswerer:
-
     return QuestionAnswerer(make_model(), load_tokenizer(resolve_source(None)), window=128, stride=32)
 
 
@@ -95,7 +94,7 @@ def test_latency_is_the_schedules_own_and_the_full_models_beside_it(
 
 
 def test_questions_that_the_model_cannot_read_are_named(answerer: QuestionAnswerer) -> None:
-    with pytest.raises(ValueError, match="there are no questions to search with"):
+    with pytest.raises(ValueError, match="no questions"):
         QuestionEvaluator(answerer, [])
-    with pytest.raises(ValueError, match=r"question 7: .*; take it out of the file"):
+    with pytest.raises(ValueError, match="question 7: "):
         QuestionEvaluator(answerer, [question(7, "who " * 200, 1, "Paris")])

@@ -53,7 +53,7 @@ def test_bootstrap_interval_is_that_of_the_normal_approximation() -> None:
 
 def test_front_holds_only_what_answered_all_questions(tmp_path: Path) -> None:
     search = toy_search(toy=Toy(noise=0.1), sampler="nsga2", effort=Effort((50, 200)))
-    with pytest.raises(ValueError, match="no trial has answered all questions yet"):
+    with pytest.raises(ValueError, match="no trial"):
         front_of(search, QUESTIONS, "toy.json", "abc")
     search.add_starts(STARTS, "start")
     search.run(40)
@@ -161,8 +161,8 @@ def test_plot_is_a_picture_of_the_search(tmp_path: Path) -> None:
 def test_published_points_are_read_where_the_sizes_agree(tmp_path: Path) -> None:
     config = dtbert.BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     schedule = LengthSchedule.absolute([200, 40])
-    path = tmp_path / "published.tsv"
-    path.write_text(f"length_config\tmacs\tf1\n200,40\t{schedule.macs(config, 384).published}\t87.5\n")
+    path, own = tmp_path / "published.tsv", schedule.macs(config, 384).published
+    path.write_text(f"length_config\tmacs\tf1\n200,40\t{own}\t87.5\n")
 
     class Costs(Toy):
         def macs(self, schedule: LengthSchedule | None) -> Macs:
@@ -172,8 +172,8 @@ def test_published_points_are_read_where_the_sizes_agree(tmp_path: Path) -> None
     full = LengthSchedule.ratios([1, 1]).macs(config, 150).executed
     assert point == (schedule.macs(config, 150).executed / full, 87.5)
     path.write_text("length_config\tmacs\tf1\n200,40\t1000\t87.5\n")
-    with pytest.raises(ValueError, match=r"line 2: 1000 MACs, a model of these sizes has .* do not compare"):
+    with pytest.raises(ValueError, match=rf"published\.tsv, line 2: 1000 MACs, .* has {own}"):
         plot.read_published(str(path), config, Costs())
     path.write_text("lengths\tf1\n")
-    with pytest.raises(ValueError, match="expected the columns length_config, macs and f1"):
+    with pytest.raises(ValueError, match=r"published\.tsv: .*columns length_config, macs and f1 .*lengths"):
         plot.read_published(str(path), config, Costs())

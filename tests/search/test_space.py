@@ -53,11 +53,11 @@ def test_constant_ratio_keeps_the_same_part_in_every_layer() -> None:
     ("schedule", "message"),
     [
         (LengthSchedule.ratios([1, 0.5], scorer="cls"), "2 entries, the model 4 layers"),
-        (LengthSchedule.absolute([300, 200, 100, 50]), "lengths are absolute"),
-        (LengthSchedule.ratios([1, 1, 1, 0.5], scorer="answer"), "'answer' is not among received, cls"),
-        (LengthSchedule.ratios([1, 1, 1, 0.5], keep_cls=True), "keep_cls or keep_question differs"),
-        (LengthSchedule.ratios([1, 1, 1, 0.02]), "layer 3 keeps 0.020 of its tokens"),
-        (LengthSchedule.ratios([0.2, 0.04, 0.008, 0.004]), "and 0.004 of the sequence"),
+        (LengthSchedule.absolute([300, 200, 100, 50]), "absolute"),
+        (LengthSchedule.ratios([1, 1, 1, 0.5], scorer="answer"), "'answer' .* received, cls"),
+        (LengthSchedule.ratios([1, 1, 1, 0.5], keep_cls=True), "keep_cls"),
+        (LengthSchedule.ratios([1, 1, 1, 0.02]), "layer 3 keeps 0.020"),
+        (LengthSchedule.ratios([0.2, 0.04, 0.008, 0.004]), "layer 3 .* 0.004 "),
     ],
 )
 def test_start_outside_the_space_is_refused(schedule: LengthSchedule, message: str) -> None:
@@ -69,7 +69,7 @@ def test_start_outside_the_space_is_refused(schedule: LengthSchedule, message: s
     ("scorers", "keep_question", "message"),
     [
         ((), (True,), "at least one scorer"),
-        (("cls",), (), "at least one scorer and one choice"),
+        (("cls",), (), "keep_question"),
         (("cls", "cls"), (True,), "named twice: cls, cls"),
         (("luck",), (True,), "unknown scorer 'luck'"),
     ],

@@ -1,7 +1,6 @@
 """The search over a toy whose front is known: what it finds, what it saves, and how it goes on."""
 
-import multiprocessing
-import time
+import re
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -18,7 +17,7 @@ from dtbert.search import Effort, Record, is_beaten, open_study, pareto, records
 from dtbert.search.front import full_records
 from dtbert.search.records import margin_of_many
 from dtbert.search.storage import SamplerName
-from tests.search.toys import STARTS, Toy, best_f1, sqlite, take_part, toy_search
+from tests.search.toys import STARTS, Toy, best_f1, sqlite, toy_search
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
@@ -118,152 +117,6 @@ def test_nothing_is_beyond_the_greatest_margin() -> None:
     assert margin_of_many(1000.0, 7) == 1000.0
 
 
-def test_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    first = toy_search(sqlite(tmp_path))
-    assert first.add_starts(STARTS, "start") == 6
-    first.run(7)
-    before = [trial.params for trial in first.study.trials]
-    toy = Toy()
-    second = toy_search(sqlite(tmp_path), toy)
-    assert toy.answered == []  # the full model's scores are in the study
-    assert second.add_starts(STARTS, "start") == 0
-    second.run(7)
-    assert toy.answered == []
-    second.run(10)
-    assert [trial.params for trial in second.study.trials][: len(before)] == before
-    assert second.num_finished() == 10
-    drawn = [str(trial.params) for trial in second.study.trials]
-    assert len(set(drawn)) == len(drawn)  # a continued search does not repeat its draws
-    assert np.array_equal(second.full_model.f1, first.full_model.f1)
-
-
-def test_interrupted_trial_is_tried_again(tmp_path: Path) -> None:
-    class Interrupted(Toy):
-        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
-            if len(self.answered) == 3:
-                raise KeyboardInterrupt
-            return super().scores(schedule, begin, end)
-
-    search = toy_search(sqlite(tmp_path), Interrupted())
-    search.add_starts(STARTS, "start")
-    with pytest.raises(KeyboardInterrupt):
-        search.run(20)
-    assert search.errors() == []
-    assert search.num_finished() == 2
-    toy = Toy()
-    again = toy_search(sqlite(tmp_path), toy)
-    again.run(8)
-    tried = [schedule for schedule, _, _ in toy.answered]
-    assert STARTS[2] in tried
-    assert set(STARTS[3:]) <= set(tried)
-    assert {record.origin for record in records_of(again.study) if record.schedule in STARTS} == {"start"}
-
-
-def test_trial_whose_process_was_killed_is_tried_again(tmp_path: Path) -> None:
-    killed = toy_search(sqlite(tmp_path))
-    killed.add_starts(STARTS, "start")
-    killed.run(1)
-    for sign in (time.time() - 3600, time.time()):  # the second one's process may live
-        trial = killed.study.ask()
-        trial.set_user_attr("alive", sign)
-        killed.space.suggest(trial)
-    toy = Toy()
-    search = toy_search(sqlite(tmp_path), toy)
-    assert search.add_starts(STARTS, "start") == 0
-    search.run(5)
-    tried = [schedule for schedule, _, _ in toy.answered]
-    assert STARTS[1] in tried
-    assert STARTS[2] not in tried
-    assert set(STARTS[3:]) <= set(tried)
-    assert search.counts().failed == 0
-
-
-def test_trial_that_the_sampler_drew_is_tried_again_with_what_it_drew(tmp_path: Path) -> None:
-    class Interrupted(Toy):
-        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
-            if len(self.answered) == 4:
-                drawn.append(schedule)
-                raise KeyboardInterrupt
-            return super().scores(schedule, begin, end)
-
-    drawn: list[LengthSchedule | None] = []
-    with pytest.raises(KeyboardInterrupt):
-        toy_search(sqlite(tmp_path), Interrupted()).run(9)
-    toy = Toy()
-    toy_search(sqlite(tmp_path), toy, seed=5).run(4)
-    assert [schedule for schedule, _, _ in toy.answered] == drawn
-
-
-def test_trial_that_never_gave_a_sign_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed = toy_search(sqlite(tmp_path))
-    killed.add_starts(STARTS[:1], "start")
-    killed.study.ask()
-    toy = Toy()
-    search = toy_search(sqlite(tmp_path), toy)
-    search.run(2)
-    assert STARTS[0] not in [schedule for schedule, _, _ in toy.answered]  # the process may live
-    monkeypatch.setattr(study, "_LOST_AFTER", 0.001)
-    search.run(3)
-    assert toy.answered[-1][0] == STARTS[0]
-
-
-def test_trial_is_put_in_line_once_whoever_takes_it_for_lost(tmp_path: Path) -> None:
-    killed = toy_search(sqlite(tmp_path))
-    killed.add_starts(STARTS[:1], "start")
-    killed.space.suggest(killed.study.ask())
-    (lost,) = killed.study.get_trials()
-    for _ in range(2):
-        toy_search(sqlite(tmp_path))._retry(lost)
-    states = [trial.state.name for trial in killed.study.get_trials()]
-    assert states == ["FAIL", "WAITING"]
-
-
-def test_trial_that_others_take_for_lost_while_it_is_told_does_not_stop_the_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search = toy_search(sqlite(tmp_path))
-    search.add_starts(STARTS[:1], "start")
-
-    def after_trial(*_: object) -> None:
-        monkeypatch.undo()
-        toy_search(sqlite(tmp_path))._retry(search.study.get_trials(deepcopy=False)[0])
-
-    monkeypatch.setattr(search.study.sampler, "after_trial", after_trial)
-    search.run(2)
-    assert [trial.state.name for trial in search.study.get_trials()] == ["FAIL", "COMPLETE", "COMPLETE"]
-
-
-def test_trial_that_others_took_for_lost_does_not_stop_the_search() -> None:
-    class Slow(Toy):
-        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
-            if schedule == STARTS[0] and not self.answered[1:]:
-                search._retry(search.study.trials[0])
-            return super().scores(schedule, begin, end)
-
-    toy = Slow()
-    search = toy_search(toy=toy)
-    search.add_starts(STARTS[:2], "start")
-    search.run(3)
-    assert [schedule for schedule, _, _ in toy.answered].count(STARTS[0]) == 2
-    assert (search.counts().finished, search.counts().failed) == (3, 0)
-
-
-def test_living_process_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "_SIGN_EVERY", 0.01)
-    signs = set()
-
-    class Slow(Toy):
-        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
-            until = time.time() + 60
-            while schedule is not None and len(signs) < 3 and time.time() < until:
-                signs.add(search.study.trials[-1].user_attrs["alive"])
-            return super().scores(schedule, begin, end)
-
-    search = toy_search(sqlite(tmp_path), Slow())
-    search.run(1)
-    assert len(signs) == 3
-
-
 def test_failing_trials_are_recorded_and_the_rest_goes_on() -> None:
     class Failing(Toy):
         def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
@@ -282,22 +135,6 @@ def test_failing_trials_are_recorded_and_the_rest_goes_on() -> None:
     assert {record.schedule.scorer for record in full_records(search)} == {"cls"}
 
 
-def test_two_processes_share_a_study(tmp_path: Path) -> None:
-    # Copies of this process, which has all imports behind it: a toy needs no threads.
-    context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(2)
-    workers = [context.Process(target=take_part, args=(sqlite(tmp_path), seed, 8, barrier)) for seed in (1, 2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    search = toy_search(sqlite(tmp_path))
-    # The other process may have been in the middle of one when the last was counted.
-    assert 8 <= search.num_finished() <= 9
-    assert len({str(record.schedule) for record in records_of(search.study)}) == search.counts().all_questions
-
-
 def test_schedules_outside_the_range_cost_no_question() -> None:
     toy = Toy()
     search = toy_search(toy=toy, macs_range=(0.6, 0.8))
@@ -310,11 +147,11 @@ def test_schedules_outside_the_range_cost_no_question() -> None:
 
 
 def test_range_without_schedules_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "_MOST_IDLE", 20)
+    monkeypatch.setattr(study, "MOST_IDLE", 20)
     search = toy_search(macs_range=(0.5, 0.5000001))
-    with pytest.raises(ValueError, match=r"20 draws in a row were tried before, or had MACs outside 0.5 to 0.5000001"):
+    with pytest.raises(ValueError, match=r"20 draws .* outside 0.5 to 0.5000001"):
         search.run(5)
-    with pytest.raises(ValueError, match=r"two growing parts of the full model's, not 0.5 to 0.5"):
+    with pytest.raises(ValueError, match=r"not 0.5 to 0.5"):
         toy_search(macs_range=(0.5, 0.5))
 
 
@@ -345,18 +182,18 @@ def test_latency_may_be_the_cost() -> None:
 def test_study_of_other_settings_is_refused(tmp_path: Path) -> None:
     open_study(sqlite(tmp_path), "one", {"model": 1, "questions": 2}, "tpe", 0)
     open_study(sqlite(tmp_path), "one", {"model": 1, "questions": 2}, "nsga2", 1)
-    with pytest.raises(ValueError, match=r"'one' in sqlite.* was made with other settings \(model\): name another one"):
+    with pytest.raises(ValueError, match=r"'one' in sqlite.* \(model\): name another"):
         open_study(sqlite(tmp_path), "one", {"model": 3, "questions": 2}, "tpe", 0)
 
 
 @pytest.mark.parametrize("storage", ["nothing", "sqlite:////no/such/folder/study.db", "what://is.this/study"])
 def test_storage_that_cannot_be_opened_is_named(storage: str) -> None:
-    with pytest.raises(ValueError, match="cannot open the study 'toy' in"):
+    with pytest.raises(ValueError, match=f"'toy' in .*{re.escape(storage)}"):
         open_study(storage, "toy", {}, "tpe", 0)
 
 
 def test_password_of_a_storage_is_not_shown() -> None:
-    with pytest.raises(ValueError, match=r"cannot open the study 'toy' in nothing://me:\*\*\*@host/studies") as caught:
+    with pytest.raises(ValueError, match=r"nothing://me:\*\*\*@host/studies") as caught:
         open_study("nothing://me:secret@host/studies", "toy", {}, "tpe", 0)
     assert "secret" not in str(caught.value)
 
@@ -368,7 +205,13 @@ def test_study_may_be_in_a_file_of_any_name(tmp_path: Path) -> None:
     assert file.is_file()
 
 
-@pytest.mark.parametrize(("rungs", "margin"), [((0,), 2), ((100, 100), 2), ((400, 100), 2), ((), -1), ((), np.inf)])
-def test_effort_that_makes_no_sense_is_refused(rungs: tuple[int, ...], margin: float) -> None:
-    with pytest.raises(ValueError, match=r"rungs must be growing|margin must be a number"):
-        Effort(rungs, margin)
+@pytest.mark.parametrize("rungs", [(0,), (100, 100), (400, 100)])
+def test_rungs_that_do_not_grow_are_refused(rungs: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"^rungs .* not {re.escape(str(list(rungs)))}"):
+        Effort(rungs)
+
+
+@pytest.mark.parametrize("margin", [-1, np.inf])
+def test_margin_that_is_no_number_of_standard_errors_is_refused(margin: float) -> None:
+    with pytest.raises(ValueError, match=f"^margin .* not {margin}"):
+        Effort((), margin)

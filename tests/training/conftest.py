@@ -4,9 +4,11 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dtbert.evaluation import SquadQuestion, read_squad
 from dtbert.model import BertConfig, BertForQuestionAnswering
@@ -14,13 +16,15 @@ from dtbert.qa import load_tokenizer
 from dtbert.training import TrainingOptions
 from dtbert.training.checkpoint import RunFolder
 from dtbert.training.data import TrainingSet
+from dtbert.training.distillation import Teacher
 from dtbert.training.loop import Trainer
-from dtbert.weights import load_trainable, save_model
+from dtbert.weights import load_model, load_trainable, save_model
 
 WORDS = [first + second for first in "bdfgklmnprst" for second in "aeiou"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", "##s"]
 
 TrainTiny = Callable[..., Trainer]
+MakeTrainer = Callable[..., Trainer]
 
 
 def write_model(folder: Path, *, seed: int = 0, words: list[str] = WORDS, **sizes: int) -> Path:
@@ -56,6 +60,14 @@ def write_questions(file: Path, count: int, *, seed: int = 0, name: str = "q") -
     return file
 
 
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model") / "tiny")
@@ -67,14 +79,30 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> list[SquadQuestion]:
 
 
 @pytest.fixture
-def train_tiny(model_folder: Path, questions: list[SquadQuestion], tmp_path: Path) -> TrainTiny:
-    """Trains the tiny model to the end in a folder of its own."""
+def make_trainer(model_folder: Path, questions: list[SquadQuestion], tmp_path: Path) -> MakeTrainer:
+    """Makes a trainer that has not started."""
 
-    def train(name: str = "run", **options: object) -> Trainer:
-        model = load_trainable(model_folder)
-        data = TrainingSet.from_questions(questions, load_tokenizer(model_folder), model.config, window=40, stride=8)
-        changed = TrainingOptions(**{"batch_tokens": 256, "hidden_dropout": 0.0, "attention_dropout": 0.0, **options})
-        trainer = Trainer(model, data, changed, RunFolder(tmp_path / name, changed.to_dict()), model_folder)
+    def make(name: str = "run", *, teacher: Path | None = None, evaluate: Any = None, **options: Any) -> Trainer:
+        model, tokenizer = load_trainable(model_folder), load_tokenizer(model_folder)
+        chosen = TrainingOptions(**{"batch_tokens": 256, "epochs": 2.0, "save_every": 2, **options})
+        data = TrainingSet.from_questions(questions, tokenizer, model.config, window=40, stride=8)
+        folder = RunFolder(tmp_path / name, chosen.to_dict())
+        shown = None
+        if teacher is not None:
+            assert chosen.distillation is not None
+            shown = Teacher(load_model(teacher, backend="reference"), chosen.distillation, model.config)
+        return Trainer(model, data, chosen, folder, model_folder, evaluate, shown)
+
+    return make
+
+
+@pytest.fixture
+def train_tiny(make_trainer: MakeTrainer) -> TrainTiny:
+    """Trains the tiny model to the end, without dropout."""
+
+    def train(name: str = "run", **options: Any) -> Trainer:
+        plain = {"save_every": 100, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+        trainer = make_trainer(name, **{**plain, **options})
         trainer.run()
         return trainer
 

@@ -90,7 +90,7 @@ def test_question_without_a_trainable_answer_is_listed(
     assert len(data.unusable) == 1
     assert data.unusable[0].startswith("bad: ")
     assert reason in data.unusable[0]
-    with pytest.raises(ValueError, match="none of 1 questions can be trained on: bad: "):
+    with pytest.raises(ValueError, match=r"none of 1 questions .* bad: "):
         TrainingSet.from_questions([bad], tokenizer, CONFIG, window=40, stride=0)
 
 

@@ -41,7 +41,7 @@ def test_each_layer_drops_within_its_own_bound(bounds: list[float], step: int) -
 
 
 def test_bounds_for_another_number_of_layers_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 ratio_bounds for 6 layers: give one, or one for each layer"):
+    with pytest.raises(ValueError, match="2 ratio_bounds for 6 layers"):
         sub_models(LengthDrop(ratio_bound=(0.1, 0.2)), 6, 0, 0)
 
 
@@ -60,16 +60,16 @@ def test_layer_dropout_leaves_out_about_its_part_of_the_layers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_sandwich": -1}, "num_sandwich must be at least 0, not -1"),
-        ({"ratio_bound": 0.0}, "ratio_bound must be above 0 and below 1, not 0.0"),
-        ({"ratio_bound": float("nan")}, "ratio_bound must be above 0 and below 1, not nan"),
-        ({"ratio_bound": (0.2, 1.0)}, "for each layer must be at least 0 and below 1, and one above 0"),
-        ({"ratio_bound": (0.0, 0.0)}, "for each layer must be at least 0 and below 1, and one above 0"),
-        ({"answer_loss": -1.0}, "answer_loss must be at least 0, not -1.0"),
-        ({"layer_dropout": 1.0}, "layer_dropout must be at least 0 and below 1, not 1.0"),
-        ({"scorers": ()}, "scorers is empty"),
-        ({"scorers": ("best",)}, "unknown scorer 'best'"),
-        ({"scorers": ("cls+answer",)}, "unknown option 'answer' of the scorer 'cls[+]answer'"),
+        ({"num_sandwich": -1}, "num_sandwich .* 0, not -1"),
+        ({"ratio_bound": 0.0}, "ratio_bound .* 0 .* 1, not 0.0"),
+        ({"ratio_bound": float("nan")}, "ratio_bound .* 0 .* 1, not nan"),
+        ({"ratio_bound": (0.2, 1.0)}, r"ratio_bound for each layer .* below 1, .* not \(0.2, 1.0\)"),
+        ({"ratio_bound": (0.0, 0.0)}, r"ratio_bound for each layer .* one above 0, not \(0.0, 0.0\)"),
+        ({"answer_loss": -1.0}, "answer_loss .* 0, not -1.0"),
+        ({"layer_dropout": 1.0}, "layer_dropout .* 0 .* 1, not 1.0"),
+        ({"scorers": ()}, "^scorers "),
+        ({"scorers": ("best",)}, "scorer 'best'"),
+        ({"scorers": ("cls+answer",)}, "'answer' .*'cls[+]answer'"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def test_download_that_keeps_breaking_is_an_error_and_the_next_try_is_clean(
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     hub = connect(Hub("org/name", {"main": files}, {"model.safetensors": [1000] * 50}))
-    with pytest.raises(OSError, match=r"download of model\.safetensors of 'org/name' broke off: .*; load it again"):
+    with pytest.raises(OSError, match=r"model\.safetensors of 'org/name' broke off: .* load it again"):
         load_model("org/name")
     hub.cuts.clear()
     assert_same(to_hub_tensors(load_model("org/name")), tensors)
@@ -171,7 +172,7 @@ def test_offline_mode_reads_the_cache_and_asks_nobody(
     assert resolve_source("org/name") == online
     assert_same(to_hub_tensors(load_model("org/name")), tensors)
     for repo, revision in (("org/other", None), ("org/name", "refs/pr/2")):
-        with pytest.raises(OSError, match=r"cannot reach .* Ways to get weights"):
+        with pytest.raises(OSError, match=f"cannot reach {hub.endpoint} for '{repo}'"):
             resolve_source(repo, revision)
     assert hub.requests == []
 
@@ -205,7 +206,7 @@ def test_path_that_was_perhaps_meant_is_named(
     connect(Hub("org/name", {"main": files}))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"or folder here \(the folder run is here, without best\); check"):
+    with pytest.raises(FileNotFoundError, match=r"the folder run is here, without best"):
         load_model("run/best")
 
 
@@ -230,32 +231,32 @@ def test_no_network_with_half_a_cache_is_an_error(
     hub = connect(Hub("org/name", {"main": files}))
     huggingface_hub.hf_hub_download("org/name", "config.json", endpoint=hub.endpoint)
     point_to(f"http://127.0.0.1:{closed_port()}", monkeypatch)
-    with pytest.raises(OSError, match="Ways to get weights"):
+    with pytest.raises(OSError, match="hf download org/name"):
         load_model("org/name")
 
 
 def test_hub_without_the_model_revision_or_files_is_an_error(connect: Connect, files: dict[str, bytes]) -> None:
     hub = connect(Hub("org/name", {"main": files, "bare": {"config.json": b"{}"}, "empty": {}}))
-    with pytest.raises(FileNotFoundError, match=r"no model 'org/nobody' on the hub.*no such file or folder here"):
+    with pytest.raises(FileNotFoundError, match=r"no model 'org/nobody' on the hub.*no such file"):
         resolve_source("org/nobody")
-    with pytest.raises(FileNotFoundError, match="'org/name' on the hub has no revision 'v9'"):
+    with pytest.raises(FileNotFoundError, match=r"'org/name' .* no revision 'v9'"):
         resolve_source("org/name", "v9")
-    with pytest.raises(FileNotFoundError, match=r"'org/name' on the hub has no weights: looked for model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"'org/name' .* no weights: .* model\.safetensors"):
         resolve_source("org/name", "bare")
-    with pytest.raises(FileNotFoundError, match=r"'org/name' on the hub has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"'org/name' .* no config\.json"):
         resolve_source("org/name", "empty")
     hub.refuse = (403, "GatedRepo")
     with pytest.raises(OSError, match="accept its terms"):
         resolve_source("org/name")
     hub.refuse = (500, "Broken")
-    with pytest.raises(OSError, match="cannot reach"):
+    with pytest.raises(OSError, match="cannot reach http://127"):
         resolve_source("org/another")
 
 
 @pytest.mark.parametrize("name", ["a--b/c", "a..b", "-a", "a" * 97])
 def test_malformed_hub_id_is_an_error_without_a_request(connect: Connect, name: str) -> None:
     hub = connect(Hub("org/name", {}))
-    with pytest.raises((ValueError, FileNotFoundError)):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(repr(name))):
         resolve_source(name)
     assert hub.requests == []
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 import dtbert.weights.load
 from dtbert.weights import CheckpointError, load_encoder, load_model, resolve_source
+from dtbert.weights.checkpoint import open_checkpoint
 from tests.weights.checkpoints import CONFIG, assert_same, hub_tensors, make_tensors, write
 
 IDS = torch.tensor([[1, 5, 9, 3], [7, 2, 39, 0]])
@@ -59,10 +61,9 @@ def test_load_model_reads_a_pickle_and_says_so(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING, "dtbert"):
         model = load_model(tmp_path)
     assert_same(hub_tensors(model), tensors)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'pytorch_model.bin'}: read from a pickle, of tensors alone; "
-        "`dtbert convert` makes a model.safetensors of it"
-    ]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith(f"{tmp_path / 'pytorch_model.bin'}: ")
+    assert "`dtbert convert`" in said
 
 
 def test_load_model_never_opens_training_args(tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_pickle_that_runs_code_is_refused_and_nothing_runs(tmp_path: Path, archi
     write(tmp_path, {}, "pytorch_model.bin")
     content = {**make_tensors(), "evil": _Attack(tmp_path / "ran")}
     torch.save(content, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=archive)
-    with pytest.raises(CheckpointError, match="not a whole pickle of tensors, and nothing else is read"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin is not a whole pickle of tensors"):
         load_model(tmp_path)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "pytorch_model.bin", weights_only=False)
@@ -96,7 +97,7 @@ def test_pickle_that_runs_code_is_refused_and_nothing_runs(tmp_path: Path, archi
 def test_pickle_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
     write(tmp_path, {}, "pytorch_model.bin")
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="must hold a dictionary"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin .* dictionary"):
         load_model(tmp_path)
 
 
@@ -160,7 +161,7 @@ def test_misfits_are_one_error_that_lists_every_key_sorted_with_shapes(tmp_path:
     with pytest.raises(CheckpointError) as caught:
         load_model(write(tmp_path, tensors))
     first, *rest = str(caught.value).split("\n")
-    assert first == f"{tmp_path / 'model.safetensors'} does not fit its config.json:"
+    assert first.startswith(f"{tmp_path / 'model.safetensors'} ")
     assert rest == [
         "  a.stranger: unexpected, [2, 1]",
         "  bert.embeddings.LayerNorm.weight: missing, expected [16]",
@@ -183,7 +184,7 @@ def test_checkpoint_with_one_tensor_under_two_names_is_refused(tmp_path: Path) -
 
 def test_load_model_of_a_bare_encoder_points_to_load_encoder(tmp_path: Path) -> None:
     write(tmp_path, make_tensors(span_head=False))
-    with pytest.raises(CheckpointError, match=r"qa_outputs\.bias: missing(.|\n)*span head is missing: load_encoder"):
+    with pytest.raises(CheckpointError, match=r"qa_outputs\.bias: missing(.|\n)* load_encoder"):
         load_model(tmp_path)
     load_encoder(tmp_path)
 
@@ -194,7 +195,7 @@ def test_nan_or_infinity_in_weights_is_an_error_that_names_the_tensors(tmp_path:
     broken = ["bert.encoder.layer.1.attention.self.value.weight", "qa_outputs.bias"]
     for name in broken:
         tensors[name].view(-1)[-1] = value
-    with pytest.raises(CheckpointError, match=f"holds NaN, infinity, .* in {', '.join(broken)}$"):
+    with pytest.raises(CheckpointError, match=f"NaN.* in {', '.join(broken)}$"):
         load_model(write(tmp_path, tensors))
 
 
@@ -203,7 +204,7 @@ def test_value_beyond_float16_is_an_error_in_float16_alone(tmp_path: Path) -> No
     tensors["qa_outputs.bias"][0] = 1e6
     write(tmp_path, tensors)
     assert load_model(tmp_path).span.bias[0] == 1e6
-    with pytest.raises(CheckpointError, match=r"too large for the dtype in qa_outputs\.bias$"):
+    with pytest.raises(CheckpointError, match=r"too large .* in qa_outputs\.bias$"):
         load_model(tmp_path, dtype=torch.float16)
 
 
@@ -228,18 +229,18 @@ def test_weights_are_rounded_to_the_dtype_and_held_in_it_or_in_float32(
 
 @pytest.mark.parametrize("device", ["cuda:9", "meta", "toaster", "mps:3"])
 def test_device_that_is_not_there_is_an_error_before_anything_is_read(device: str) -> None:
-    with pytest.raises(ValueError, match=f"the device '{device}' is not there"):
+    with pytest.raises(ValueError, match=f"device '{device}'"):
         load_model("no/such-folder.bin", device=device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, "float32"])
 def test_other_dtype_is_an_error_before_anything_is_read(dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match=r"dtype must be torch\.float32, torch\.bfloat16 or torch\.float16"):
+    with pytest.raises(ValueError, match=r"^dtype .*torch\.float32, torch\.bfloat16 or torch\.float16"):
         load_encoder("no/such-folder.bin", dtype=dtype)
 
 
 def test_unknown_backend_is_an_error_before_anything_is_read() -> None:
-    with pytest.raises(ValueError, match="unknown backend 'gpu'"):
+    with pytest.raises(ValueError, match="backend 'gpu'"):
         load_model("no/such-folder.bin", backend="gpu")  # type: ignore[arg-type]
 
 
@@ -253,37 +254,36 @@ def test_loaded_model_survives_its_file_being_cut_and_replaced(tmp_path: Path) -
         assert torch.equal(model(IDS).start_logits, before)
 
 
-def test_file_replaced_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dtbert.weights import checkpoint
-
-    monkeypatch.setattr(checkpoint, "_REMAP_BYTES", 0)
-    opened = checkpoint.open_checkpoint(write(tmp_path, make_tensors()))
-    opened.file.read("qa_outputs.bias")
+def test_file_replaced_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    # So large that it is mapped anew after the first tensor.
+    large = torch.zeros(20 * 2**20, dtype=torch.uint8)
+    opened = open_checkpoint(write(tmp_path, {**make_tensors(), "large": large}))
+    opened.file.read("large")
     (tmp_path / "model.safetensors").unlink()
     write(tmp_path, make_tensors())
-    with pytest.raises(CheckpointError, match="changed while it was read"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors changed"):
         opened.file.read("qa_outputs.weight")
 
 
 def test_missing_parts_are_errors_that_name_them(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"has no weights: looked for model\.safetensors, .* found nothing"):
+    with pytest.raises(FileNotFoundError, match=r"no weights: .* model\.safetensors, .* found nothing"):
         load_model(tmp_path)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileNotFoundError, match=r"found notes\.txt"):
         load_model(tmp_path)
     write(tmp_path, make_tensors())
     (tmp_path / "config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_model(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_model(tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"notes\.txt: weights come in a \.safetensors or a \.bin file"):
+    with pytest.raises(CheckpointError, match=r"notes\.txt: .*\.safetensors .*\.bin"):
         load_model(tmp_path / "notes.txt")
 
 
 def test_config_that_does_not_fit_is_an_error_that_names_its_file(tmp_path: Path) -> None:
     write(tmp_path, make_tensors(), hidden_act="mish")
-    with pytest.raises(ValueError, match=r"config\.json: unknown hidden_act 'mish'"):
+    with pytest.raises(ValueError, match=r"config\.json: .*hidden_act 'mish'"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: "):
@@ -294,9 +294,8 @@ def test_config_that_does_not_fit_is_an_error_that_names_its_file(tmp_path: Path
     "source", ["/no/such", "./no", "../no", "no/such/thing", "no/", "model.safetensors", "a/b.bin"]
 )
 def test_path_that_does_not_exist_is_an_error_that_names_it(source: str) -> None:
-    with pytest.raises(FileNotFoundError, match="no such file or folder") as caught:
+    with pytest.raises(FileNotFoundError, match=f"no such file or folder: {re.escape(repr(source))}"):
         resolve_source(source)
-    assert repr(source) in str(caught.value)
 
 
 def test_path_object_is_never_a_hub_id(tmp_path: Path) -> None:
@@ -308,13 +307,16 @@ def test_what_exists_on_the_disk_is_local(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "org" / "name", make_tensors())
     assert resolve_source("org/name") == Path("org/name")
-    with pytest.raises(ValueError, match="revision 'main' is for models on the hub"):
+    with pytest.raises(ValueError, match="revision 'main'"):
         resolve_source("org/name", "main")
 
 
-@pytest.mark.parametrize(("source", "error"), [("", ValueError), ("  ", ValueError), (3, TypeError), (b"x", TypeError)])
-def test_source_that_is_neither_path_nor_id_is_an_error(source: object, error: type[Exception]) -> None:
-    with pytest.raises(error):
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [("", ValueError, "empty"), ("  ", ValueError, "empty"), (3, TypeError, "not int"), (b"x", TypeError, "not bytes")],
+)
+def test_source_that_is_neither_path_nor_id_is_an_error(source: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^source .*{message}"):
         resolve_source(source)  # type: ignore[arg-type]
 
 
