@@ -1,4 +1,4 @@
-"""The command line: `dtbert answer`, `dtbert evaluate`, `dtbert convert`, `dtbert profile`, `dtbert train`.
+"""The command line: `dtbert answer`, `evaluate`, `convert`, `profile`, `train` and `search`.
 
 Exit status: 0 all went well, 1 some questions of many failed, 2 wrong usage or bad input, 130 interrupted,
 141 whoever read the output has gone.

@@ -8,7 +8,7 @@ What each computes, and the letters in shapes, stand in `dtbert.kernels.Backend`
 are on one device, of one floating dtype and contiguous in their last dimension; sequence b holds the rows
 ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``. Every step runs on the backend that `choose_backend` finds for device, dtype
 and sizes, on the differentiable `reference` where gradients are needed, or on the one that ``backend`` names. Contents
-are checked too, at the cost of one wait for the device: a model in a loop calls the backend itself.
+are checked too, at the cost of waits for the device: a model in a loop calls the backend itself.
 
 Every step raises TypeError for a wrong dtype and ValueError for shapes, devices, strides or contents that do not fit,
 for a backend that does not run there, or for gradients that the named one does not give.
