@@ -209,7 +209,7 @@ def _schedule(models: Models) -> Rows:
     contenders = [Contender("all tokens", lambda _: models.own.forward_packed(batch), _packed)]
     for scorer in DROPPED_BY:
         schedule = LengthSchedule.absolute(lengths, scorer=scorer)
-        saved = 1 - schedule.macs(models.config, tokens).executed / everything
+        saved = 1 - schedule.macs(models.config, tokens, backend="triton").executed / everything
         run = functools.partial(_scheduled, models.own, batch, schedule)
         contenders.append(Contender(scorer, run, _packed, extra=(("macs_saved", round(saved, 4)),)))
     row = compare(contenders, setting.device, setting.effort, launch="called")
