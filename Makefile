@@ -27,6 +27,7 @@ bench: $(VENV)/.dev
 	$(PIP) -e '.[bench]'
 	$(BIN)/python scripts/bench_cpu.py --rounds 5 --seconds 8 --batch-tokens 384 2048 \
 		--output docs/bench_cpu.json --plot docs/bench_cpu.png
+	$(BIN)/python scripts/bench_host.py --output docs/bench_host.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dtbert needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -197,6 +197,11 @@ def _kind(kind: type) -> str:
 
 def _shown(value: Any) -> str:
     return _kind(type(value)) if type(value) in (dict, list) else json.dumps(value, default=repr)[:40]
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of the fields in which two objects differ, sorted; a field that is missing is null."""
+    return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from typing import Any
 
 import torch
 from bench.checkpoints import random_checkpoint, shipped_checkpoint
-from bench.provenance import commit, version
+from bench.provenance import commit, cpu_fields, cpu_name, version
 from bench.windows import EQUAL_LENGTHS, SQUAD, random_windows, squad_windows
 from cpu_bench.comparison import DTYPES, Comparison, Effort, laggards
 from cpu_bench.peers import Engine, bf16_is_emulated, engines
@@ -123,12 +123,10 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _device() -> dict[str, Any]:
-    fields: dict[str, str] = {}
-    if (info := Path("/proc/cpuinfo")).is_file():
-        fields = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in info.open())}
+    fields = cpu_fields()
     flags = fields.get("flags", fields.get("Features", "")).split()
     return {
-        "cpu": fields.get("model name", platform.processor() or platform.machine()),
+        "cpu": cpu_name(),
         "flags": sorted(flag for flag in flags if re.match(r"avx|amx|fma$|f16c|asimd|sve|sme\d?$|i8mm|bf16", flag)),
         "torch_capability": torch.backends.cpu.get_cpu_capability(),
         "bf16": "emulated" if bf16_is_emulated(torch.bfloat16) else "native",

@@ -33,7 +33,7 @@ from bench.checkpoints import random_checkpoint, reason
 from bench.provenance import commit, version
 from gpu_bench import attention, model
 from gpu_bench.report import aims, details, table
-from gpu_bench.setting import FULL, TINY, Rows, Setting, checkpoint_sizes, kernels_for
+from gpu_bench.setting import FULL, TINY, Rows, Setting, backend_for, checkpoint_sizes
 from gpu_bench.steps import steps
 from gpu_bench.timing import Effort
 
@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> None:
     setting = Setting(
         device,
         dtype,
-        kernels_for(device),
+        *backend_for(device),
         TINY if options.tiny else FULL,
         Effort(options.rounds, options.block_ms / 1e3, begin + options.seconds),
         ceilings,

@@ -38,7 +38,7 @@ from dtbert.files import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
 from dtbert.search import constant_ratio
-from dtbert.training import TrainingSet
+from dtbert.training.data import TrainingSet
 from dtbert.weights import resolve_source, weights_sha256
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)

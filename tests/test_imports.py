@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "dtbert"
 # Each room may import those before it.
 RANKS = {
     "files": -1,
+    "pictures": -1,
     "kernels": 0,
     "model": 1,
     "weights": 2,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dtbert.cli import batch
 from dtbert.cli.options import (
+    QUIET_HELP,
     SCHEDULE_HELP,
     add_model_options,
     add_schedule_options,
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many = parser.add_argument_group("many questions")
     many.add_argument("--input", metavar="FILE", help="questions, one JSON object a line")
     many.add_argument("--output", metavar="FILE", help="answers, one JSON object a line")
-    many.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
+    many.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="the K best answers, of different texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)

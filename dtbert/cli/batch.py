@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dtbert import __version__
 from dtbert.cli.options import load_for_schedule
 from dtbert.cli.output import check_output
-from dtbert.files import Json, file_sha256, lock, write_whole
+from dtbert.files import Json, differing, file_sha256, lock, write_whole
 
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
@@ -208,7 +208,7 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
     record = _settings_path(output)
     try:
         before = Json.parse(record.read_bytes()).of(dict)
-        changed = sorted(name for name in settings if before.get(name, ...) != settings[name])
+        changed = differing(before, settings)
     except FileNotFoundError:
         raise ValueError(
             f"{output} is there already, without the {record.name} that such a run leaves{_afresh(output)}"

@@ -2,6 +2,7 @@
 
 import argparse
 
+from dtbert.cli.options import REVISION_HELP
 from dtbert.cli.output import print_json
 
 SUMMARY = "write a checkpoint as safetensors, or in 8 bits"
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--int8", action="store_true", help="matrices as int8 with a scale per row, the rest as float16"
     )
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
+    parser.add_argument("--revision", metavar="R", help=REVISION_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

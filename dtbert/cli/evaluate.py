@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtbert.cli.options import (
+    QUIET_HELP,
     SCHEDULE_HELP,
     add_model_options,
     add_schedule_options,
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help="N questions only, evenly spread over the file")
     parser.add_argument("--predictions", metavar="OUT", help="save the answers as JSON, {id: text}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
+    parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     add_model_options(parser)
     add_schedule_options(parser, budget=True)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,10 @@ from dtbert.files import naming
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
     from dtbert.qa import QuestionAnswerer
+
+REVISION_HELP = "branch, tag or commit of a hub id"
+THREADS_HELP = "CPU threads (default: torch's choice)"
+QUIET_HELP = "no progress bar (there is none outside a terminal)"
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -36,10 +39,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model", metavar="SOURCE", help="a hub id, a folder or a file (default: the one inside dtbert)"
     )
-    group.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
+    group.add_argument("--revision", metavar="R", help=REVISION_HELP)
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="number format of the computation (default: float32)")
-    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    group.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
 
 
 def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False) -> None:
@@ -99,7 +102,12 @@ def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
     from dtbert.model import LengthSchedule
 
     if _NUMBERS.fullmatch(spec):
-        return _from_list(option, spec, LengthSchedule.absolute, LengthSchedule.ratios)
+        entries = [entry.strip() for entry in spec.split(",")]
+        with naming(f"{option} {spec!r}"):
+            # A text cut to one token from the first layer on has no use, so ones alone mean "all of it".
+            if all(entry.isdecimal() for entry in entries) and set(entries) != {"1"}:
+                return LengthSchedule.absolute([int(entry) for entry in entries])
+            return LengthSchedule.ratios([_number(entry) for entry in entries])
     inline = spec.lstrip().startswith("{")
     text = ""
     try:
@@ -123,20 +131,6 @@ def holds_many(text: str) -> bool:
     return '"schedules"' in text
 
 
-def _from_list(
-    option: str,
-    spec: str,
-    absolute: "Callable[[list[int]], LengthSchedule]",
-    ratios: "Callable[[list[float]], LengthSchedule]",
-) -> "LengthSchedule":
-    entries = [entry.strip() for entry in spec.split(",")]
-    with naming(f"{option} {spec!r}"):
-        # A text cut to one token from the first layer on has no use, so ones alone mean "all of it".
-        if all(entry.isdecimal() for entry in entries) and set(entries) != {"1"}:
-            return absolute([int(entry) for entry in entries])
-        return ratios([_number(entry) for entry in entries])
-
-
 def _number(entry: str) -> float:
     try:
         return float(entry)
@@ -144,51 +138,45 @@ def _number(entry: str) -> float:
         raise ValueError(f"{entry!r} is not a number") from None
 
 
-def load_answerer(
-    arguments: argparse.Namespace, schedule: "LengthSchedule | None", with_schedules: bool = True
-) -> "QuestionAnswerer":
-    """The model that the options name, ready to answer.
-
-    Raises:
-        ValueError, OSError: as `QuestionAnswerer.load`; or the schedule does not fit the model.
-    """
+def placement(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the model options say to `dtbert.load_model`, beside the model; torch gets its threads."""
     if arguments.revision is not None and arguments.model is None:
         raise ValueError("--revision names a version of a hub id: give it with --model")
     import torch
 
-    from dtbert.qa import QuestionAnswerer
-
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
-    answerer = QuestionAnswerer.load(
-        arguments.model,
-        revision=arguments.revision,
-        device=arguments.device,
-        dtype=dtype,
-        with_schedules=with_schedules,
-    )
-    if schedule is not None:
-        schedule.check_layers(answerer.config.num_hidden_layers)
-    return answerer
+    return {"revision": arguments.revision, "device": arguments.device, "dtype": dtype}
+
+
+def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) -> "QuestionAnswerer":
+    """The model that the options name, ready to answer; errors as `QuestionAnswerer.load`."""
+    from dtbert.qa import QuestionAnswerer
+
+    return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules)
 
 
 def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, LengthSchedule | None]":
     """The model that the options name, and the schedule that ``--schedule`` gives or ``--budget`` chooses.
 
     Raises:
-        ValueError, OSError: as `schedule_of`, `load_answerer` and `QuestionAnswerer.within_budget`.
+        ValueError, OSError: as `schedule_of`, `load_answerer` and `QuestionAnswerer.within_budget`; or the schedule
+            does not fit the model.
     """
-    schedule = schedule_of(arguments)
-    if arguments.budget is None:
-        return load_answerer(arguments, schedule), schedule
-    if schedule is not None:
-        raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
-    from dtbert.qa.budgets import check_budget
+    schedule, budget = schedule_of(arguments), arguments.budget
+    if budget is not None:
+        if schedule is not None:
+            raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
+        from dtbert.qa.budgets import check_budget
 
-    check_budget(arguments.budget)
-    answerer = load_answerer(arguments, None)
-    return answerer, answerer.within_budget(arguments.budget).schedule
+        check_budget(budget)
+    answerer = load_answerer(arguments)
+    if budget is not None:
+        return answerer, answerer.within_budget(budget).schedule
+    if schedule is not None:
+        schedule.check_layers(answerer.config.num_hidden_layers)
+    return answerer, schedule
 
 
 def describe_schedule(schedule: "LengthSchedule | None") -> str:

@@ -30,7 +30,7 @@ def joined(device: str) -> Iterator[int]:
     import torch
     from torch import distributed
 
-    from dtbert.training import TrainingError
+    from dtbert.training.loop import TrainingError
 
     if device.startswith("cuda"):
         if device != "cuda":

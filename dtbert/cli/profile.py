@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtbert.cli.options import SCHEDULE_HELP, add_model_options, add_schedule_options, positive, schedule_of
+from dtbert.cli.options import (
+    QUIET_HELP,
+    SCHEDULE_HELP,
+    add_model_options,
+    add_schedule_options,
+    placement,
+    positive,
+    schedule_of,
+)
 from dtbert.cli.output import check_output, print_json
 
 if TYPE_CHECKING:
@@ -56,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw a roofline and a bar per layer: .png, .pdf or .svg")
     parser.add_argument("--trace", metavar="FILE", help="write a Chrome trace in JSON; ui.perfetto.dev opens it")
     parser.add_argument("--json", action="store_true", help="print one JSON object: seconds, bytes, FLOPs")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
+    parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     add_model_options(parser)
     parser.add_argument("--size", type=_size, metavar="LxH", help="random weights: L layers, hidden size H")
     parser.add_argument("--backend", metavar="NAME", help="the kernels: reference, cpu, ... (default: by device)")
@@ -96,7 +104,7 @@ def _profile(
     with tqdm(total=arguments.repeats, unit="repeat", disable=arguments.quiet or None) as bar:
         forwards = profiling.profile_forwards(model, batch, schedules, arguments.repeats, bar.update)
     profile = profiling.Profile(
-        profiling.describe(_name(arguments), model, batch),
+        profiling.describe("random weights" if arguments.size else arguments.model or "shipped model", model, batch),
         profiling.measure_ceilings(model.device, model.dtype),
         forwards[-1],
         None if schedule is None else forwards[0],
@@ -114,24 +122,17 @@ def _profile(
 def _prepare(
     arguments: argparse.Namespace, seqlens: list[int], schedule: "LengthSchedule | None"
 ) -> "tuple[BertForQuestionAnswering, PackedBatch]":
-    if arguments.revision is not None and arguments.model is None:
-        raise ValueError("--revision names a version of a hub id: give it with --model")
-    import torch
-
+    place = placement(arguments)
     from dtbert.profiling import check_device, random_batch, random_model
     from dtbert.weights import load_model
 
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    device, dtype = arguments.device or "cpu", getattr(torch, arguments.dtype or "float32")
     if arguments.size is None:
-        model = load_model(
-            arguments.model, revision=arguments.revision, device=device, dtype=dtype, backend=arguments.backend
-        )
+        model = load_model(arguments.model, **place, backend=arguments.backend)
     else:
+        device, dtype = place["device"], place["dtype"]
         model = random_model(*arguments.size, device=device, dtype=dtype, backend=arguments.backend)
     check_device(model.device)
-    if model.dtype != dtype:
+    if place["dtype"] not in (None, model.dtype):
         print(
             f"dtbert: this CPU has no matrix instructions for {arguments.dtype}: it computes in float32",
             file=sys.stderr,
@@ -139,12 +140,6 @@ def _prepare(
     if schedule is not None:
         schedule.check_layers(model.config.num_hidden_layers)
     return model, random_batch(model.config, seqlens, model.device)
-
-
-def _name(arguments: argparse.Namespace) -> str:
-    if arguments.size is not None:
-        return "random weights"
-    return arguments.model or "shipped model"
 
 
 def _size(text: str) -> tuple[int, int]:

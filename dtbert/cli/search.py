@@ -3,10 +3,12 @@
 import argparse
 import json
 import sys
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtbert.cli.options import (
+    QUIET_HELP,
     add_model_options,
     describe_schedule,
     holds_many,
@@ -16,6 +18,7 @@ from dtbert.cli.options import (
 )
 from dtbert.cli.output import check_output, print_json
 from dtbert.files import text_sha256
+from dtbert.pictures import check_matplotlib
 
 if TYPE_CHECKING:
     from dtbert.evaluation import SquadQuestion
@@ -59,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="PNG", help="draw the front and all trials")
     parser.add_argument("--published", metavar="TSV", help="draw published points too: length_config, macs, f1")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
+    parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     group = parser.add_argument_group("search")
     group.add_argument("--trials", type=positive, default=200, metavar="N", help="in the whole study (default: 200)")
     group.add_argument("--objective", choices=("macs", "latency"), default="macs", help="the cost (default: macs)")
@@ -104,26 +107,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from dtbert.qa import write_schedules
-    from dtbert.weights import resolve_source, weights_sha256
-
     _check(arguments)
     import optuna
 
-    import dtbert.search
-    from dtbert.search import front_of
+    from dtbert.evaluation import read_squad
+    from dtbert.qa import write_schedules
+    from dtbert.search import in_search_order
+    from dtbert.search.plot import plot_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
-    questions, file = _questions(arguments)
+    questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
     # A schedules.json that is old or damaged is what the search may be there to replace.
-    answerer = load_answerer(arguments, None, with_schedules=False)
+    answerer = load_answerer(arguments, with_schedules=False)
+    search, front, published = _run(arguments, answerer, questions, starts)
+    if errors := search.errors():
+        print(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}", file=sys.stderr)
+    write_schedules(arguments.out, front)
+    if arguments.plot is not None:
+        plot_front(search, front, Path(arguments.plot), published)
+    if arguments.json:
+        print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
+    else:
+        print(_table(search, front))
+    return 0
+
+
+def _run(
+    arguments: argparse.Namespace,
+    answerer: "QuestionAnswerer",
+    questions: "list[SquadQuestion]",
+    starts: "list[LengthSchedule]",
+) -> "tuple[Search, ScheduleFront, list[PublishedPoint]]":
+    """Search with a progress bar: the search, its front, and the published points to draw beside it."""
+    from tqdm import tqdm
+
+    from dtbert.search import front_of
+    from dtbert.search.plot import read_published
+    from dtbert.weights import resolve_source, weights_sha256
+
     model_sha256 = weights_sha256(resolve_source(arguments.model, arguments.revision))
-    # Work is behind this: what could be said about the options has been said.
     with tqdm(total=arguments.trials, unit="trial", disable=arguments.quiet or None) as bar:
-        done = ""
+        done, published = "", []
 
         def show() -> None:
             nonlocal done
@@ -135,36 +160,27 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             bar.set_description("full model")
             search = _search(arguments, answerer, questions, model_sha256, starts)
-            published = _published(arguments, search, answerer)
+            if arguments.published is not None:
+                published = read_published(arguments.published, answerer.config, search.evaluator)
             bar.set_description("search")
             show()
             search.run(arguments.trials, show)
             bar.set_description("timing the front")
-            front = front_of(search, questions, file, model_sha256)
+            return search, front_of(search, questions, Path(arguments.file).name, model_sha256), published
         except KeyboardInterrupt:
             bar.close()
             print(f"dtbert: interrupted{done}; the same command goes on from there", file=sys.stderr)
             raise
-    _report_failures(search)
-    write_schedules(arguments.out, front)
-    if arguments.plot is not None:
-        dtbert.search.plot.plot_front(search, front, Path(arguments.plot), published)
-    if arguments.json:
-        print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
-    else:
-        print(_table(search, front))
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with the options before the model is loaded."""
     try:
         import dtbert.search
-
-        if arguments.plot is not None:
-            dtbert.search.plot.check()
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
+    if arguments.plot is not None:
+        check_matplotlib("search")
     for option, ending in (("out", ".json"), ("plot", ".png")):
         given = getattr(arguments, option)
         if given is not None:
@@ -180,14 +196,6 @@ def _check(arguments: argparse.Namespace) -> None:
     dtbert.search.Effort(arguments.rungs, arguments.margin)
 
 
-def _questions(arguments: argparse.Namespace) -> "tuple[list[SquadQuestion], str]":
-    """The questions in the order of evaluation, and the name of their file."""
-    from dtbert.evaluation import read_squad
-    from dtbert.search import in_search_order
-
-    return in_search_order(read_squad(arguments.file))[: arguments.limit], Path(arguments.file).name
-
-
 def _search(
     arguments: argparse.Namespace,
     answerer: "QuestionAnswerer",
@@ -195,23 +203,13 @@ def _search(
     model_sha256: str,
     starts: "list[LengthSchedule]",
 ) -> "Search":
-    from dtbert.search import (
-        Effort,
-        QuestionEvaluator,
-        Search,
-        SearchSpace,
-        constant_ratio,
-        ids_sha256,
-        open_study,
-        sqlite_url,
-    )
+    from dtbert import search as room
 
     scorers = tuple(name.strip() for name in arguments.scorers.split(","))
-    num_layers = answerer.config.num_hidden_layers
-    space = SearchSpace(num_layers, scorers, _KEEP_QUESTION[arguments.keep_question])
+    num_layers, keep_question = answerer.config.num_hidden_layers, _KEEP_QUESTION[arguments.keep_question]
     settings: dict[str, Any] = {
         "model_sha256": model_sha256,
-        "question_ids_sha256": ids_sha256(questions),
+        "question_ids_sha256": room.ids_sha256(questions),
         "window": answerer.window,
         "scorers": list(scorers),
         "keep_question": arguments.keep_question,
@@ -221,26 +219,20 @@ def _search(
     if arguments.objective == "latency":
         # Times of different devices do not compare.
         settings |= {"device": str(answerer.model.device), "threads": arguments.threads}
-    storage = arguments.storage or sqlite_url(Path(arguments.out).with_suffix(".study.db"))
+    storage = arguments.storage or room.sqlite_url(Path(arguments.out).with_suffix(".study.db"))
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
-    study = open_study(storage, name, settings, arguments.sampler, arguments.seed)
-    search = Search(
-        study,
-        space,
-        QuestionEvaluator(answerer, questions),
+    search = room.Search(
+        room.open_study(storage, name, settings, arguments.sampler, arguments.seed),
+        room.SearchSpace(num_layers, scorers, keep_question),
+        room.QuestionEvaluator(answerer, questions),
         objective=arguments.objective,
         macs_range=arguments.budget_range,
-        effort=Effort(arguments.rungs, arguments.margin),
+        effort=room.Effort(arguments.rungs, arguments.margin),
     )
     search.add_starts(starts, "start")
     # Every combination, for a sampler hardly tries again what it has not seen do well.
-    baseline = [
-        constant_ratio(factor, num_layers, scorer, kept)
-        for factor in _BASELINE
-        for scorer in scorers
-        for kept in _KEEP_QUESTION[arguments.keep_question]
-    ]
-    search.add_starts(baseline, "constant ratio")
+    combinations = product(_BASELINE, [num_layers], scorers, keep_question)
+    search.add_starts([room.constant_ratio(*one) for one in combinations], "constant ratio")
     return search
 
 
@@ -257,14 +249,6 @@ def _starts(specs: list[str]) -> "list[LengthSchedule]":
     return schedules
 
 
-def _published(arguments: argparse.Namespace, search: "Search", answerer: "QuestionAnswerer") -> "list[PublishedPoint]":
-    from dtbert.search.plot import read_published
-
-    if arguments.published is None:
-        return []
-    return read_published(arguments.published, answerer.config, search.evaluator)
-
-
 def _counts(search: "Search") -> dict[str, Any]:
     counts, savings = search.counts(), search.savings()
     return {
@@ -273,12 +257,6 @@ def _counts(search: "Search") -> dict[str, Any]:
         "questions_answered": savings.answered,
         "questions_without_rungs": savings.without_rungs,
     }
-
-
-def _report_failures(search: "Search") -> None:
-    errors = search.errors()
-    if errors:
-        print(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}", file=sys.stderr)
 
 
 def _table(search: "Search", front: "ScheduleFront") -> str:

@@ -3,21 +3,35 @@
 import argparse
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
 
-from dtbert.cli.options import SCHEDULE_HELP, describe_schedule, parse_schedule, positive
+from dtbert.cli.options import (
+    QUIET_HELP,
+    REVISION_HELP,
+    SCHEDULE_HELP,
+    THREADS_HELP,
+    describe_schedule,
+    parse_schedule,
+    positive,
+)
 from dtbert.cli.output import print_json
 from dtbert.cli.processes import agree, joined
 from dtbert.files import text_sha256
+from dtbert.training import Distillation, LengthDrop, TrainingOptions
+from dtbert.training.options import ABOVE_0
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from dtbert.evaluation import SquadQuestion
     from dtbert.model import BertConfig, BertForQuestionAnswering
-    from dtbert.training import HeldOut, RunFolder, Teacher, Trainer, TrainingOptions, TrainingSet
+    from dtbert.training.checkpoint import RunFolder
+    from dtbert.training.distillation import Teacher
+    from dtbert.training.loop import Trainer
 
 SUMMARY = "train a model on SQuAD files, to answer with fewer tokens too"
 DESCRIPTION = """\
@@ -40,42 +54,44 @@ examples:
 
 {SCHEDULE_HELP}"""
 
-# Options that say nothing without another one, and what they are by default.
-_LENGTH_DROP = {
-    "num_sandwich": 2,
-    "ratio_bound": "0.2",
-    "layer_dropout": 0.0,
-    "scorers": "received",
-    "answer_loss": 0.0,
-    "sub_model_loss": "cross_entropy",
+
+def _name(one: "Field[Any]") -> str:
+    return one.metadata.get("flag", one.name)
+
+
+# Options that say nothing without another one.
+_DEPENDENT = {
+    "length_drop": (*map(_name, fields(LengthDrop)), "sub_model_loss"),
+    "teacher": ("teacher_revision", *map(_name, fields(Distillation))),
+    "dev": ("eval_every", "eval_limit", "eval_schedule"),
 }
-_TEACHER = {
-    "teacher_revision": None,
-    "distill": "prediction",
-    "temperature": 1.0,
-    "hard_label_weight": 0.0,
-    "match_attention": "probabilities",
-}
-# Those that are a training option each.
-_OPTIONS = (
-    *("epochs", "batch_tokens", "learning_rate", "warmup", "weight_decay", "max_grad_norm"),
-    *("hidden_dropout", "attention_dropout", "seed", "save_every", "bf16"),
-)
-_DEV: dict[str, Any] = {"eval_every": 0, "eval_limit": None, "eval_schedule": []}
+# ... and those of a teacher that have no part in one kind of distillation.
+_NO_PART = {"prediction": "match_attention", "intermediate": "temperature"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="SOURCE", required=True, help="where to start: a hub id, a folder or a file")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
+    parser.add_argument("--revision", metavar="R", help=REVISION_HELP)
     files: dict[str, Any] = {"metavar": "FILE", "nargs": "+", "action": "extend"}
     parser.add_argument("--train", **files, required=True, help="questions, .json or .json.gz")
     parser.add_argument("--dev", **files, help="held-out questions, which decide what is best")
     parser.add_argument("--out", metavar="OUT", required=True, help="the run's folder")
-    _add_optimisation(parser.add_argument_group("optimisation"))
-    _add_length_drop(parser.add_argument_group("length drop"))
-    _add_teacher(parser.add_argument_group("teacher"))
+    group = parser.add_argument_group("optimisation")
+    _add_fields(group, TrainingOptions, "epochs", "batch_tokens", "learning_rate", "warmup", "weight_decay")
+    _add_fields(group, TrainingOptions, "max_grad_norm", "hidden_dropout", "attention_dropout")
+    group.add_argument("--window", type=positive, default=384, metavar="N", help="tokens (384)")
+    group.add_argument("--stride", type=int, default=128, metavar="N", help="tokens that windows share (128)")
+    _add_fields(group, TrainingOptions, "seed")
+    group = parser.add_argument_group("length drop")
+    group.add_argument("--length-drop", action="store_true", help="train sub-models that drop tokens, too")
+    _add_fields(group, LengthDrop)
+    _add_fields(group, TrainingOptions, "sub_model_loss")
+    group = parser.add_argument_group("teacher")
+    group.add_argument("--teacher", metavar="SOURCE", help="a BERT with a span head, of the same vocabulary")
+    group.add_argument("--teacher-revision", metavar="R", help=REVISION_HELP)
+    _add_fields(group, Distillation)
     group = parser.add_argument_group("evaluation and checkpoints")
-    group.add_argument("--eval-every", type=int, metavar="N", help="steps (default: each epoch)")
+    _add_fields(group, TrainingOptions, "eval_every")
     group.add_argument("--eval-limit", type=positive, metavar="N", help="N held-out questions, evenly spread")
     group.add_argument(
         "--eval-schedule",
@@ -83,80 +99,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="also measure with tokens dropped; best is by the mean F1; may be repeated",
     )
-    group.add_argument("--save-every", type=positive, default=100, metavar="N", help="steps between checkpoints (100)")
+    _add_fields(group, TrainingOptions, "save_every")
     group = parser.add_argument_group("machine and output")
     group.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
-    group.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    group.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    _add_fields(group, TrainingOptions, "bf16")
     group.add_argument("--strict", action="store_true", help="stop at questions that cannot be trained on")
-    group.add_argument("--quiet", action="store_true", help="no progress bar (there is none outside a terminal)")
+    group.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     group.add_argument("--json", action="store_true", help="print the last record as one JSON object")
 
 
-def _add_optimisation(group: Any) -> None:
-    group.add_argument("--epochs", type=float, default=2.0, metavar="X", help="passes over the data, 0.5: half (2)")
-    group.add_argument("--batch-tokens", type=positive, default=6144, metavar="N", help="tokens of a step (6144)")
-    group.add_argument("--learning-rate", type=float, default=3e-5, metavar="X", help="the highest (3e-5)")
-    group.add_argument("--warmup", type=float, default=0.06, metavar="X", help="part of the steps (0.06)")
-    group.add_argument("--weight-decay", type=float, default=0.01, metavar="X", help="(0.01)")
-    group.add_argument("--max-grad-norm", type=float, default=1.0, metavar="X", help="(1)")
-    group.add_argument("--hidden-dropout", type=float, default=0.1, metavar="P", help="(0.1)")
-    group.add_argument("--attention-dropout", type=float, default=0.1, metavar="P", help="(0.1)")
-    group.add_argument("--window", type=positive, default=384, metavar="N", help="tokens (384)")
-    group.add_argument("--stride", type=int, default=128, metavar="N", help="tokens that windows share (128)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="(0)")
+def _add_fields(group: Any, described: type, *names: str) -> None:
+    """Make options of the fields of a dataclass, which keeps the defaults: an option that is not given is None."""
+    for one in (one for one in fields(described) if one.name in names or not names):
+        flag, meaning = f"--{_name(one).replace('_', '-')}", one.metadata["meaning"]
+        if one.type is bool:
+            group.add_argument(flag, action="store_true", default=None, help=meaning)
+            continue
+        kind: Any = one.type if one.type in (int, float) else str
+        if kind is int and one.metadata["must_be"] == ABOVE_0:
+            kind = positive
+        shown = one.metadata.get("shown") or (one.default if isinstance(one.default, str) else f"{one.default:g}")
+        group.add_argument(
+            flag,
+            type=kind,
+            choices=get_args(one.type) if get_origin(one.type) is Literal else None,
+            metavar=one.metadata["letter"],
+            help=f"{meaning} ({shown})".lstrip(),
+        )
 
 
-def _add_length_drop(group: Any) -> None:
-    group.add_argument("--length-drop", action="store_true", help="train sub-models that drop tokens, too")
-    group.add_argument("--num-sandwich", type=int, metavar="N", help="random sub-models a step (2)")
-    group.add_argument(
-        "--ratio-bound", metavar="X", help="most of its tokens that a layer drops; or one for each, A,B,... (0.2)"
-    )
-    group.add_argument("--layer-dropout", type=float, metavar="P", help="random sub-models leave a layer out (0)")
-    group.add_argument(
-        "--scorers", metavar="A,B", help="a sub-model draws one; NAME+question keeps the question first (received)"
-    )
-    group.add_argument(
-        "--answer-loss",
-        type=float,
-        metavar="X",
-        help="teach the span head to read every layer's states, with this weight, for answer and answer_overlap (0)",
-    )
-    group.add_argument(
-        "--sub-model-loss",
-        choices=("cross_entropy", "kl"),
-        help="sub-models learn by cross-entropy of full against sub, or KL(sub || full) (cross_entropy)",
-    )
-
-
-def _add_teacher(group: Any) -> None:
-    group.add_argument("--teacher", metavar="SOURCE", help="a BERT with a span head, of the same vocabulary")
-    group.add_argument("--teacher-revision", metavar="R", help="branch, tag or commit of a hub id")
-    group.add_argument(
-        "--distill",
-        choices=("intermediate", "prediction"),
-        help="learn its hidden states and attention, or its predictions (prediction)",
-    )
-    group.add_argument("--temperature", type=float, metavar="X", help="of the predictions (1)")
-    group.add_argument("--hard-label-weight", type=float, metavar="X", help="of the data's own labels (0)")
-    group.add_argument(
-        "--match-attention",
-        choices=("probabilities", "scores"),
-        help="intermediate: attention after the softmax, or before it as TinyBERT's code (probabilities)",
-    )
+def _given(arguments: argparse.Namespace, described: type) -> dict[str, Any]:
+    """The fields of a dataclass that the command line has a value for."""
+    values = {one.name: getattr(arguments, _name(one)) for one in fields(described) if "meaning" in one.metadata}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from dtbert.training import Trainer
-
     with joined(arguments.device) as rank:
-        parts = agree(lambda: _prepare(arguments, rank))
-        trainer = Trainer(*parts)
+        make_trainer, folder = agree(lambda: _prepare(arguments, rank))
+        trainer = make_trainer()
         trained = _train(trainer, arguments, rank)
-    if parts.folder is None:
+    if folder is None:
         return 0
-    record = parts.folder.last_record()
+    record = folder.last_record()
     if arguments.json:
         print_json(record)
     else:
@@ -164,28 +150,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _options(arguments: argparse.Namespace) -> "TrainingOptions":
-    from dtbert.training import Distillation, LengthDrop, TrainingOptions
-
+def _options(arguments: argparse.Namespace) -> TrainingOptions:
+    _check_dependent(arguments)
     length_drop = distillation = None
-    dropping = _dependent(arguments, _LENGTH_DROP, "--length-drop", arguments.length_drop)
-    teacher = _dependent(arguments, _TEACHER, "--teacher", arguments.teacher is not None)
-    held_out = _dependent(arguments, _DEV, "--dev", arguments.dev is not None)
-    sub_model_loss = dropping.pop("sub_model_loss")
     if arguments.length_drop:
-        dropping["scorers"] = tuple(name.strip() for name in dropping["scorers"].split(","))
-        length_drop = LengthDrop(**{**dropping, "ratio_bound": _ratio_bound(dropping["ratio_bound"])})
+        dropping = _given(arguments, LengthDrop)
+        if "scorers" in dropping:
+            dropping["scorers"] = tuple(name.strip() for name in arguments.scorers.split(","))
+        if "ratio_bound" in dropping:
+            dropping["ratio_bound"] = _ratio_bound(arguments.ratio_bound)
+        length_drop = LengthDrop(**dropping)
     if arguments.teacher is not None:
-        _check_kind(arguments, teacher["distill"])
-        names = ("distill", "temperature", "hard_label_weight", "match_attention")
-        distillation = Distillation(*(teacher[name] for name in names))
-    return TrainingOptions(
-        **{name: getattr(arguments, name) for name in _OPTIONS},
-        length_drop=length_drop,
-        sub_model_loss=sub_model_loss,
-        distillation=distillation,
-        eval_every=held_out["eval_every"],
-    )
+        distillation = Distillation(**_given(arguments, Distillation))
+        if getattr(arguments, other := _NO_PART[distillation.kind]) is not None:
+            raise ValueError(f"--{other.replace('_', '-')} has no part in --distill {distillation.kind}: leave it out")
+    return TrainingOptions(**_given(arguments, TrainingOptions), length_drop=length_drop, distillation=distillation)
+
+
+def _check_dependent(arguments: argparse.Namespace) -> None:
+    for needed, names in _DEPENDENT.items():
+        given = [name for name in names if getattr(arguments, name) is not None]
+        if given and getattr(arguments, needed) in (None, False):
+            raise ValueError(f"--{given[0].replace('_', '-')} needs --{needed.replace('_', '-')}")
 
 
 def _ratio_bound(spec: str) -> float | tuple[float, ...]:
@@ -196,59 +182,32 @@ def _ratio_bound(spec: str) -> float | tuple[float, ...]:
     return bounds if len(bounds) > 1 else bounds[0]
 
 
-def _dependent(
-    arguments: argparse.Namespace, defaults: Mapping[str, Any], needed: str, is_given: bool
-) -> dict[str, Any]:
-    """The values of options that mean something only together with another one."""
-    given = [name for name in defaults if getattr(arguments, name) is not None]
-    if given and not is_given:
-        raise ValueError(f"--{given[0].replace('_', '-')} needs {needed}")
-    return {name: getattr(arguments, name) if name in given else default for name, default in defaults.items()}
+class _Questions(NamedTuple):
+    """The questions of some files, and what is wrong with those whose answer is out of place."""
+
+    found: "list[SquadQuestion]"
+    misplaced: list[str]
 
 
-def _check_kind(arguments: argparse.Namespace, kind: str) -> None:
-    other = {"prediction": "match_attention", "intermediate": "temperature"}[kind]
-    if getattr(arguments, other) is not None:
-        raise ValueError(f"--{other.replace('_', '-')} has no part in --distill {kind}: leave it out")
-
-
-class _Parts(NamedTuple):
-    """What a `Trainer` takes, in its order."""
-
-    model: "BertForQuestionAnswering"
-    data: "TrainingSet"
-    options: "TrainingOptions"
-    folder: "RunFolder | None"
-    tokenizer_folder: Path
-    evaluate: "HeldOut | None"
-    teacher: "Teacher | None"
-
-
-def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
-    """All that a run needs, checked before it starts; the first process alone writes and warns."""
+def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Trainer], RunFolder | None]":
+    """What makes the trainer, of parts that are checked already, and its folder; the first process alone has one."""
     import torch
 
-    from dtbert.evaluation import evenly_spaced
+    from dtbert.evaluation import PreparedQuestions, evenly_spaced
     from dtbert.qa import QuestionAnswerer, load_tokenizer
-    from dtbert.training import HeldOut, RunFolder, TrainingSet
+    from dtbert.training.checkpoint import RunFolder
+    from dtbert.training.data import TrainingSet
+    from dtbert.training.evaluation import held_out_scores
+    from dtbert.training.loop import Trainer
     from dtbert.weights import load_trainable, model_folder, resolve_source
 
     options = _options(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    schedules = {}
-    for spec in arguments.eval_schedule or []:
-        schedule = parse_schedule(spec, "--eval-schedule")
-        schedules[describe_schedule(schedule)] = schedule
-    questions, misplaced = _read(arguments.train, None if arguments.strict else [])
-    dev, dev_misplaced = _read(arguments.dev or [], None if arguments.strict else [])
-    for files, found, left_out in ((arguments.train, questions, misplaced), (arguments.dev, dev, dev_misplaced)):
-        if left_out and not found:
-            raise ValueError(
-                f"{', '.join(files)}: all {len(left_out)} questions have an answer that the context does not have at "
-                f"its place, such as {left_out[0]}"
-            )
-    both = {one.id for one in questions} & {one.id for one in dev}
+    parsed = (parse_schedule(spec, "--eval-schedule") for spec in arguments.eval_schedule or [])
+    schedules = {describe_schedule(one): one for one in parsed}
+    train, dev = (_read(files or [], arguments.strict) for files in (arguments.train, arguments.dev))
+    both = {one.id for one in train.found} & {one.id for one in dev.found}
     if both:
         raise ValueError(f"{len(both)} questions are in --train and in --dev, such as {min(both)!r}: hold them out")
     source = resolve_source(arguments.model, arguments.revision)
@@ -256,63 +215,76 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> _Parts:
     model = load_trainable(source, device=arguments.device, generator=generator)
     if options.length_drop is not None:
         options.length_drop.bounds(model.config.num_hidden_layers)
-    tokenizer_folder = model_folder(source)
-    tokenizer = load_tokenizer(tokenizer_folder)
+    for schedule in schedules.values():
+        schedule.check_layers(model.config.num_hidden_layers)
+    tokenizer = load_tokenizer(model_folder(source))
     size = {"window": arguments.window, "stride": arguments.stride}
-    data = TrainingSet.from_questions(questions, tokenizer, model.config, **size)
+    data = TrainingSet.from_questions(train.found, tokenizer, model.config, **size)
     if data.unusable and arguments.strict:
         raise ValueError(f"{len(data.unusable)} questions cannot be trained on, such as {data.unusable[0]}")
     data.check_fits(options.batch_tokens)
-    held_out = None
-    if dev:
+    held_out = evaluate = None
+    if dev.found:
         answerer = QuestionAnswerer(model, tokenizer, **size)
-        held_out = HeldOut(answerer, evenly_spaced(dev, arguments.eval_limit), schedules)
+        held_out = PreparedQuestions(answerer, evenly_spaced(dev.found, arguments.eval_limit))
+        evaluate = partial(held_out_scores, held_out, schedules)
     teacher = _teacher(arguments, options, model.config, tokenizer)
     folder = None
     if rank == 0:
-        _warn("are left out: they have an answer that the context does not have at its place", misplaced)
-        _warn("of --dev are left out: they have an answer that the context does not have at its place", dev_misplaced)
-        _warn("are left out: they cannot be trained on", data.unusable)
-        _warn("of --dev count as wrong: they cannot be answered", held_out.unanswerable if held_out else [])
-        run = _identity(arguments, options)
-        run |= {"train_sha256": text_sha256(repr(questions)), "dev_sha256": text_sha256(repr(dev))}
-        run["eval_schedule"] = [schedule.to_dict() for schedule in schedules.values()]
-        run["model_sha256"] = _weights_digest(model)
-        run["teacher_sha256"] = None if teacher is None else _weights_digest(teacher.model)
+        _warn_of_all(train.misplaced, dev.misplaced, data.unusable, held_out.unreadable if held_out else {})
+        run = {
+            **_identity(arguments, options),
+            "train_sha256": text_sha256(repr(train.found)),
+            "dev_sha256": text_sha256(repr(dev.found)),
+            "eval_schedule": [schedule.to_dict() for schedule in schedules.values()],
+            "model_sha256": _weights_digest(model),
+            "teacher_sha256": None if teacher is None else _weights_digest(teacher.model),
+        }
         folder = RunFolder(Path(arguments.out), run)
-    return _Parts(model, data, options, folder, tokenizer_folder, held_out, teacher)
+    return partial(Trainer, model, data, options, folder, model_folder(source), evaluate, teacher), folder
 
 
-def _read(files: Sequence[str], misplaced: list[str] | None) -> "tuple[list[SquadQuestion], list[str]]":
-    """The questions of all files; those with an answer out of place are listed, or an error without a list."""
+def _read(files: Sequence[str], strict: bool) -> _Questions:
+    """The questions of all files; where an answer is out of place, an error if strict, or if no question is left."""
     from dtbert.evaluation import read_squad
 
     found: dict[str, SquadQuestion] = {}
+    misplaced: list[str] = []
     for file in files:
-        for one in read_squad(file, misplaced=misplaced):
+        for one in read_squad(file, misplaced=None if strict else misplaced):
             if one.id in found:
                 raise ValueError(f"{file}: the question {one.id!r} is in a file before it, too: give each file once")
             found[one.id] = one
-    return list(found.values()), misplaced or []
+    if misplaced and not found:
+        raise ValueError(
+            f"{', '.join(files)}: all {len(misplaced)} questions have an answer that the context does not have at its "
+            f"place, such as {misplaced[0]}"
+        )
+    return _Questions(list(found.values()), misplaced)
 
 
-def _warn(what: str, found: list[str]) -> None:
-    if not found:
-        return
-    print(f"dtbert: {len(found)} questions {what}", file=sys.stderr)
-    for line in found[:20]:
-        print(f"dtbert:   {line}", file=sys.stderr)
-    if len(found) > 20:
-        print(f"dtbert:   and {len(found) - 20} more", file=sys.stderr)
+def _warn_of_all(
+    misplaced: list[str], misplaced_of_dev: list[str], unusable: list[str], unreadable: dict[str, str]
+) -> None:
+    out_of_place = "are left out: they have an answer that the context does not have at its place"
+    for what, found in (
+        (out_of_place, misplaced),
+        (f"of --dev {out_of_place}", misplaced_of_dev),
+        ("are left out: they cannot be trained on", unusable),
+        ("of --dev count as wrong: they cannot be answered", [f"{one}: {why}" for one, why in unreadable.items()]),
+    ):
+        lines = [f"{len(found)} questions {what}", *(f"  {line}" for line in found[:20])] if found else []
+        for line in [*lines, f"  and {len(found) - 20} more"] if len(found) > 20 else lines:
+            print(f"dtbert: {line}", file=sys.stderr)
 
 
 def _teacher(
-    arguments: argparse.Namespace, options: "TrainingOptions", student: "BertConfig", tokenizer: "Tokenizer"
+    arguments: argparse.Namespace, options: TrainingOptions, student: "BertConfig", tokenizer: "Tokenizer"
 ) -> "Teacher | None":
     if options.distillation is None:
         return None
     from dtbert.qa import load_tokenizer
-    from dtbert.training import Teacher
+    from dtbert.training.distillation import Teacher
     from dtbert.weights import load_model, model_folder, resolve_source
 
     source = resolve_source(arguments.teacher, arguments.teacher_revision)
@@ -333,7 +305,7 @@ def _teacher(
     return Teacher(model, options.distillation, student)
 
 
-def _identity(arguments: argparse.Namespace, options: "TrainingOptions") -> dict[str, Any]:
+def _identity(arguments: argparse.Namespace, options: TrainingOptions) -> dict[str, Any]:
     """What a run's folder is compared by: all options that have a part in what the run makes."""
     names = ("model", "revision", "teacher", "teacher_revision", "window", "stride", "eval_limit")
     fields = {**{name: getattr(arguments, name) for name in names}, **options.to_dict()}
@@ -367,7 +339,7 @@ def _train(trainer: "Trainer", arguments: argparse.Namespace, rank: int) -> bool
             bar.set_postfix({"loss": loss, "tokens/s": rate}, refresh=False)
             bar.update()
             step = record["step"]
-            if bar.disable and not hide and step % arguments.save_every == 0:  # outside a terminal
+            if bar.disable and not hide and step % trainer.options.save_every == 0:  # outside a terminal
                 print(f"step {step:,} of {trainer.num_steps:,}: loss {loss}, {rate} tokens/s", file=sys.stderr)
             if "f1" in record:
                 measured = [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("f1")]
@@ -378,7 +350,7 @@ def _train(trainer: "Trainer", arguments: argparse.Namespace, rank: int) -> bool
         except torch.OutOfMemoryError as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"a step of {arguments.batch_tokens} tokens: {reason}; give fewer --batch-tokens"
+                f"a step of {trainer.options.batch_tokens} tokens: {reason}; give fewer --batch-tokens"
             ) from error
 
 

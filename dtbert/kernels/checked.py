@@ -22,7 +22,6 @@ from torch import Tensor
 from dtbert.kernels.backend import Backend, BackendName, Sizes, get_backend
 from dtbert.kernels.checks import (
     Fault,
-    another_maximum,
     check_contiguous_rows,
     check_integers,
     check_matching,
@@ -32,8 +31,10 @@ from dtbert.kernels.checks import (
     check_shape,
     first_true,
     in_another_sequence,
+    longer_than,
     not_ascending,
     not_offsets,
+    of_right_kinds,
     outside,
     refuse,
 )
@@ -42,6 +43,7 @@ from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear, of_tensors
 from dtbert.kernels.reference import ATTENTION_SCORES, Activation, AttentionScore
 
 
+@of_right_kinds
 def embed_layer_norm(
     input_ids: Tensor,
     position_ids: Tensor,
@@ -77,12 +79,14 @@ def embed_layer_norm(
     return chosen.embed(TokenIds(input_ids, token_type_ids, position_ids), of_tensors(Embeddings, **tables, norm=norm))
 
 
+@of_right_kinds
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: BackendName | None = None) -> Tensor:
     """``x @ weight.T + bias``: ``[T, in]`` and ``[out, in]`` to ``[T, out]``."""
     check_product("linear", x, weight, bias)
     return _backend("linear", backend, x, weight, bias).linear(x, of_tensors(Linear, weight=weight, bias=bias))
 
 
+@of_right_kinds
 def linear_gelu(
     x: Tensor,
     weight: Tensor,
@@ -100,6 +104,7 @@ def linear_gelu(
     return _backend("linear_gelu", backend, x, weight, bias).linear(x, layer, activation)
 
 
+@of_right_kinds
 def linear_add_layer_norm(
     x: Tensor,
     weight: Tensor,
@@ -133,6 +138,7 @@ def linear_add_layer_norm(
     return chosen.add_norm(x, of_tensors(Linear, weight=weight, bias=bias), residual, norm, keep_indices)
 
 
+@of_right_kinds
 def attention(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -150,7 +156,7 @@ def attention(
     Args:
         qkv: ``[T, 3 * H]``: queries, keys and values side by side, heads contiguous within each.
         cu_seqlens: int32 ``[B + 1]``; empty sequences are allowed.
-        max_seqlen: tokens in the longest sequence.
+        max_seqlen: tokens in the longest sequence, or more.
         num_heads: N.
         significance: which score of the keys to return with the context: see `attention_significance`.
         token_type_ids: int64 ``[T]``, needed by the score ``from_question`` alone: the queries of segment 0.
@@ -192,6 +198,7 @@ def attention(
     return context, chosen.significance(qkv, packing, num_heads, significance, token_type_ids)
 
 
+@of_right_kinds
 def attention_significance(
     qkv: Tensor,
     cu_seqlens: Tensor,
@@ -209,6 +216,7 @@ def attention_significance(
     return chosen.significance(qkv, _packing(cu_seqlens), num_heads, kind, token_type_ids)
 
 
+@of_right_kinds
 def select_tokens(
     significance: Tensor,
     cu_seqlens: Tensor,
@@ -225,7 +233,7 @@ def select_tokens(
         cu_seqlens: int32 ``[B + 1]``, the sequences now.
         next_cu_seqlens: int32 ``[B + 1]``, the sequences afterwards: how many tokens each keeps.
         num_kept: K, the last entry of ``next_cu_seqlens``.
-        max_seqlen: tokens in the longest sequence now.
+        max_seqlen: tokens in the longest sequence now, or more.
         backend: the kernels; by device if left out.
 
     Returns:
@@ -244,7 +252,7 @@ def select_tokens(
         step,
         *not_offsets("cu_seqlens", cu_seqlens, "significance", len(significance)),
         *not_offsets("next_cu_seqlens", next_cu_seqlens, "num_kept", num_kept),
-        another_maximum(cu_seqlens, max_seqlen),
+        longer_than(cu_seqlens, max_seqlen),
         (
             too_many.any(),
             lambda: f"next_cu_seqlens keeps more tokens than there are in sequence {first_true(too_many)}",
@@ -258,6 +266,7 @@ def select_tokens(
     return chosen.select(significance, _packing(cu_seqlens), _packing(next_cu_seqlens)).rows
 
 
+@of_right_kinds
 def restore(states: Tensor, keep_indices: Tensor, kept_states: Tensor, *, backend: BackendName | None = None) -> Tensor:
     """A copy of ``states`` ``[T, H]`` with the rows ``keep_indices``, int64 ``[K]``, ascending, from ``[K, H]``."""
     step = "restore"
@@ -324,4 +333,4 @@ def _check_attention(
     if token_type_ids is not None:
         check_shape(step, "token_type_ids", token_type_ids, len(qkv), wanted="tokens")
         check_integers(step, qkv, torch.int64, token_type_ids=token_type_ids)
-    return [*not_offsets("cu_seqlens", cu_seqlens, "qkv", len(qkv)), another_maximum(cu_seqlens, max_seqlen)]
+    return [*not_offsets("cu_seqlens", cu_seqlens, "qkv", len(qkv)), longer_than(cu_seqlens, max_seqlen)]

@@ -1,12 +1,36 @@
 """What is wrong with tensors: metadata, looked at without a wait for the device, and contents, all in one wait."""
 
+import functools
+import inspect
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 # Whether something is wrong, as a bool on the device, and what to say then.
 Fault = tuple[Tensor, Callable[[], str]]
+
+
+def of_right_kinds(step: Callable[P, R]) -> Callable[P, R]:
+    """The step, which raises TypeError where an argument is no tensor or number as it is annotated."""
+    signature, hints = inspect.signature(step), get_type_hints(step)
+    expected = {Tensor: Tensor, Tensor | None: Tensor | None, int: int, float: float | int}
+    kinds = {name: expected[hint] for name, hint in hints.items() if name in signature.parameters and hint in expected}
+
+    @functools.wraps(step)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in kinds and (not isinstance(value, kinds[name]) or isinstance(value, bool)):
+                wanted = {Tensor: "a tensor", Tensor | None: "a tensor or None", int: "a whole number"}
+                expects = wanted.get(hints[name], "a number")
+                raise TypeError(f"{step.__name__}: {name} is {type(value).__name__}, expected {expects}")
+        return step(*args, **kwargs)
+
+    return checked
 
 
 def check_matching(step: str, **tensors: Tensor) -> None:
@@ -129,10 +153,10 @@ def not_offsets(name: str, cu_seqlens: Tensor, of: str, rows: int) -> tuple[Faul
     )
 
 
-def another_maximum(cu_seqlens: Tensor, max_seqlen: int) -> Fault:
+def longer_than(cu_seqlens: Tensor, max_seqlen: int) -> Fault:
     longest = cu_seqlens.diff().amax() if len(cu_seqlens) > 1 else cu_seqlens[0]
     return (
-        longest != max_seqlen,
+        longest > max_seqlen,
         lambda: f"max_seqlen is {max_seqlen}, the longest sequence of cu_seqlens has {longest.item()} tokens",
     )
 

@@ -55,13 +55,13 @@ class Cpu(Backend):
         return wanted and not weight.is_mkldnn and has_blocked_products(weight.dtype)
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
-        weight = layer.weight
+        weight, bias = layer.weight_and_bias
         if weight.is_mkldnn:
             rows = _round_up(len(x))
             post_op = ("none", [], "") if activation is None else _POST_OP[activation]
-            product = torch.ops.mkldnn._linear_pointwise.default(_extend(x, rows), weight, layer.bias, *post_op)
+            product = torch.ops.mkldnn._linear_pointwise.default(_extend(x, rows), weight, bias, *post_op)
             return product[: len(x)]
-        product = F.linear(x, weight, layer.bias)
+        product = F.linear(x, weight, bias)
         if activation is None:
             return product
         return torch.ops.aten.gelu_.default(product) if activation == "gelu" else activate(product, activation)
@@ -71,16 +71,16 @@ class Cpu(Backend):
     ) -> Tensor:
         if rows is not None:
             residual = residual.index_select(0, rows)
-        weight = layer.weight
+        weight, bias = layer.weight_and_bias
         if weight.is_mkldnn:
             padded = _round_up(len(x))
             operands = _extend(x, padded), _extend(residual, padded)
             # Without the overload's name torch tries the other one first, and takes 0.6 to 2.7 ms to be refused.
-            summed = torch.ops.mkldnn._linear_pointwise.binary(*operands, weight, layer.bias, "add")[: len(x)]
+            summed = torch.ops.mkldnn._linear_pointwise.binary(*operands, weight, bias, "add")[: len(x)]
         else:
-            summed = F.linear(x, weight, layer.bias).add_(residual)
-        weight = norm.weight
-        return torch.layer_norm(summed, weight.shape, weight, norm.bias, norm.eps)
+            summed = F.linear(x, weight, bias).add_(residual)
+        weight, bias = norm.weight_and_bias
+        return torch.layer_norm(summed, weight.shape, weight, bias, norm.eps)
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
         seqlens = packing.seqlens

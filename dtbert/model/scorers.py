@@ -191,8 +191,8 @@ def register_scorer(name: str, function: Callable[[LayerView], Tensor]) -> None:
 
     Args:
         name: how schedules refer to it; registering it again replaces the function.
-        function: takes a `LayerView` and returns float32 ``[T]``; the highest scores stay. A token's score must
-            not depend on other sequences of the batch.
+        function: takes a `LayerView` and returns a float (or an integer) per token, ``[T]``; the highest stay. A
+            token's score must not depend on other sequences of the batch.
 
     Raises:
         ValueError: the name is empty or a built-in scorer's.
@@ -233,4 +233,7 @@ def _checked(name: str, score: Tensor, view: LayerView) -> Tensor:
         )
     if score.isnan().any():
         raise ValueError(f"the scorer {name!r} returned NaN for {int(score.isnan().sum())} of {tokens} tokens")
-    return score.to(torch.float32)
+    if score.dtype in (torch.float32, torch.bfloat16, torch.float16):
+        return score.float()
+    # float32 would round them: their ranks have the same order, and the same equals.
+    return score.unique(return_inverse=True)[1].float()

@@ -2,16 +2,16 @@
 
 from dtbert.model.work import Work
 from dtbert.profiling.ceilings import Ceilings, measure_ceilings
-from dtbert.profiling.forward import ForwardProfile, Measurement, profile_forwards, write_trace
+from dtbert.profiling.forward import Calls, ForwardProfile, profile_forwards, write_trace
 from dtbert.profiling.plot import check_plot, save_plot
 from dtbert.profiling.report import Profile, Setting
 from dtbert.profiling.setup import check_device, describe, random_batch, random_model
 from dtbert.profiling.table import table
 
 __all__ = [
+    "Calls",
     "Ceilings",
     "ForwardProfile",
-    "Measurement",
     "Profile",
     "Setting",
     "Work",

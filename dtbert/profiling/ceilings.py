@@ -56,9 +56,4 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 def _best(call: Callable[[], object], device: torch.device) -> float:
     clock = Clock(device)
     call()
-    best = float("inf")
-    for _ in range(_REPEATS):
-        begin = clock.mark()
-        call()
-        best = min(best, clock.seconds(begin, clock.mark()))
-    return best
+    return min(clock.time(call) for _ in range(_REPEATS))

@@ -2,8 +2,8 @@
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -28,16 +28,16 @@ class Spread(NamedTuple):
     low: float
     high: float
 
-
-def spread(seconds: tuple[float, ...]) -> Spread:
-    if len(seconds) == 1:
-        return Spread(*seconds * 3)
-    tenths = quantiles(seconds, n=10, method="inclusive")
-    return Spread(median(seconds), tenths[0], tenths[-1])
+    @classmethod
+    def of(cls, seconds: tuple[float, ...]) -> "Spread":
+        if len(seconds) == 1:
+            return cls(*seconds * 3)
+        tenths = quantiles(seconds, n=10, method="inclusive")
+        return cls(median(seconds), tenths[0], tenths[-1])
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Calls:
     """Some calls within a forward: the work of each, and the seconds of all together, one entry per repeat."""
 
     works: tuple[Work, ...]
@@ -53,7 +53,7 @@ class Measurement:
 
     @property
     def spread(self) -> Spread:
-        return spread(self.seconds)
+        return Spread.of(self.seconds)
 
     def limit(self, ceilings: Ceilings) -> float:
         """The least seconds that the calls take, one after another."""
@@ -71,7 +71,7 @@ class Measurement:
         return ceilings.bound(self.work) if self.works else None
 
     @classmethod
-    def total(cls, parts: Iterable["Measurement"]) -> "Measurement":
+    def total(cls, parts: Iterable["Calls"]) -> "Calls":
         parts = list(parts)
         works = tuple(work for part in parts for work in part.works)
         return cls(works, tuple(map(sum, zip(*(part.seconds for part in parts), strict=True))))
@@ -95,23 +95,23 @@ class ForwardProfile:
 
     schedule: LengthSchedule | None
     tokens: tuple[int, ...]
-    steps: dict[StepKey, Measurement]
+    steps: dict[StepKey, Calls]
     seconds: tuple[float, ...]
     watched_seconds: tuple[float, ...]
     peak_bytes: int
 
-    def by_step(self) -> dict[StepName, Measurement]:
+    def by_step(self) -> dict[StepName, Calls]:
         """Each step in all layers together."""
         names = [name for name in STEP_NAMES if any(step == name for _, step in self.steps)]
-        return {name: Measurement.total(self.steps[key] for key in self.steps if key[1] == name) for name in names}
+        return {name: Calls.total(self.steps[key] for key in self.steps if key[1] == name) for name in names}
 
-    def by_layer(self) -> dict[int | None, Measurement]:
+    def by_layer(self) -> dict[int | None, Calls]:
         """All steps of each layer together, last, under None, what lies outside of them."""
         layers = [*range(len(self.tokens) - 1), None]
-        return {layer: Measurement.total(self.steps[key] for key in self.steps if key[0] == layer) for layer in layers}
+        return {layer: Calls.total(self.steps[key] for key in self.steps if key[0] == layer) for layer in layers}
 
-    def total(self) -> Measurement:
-        return Measurement.total(self.steps.values())
+    def total(self) -> Calls:
+        return Calls.total(self.steps.values())
 
 
 def profile_forwards(
@@ -135,36 +135,31 @@ def profile_forwards(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, not {repeats}")
-    clock = Clock(model.device)
-    whole: list[list[float]] = [[] for _ in schedules]
-    watches: list[list[Stopwatch]] = [[] for _ in schedules]
-    watched: list[list[float]] = [[] for _ in schedules]
+    clock, num_layers = Clock(model.device), model.config.num_hidden_layers
+    runs: list[list[tuple[float, float, Stopwatch]]] = [[] for _ in schedules]
     with torch.inference_mode():
         peaks = [peak_memory(model, batch, schedule) for schedule in schedules]
         for schedule in [*schedules] * _WARM_UP:
-            model.forward_packed(batch, schedule)
-            watched_forward(model, batch, schedule, Stopwatch(clock))
+            _run_twice(model, batch, schedule, clock)
         for _ in range(repeats):
-            for variant, schedule in enumerate(schedules):
-                begin = clock.mark()
-                model.forward_packed(batch, schedule)
-                whole[variant].append(clock.seconds(begin, clock.mark()))
-                watch, begin = Stopwatch(clock), clock.mark()
-                watched_forward(model, batch, schedule, watch)
-                watched[variant].append(clock.seconds(begin, clock.mark()))
-                watches[variant].append(watch)
+            for found, schedule in zip(runs, schedules, strict=True):
+                found.append(_run_twice(model, batch, schedule, clock))
             progress()
-    return [
-        ForwardProfile(
-            schedule,
-            _tokens(batch, schedule, model.config.num_hidden_layers),
-            _measurements(watches[variant], watched[variant]),
-            tuple(whole[variant]),
-            tuple(watched[variant]),
-            peaks[variant],
-        )
-        for variant, schedule in enumerate(schedules)
-    ]
+    profiles = []
+    for schedule, found, peak in zip(schedules, runs, peaks, strict=True):
+        whole, watched, watches = zip(*found, strict=True)
+        steps = _steps(watches, watched)
+        profiles.append(ForwardProfile(schedule, _tokens(batch, schedule, num_layers), steps, whole, watched, peak))
+    return profiles
+
+
+def _run_twice(
+    model: BertForQuestionAnswering, batch: PackedBatch, schedule: LengthSchedule | None, clock: Clock
+) -> tuple[float, float, Stopwatch]:
+    """Seconds of a forward that is left alone, and of one that is watched; and that one's watch."""
+    watch = Stopwatch(clock)
+    whole = clock.time(lambda: model.forward_packed(batch, schedule))
+    return whole, clock.time(lambda: watched_forward(model, batch, schedule, watch)), watch
 
 
 def peak_memory(model: BertForQuestionAnswering, batch: PackedBatch, schedule: LengthSchedule | None) -> int:
@@ -218,16 +213,11 @@ def write_trace(
 class _Ranges:
     """A `Watch` that makes each layer and step a named range of the profiler's."""
 
-    def layer(self, index: int) -> AbstractContextManager[None]:
-        return self._range(f"layer {index}")
+    def layer(self, index: int) -> AbstractContextManager[object]:
+        return record_function(f"layer {index}")
 
-    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> AbstractContextManager[None]:
-        return self._range(name if layer is None else f"layer {layer}: {name}")
-
-    @contextmanager
-    def _range(self, name: str) -> Iterator[None]:
-        with record_function(name):
-            yield
+    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> AbstractContextManager[object]:
+        return record_function(name if layer is None else f"layer {layer}: {name}")
 
 
 def _tokens(batch: PackedBatch, schedule: LengthSchedule | None, num_layers: int) -> tuple[int, ...]:
@@ -238,28 +228,28 @@ def _tokens(batch: PackedBatch, schedule: LengthSchedule | None, num_layers: int
     return (entered, *map(sum, kept))
 
 
-def _measurements(watches: list[Stopwatch], watched: list[float]) -> dict[StepKey, Measurement]:
+def _steps(watches: Sequence[Stopwatch], watched: Sequence[float]) -> dict[StepKey, Calls]:
     seconds = [_step_seconds(watch, whole) for watch, whole in zip(watches, watched, strict=True)]
     works: dict[StepKey, list[Work]] = {key: [] for key in seconds[0]}
-    for span in watches[0].spans:
-        if span.name is not None:
-            works[span.layer, span.name].append(span.work())
-    return {key: Measurement(tuple(works[key]), tuple(one[key] for one in seconds)) for key in seconds[0]}
+    for timed in watches[0].timed:
+        if timed.name is not None:
+            works[timed.layer, timed.name].append(timed.work())
+    return {key: Calls(tuple(works[key]), tuple(one[key] for one in seconds)) for key in seconds[0]}
 
 
 def _step_seconds(watch: Stopwatch, whole: float) -> dict[StepKey, float]:
     """Seconds of each step of one forward; "other" is what is left of each layer, and of the whole forward."""
     seconds: dict[StepKey, float] = {}
     left: dict[int | None, float] = {None: whole}
-    for span in watch.spans:
-        passed = watch.seconds(span)
-        if span.name is None:
-            left[span.layer] = left.get(span.layer, 0.0) + passed
+    for timed in watch.timed:
+        passed = watch.seconds(timed)
+        if timed.name is None:
+            left[timed.layer] = left.get(timed.layer, 0.0) + passed
             left[None] -= passed
         else:
-            key = span.layer, span.name
+            key = timed.layer, timed.name
             seconds[key] = seconds.get(key, 0.0) + passed
-            left[span.layer] = left.get(span.layer, 0.0) - passed
+            left[timed.layer] = left.get(timed.layer, 0.0) - passed
     ordered = sorted(left, key=lambda layer: (layer is None, layer or 0))
     # Two clock readings apart, so a remainder may come out a little below nothing.
     return seconds | {(layer, "other"): max(0.0, left[layer]) for layer in ordered}

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtbert.pictures import check_matplotlib, picture
 from dtbert.profiling.forward import ForwardProfile
 from dtbert.profiling.report import Profile
 from dtbert.profiling.table import format_rate
@@ -30,35 +31,19 @@ _COLORS: dict[StepName, str] = {
     "other": "#BBBBBB",
 }
 _FAINT = 0.45  # strength of the colours of what drops nothing, beside what drops
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-}
+_STYLE = {"font.size": 10, "axes.titlesize": 11}
 
 
 def check_plot(path: Path) -> None:
     """Raise ValueError unless a picture can be drawn and the file's ending names a format."""
     if path.suffix.lower() not in _ENDINGS:
         raise ValueError(f"--plot {path}: the ending must be one of {', '.join(_ENDINGS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ValueError("--plot needs matplotlib, which is not installed: pip install 'dtbert[plot]'") from error
+    check_matplotlib("plot")
 
 
 def save_plot(profile: Profile, path: Path) -> None:
     """Draw the profile and save it; the file's ending names the format."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(12, 5.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    with picture(path, 12, 5.6, 200, _STYLE) as figure:
         roofline, bars = figure.subplots(1, 2, width_ratios=(1.05, 1))
         figure.suptitle(_title(profile), fontsize=11)
         _draw_bars(bars, profile)
@@ -68,7 +53,6 @@ def save_plot(profile: Profile, path: Path) -> None:
         # The slope of the memory's ceiling on paper, which the layout has only now settled.
         (x0, y0), (x1, y1) = roofline.transData.transform([(1, 1), (10, 10)])
         slant.set_rotation(math.degrees(math.atan2(y1 - y0, x1 - x0)))
-        figure.savefig(path, dpi=200)
 
 
 def _title(profile: Profile) -> str:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from dtbert.model import BertConfig
 from dtbert.profiling.ceilings import Ceilings
-from dtbert.profiling.forward import ForwardProfile, Measurement, Spread, spread
+from dtbert.profiling.forward import Calls, ForwardProfile, Spread
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,16 @@ class Profile:
         """What the schedule leaves; None without one."""
         if self.dropping is None:
             return None
-        seconds = spread(self.dropping.seconds).median / spread(self.everything.seconds).median
+        seconds = Spread.of(self.dropping.seconds).median / Spread.of(self.everything.seconds).median
         return Saving(seconds, self.dropping.total().work.flops / self.everything.total().work.flops)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: seconds, bytes, FLOPs, and rates a second."""
-        setting = self.setting
         fields: dict[str, Any] = {
-            "model": setting.model,
-            "config": setting.config.to_dict(),
-            "weight_bytes": setting.weight_bytes,
-            "seqlens": list(setting.seqlens),
-            "device": setting.device,
-            "threads": setting.threads,
-            "dtype": setting.dtype,
-            "backend": setting.backend,
-            "ceilings": {
-                "flops_per_second": self.ceilings.flops_per_second,
-                "bytes_per_second": self.ceilings.bytes_per_second,
-            },
+            **vars(self.setting),
+            "config": self.setting.config.to_dict(),
+            "seqlens": list(self.setting.seqlens),
+            "ceilings": vars(self.ceilings),
             "nothing_dropped": _forward_fields(self.everything, self.ceilings),
             "dropped": None if self.dropping is None else _forward_fields(self.dropping, self.ceilings),
         }
@@ -114,8 +105,8 @@ def _forward_fields(forward: ForwardProfile, ceilings: Ceilings) -> dict[str, An
     return {
         "schedule": None if forward.schedule is None else forward.schedule.to_dict(),
         "repeats": len(forward.seconds),
-        "seconds": spread(forward.seconds)._asdict(),
-        "watched_seconds": spread(forward.watched_seconds)._asdict(),
+        "seconds": Spread.of(forward.seconds)._asdict(),
+        "watched_seconds": Spread.of(forward.watched_seconds)._asdict(),
         "peak_bytes": forward.peak_bytes,
         "total": _fields(forward.total(), ceilings),
         "steps": [{"step": name, **_fields(one, ceilings)} for name, one in forward.by_step().items()],
@@ -126,7 +117,7 @@ def _forward_fields(forward: ForwardProfile, ceilings: Ceilings) -> dict[str, An
     }
 
 
-def _fields(one: Measurement, ceilings: Ceilings) -> dict[str, Any]:
+def _fields(one: Calls, ceilings: Ceilings) -> dict[str, Any]:
     work, seconds = one.work, one.spread
     return {
         "calls": one.calls,

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from dtbert.kernels import BackendName
-from dtbert.kernels.cpu import multiplies_natively
 from dtbert.model import BertConfig, BertForQuestionAnswering, PackedBatch
 from dtbert.profiling.report import Setting
+from dtbert.weights.load import Placement
 
 _QUESTION_TOKENS = 12
 
@@ -37,8 +37,8 @@ def random_model(
     num_hidden_layers: int,
     hidden_size: int,
     *,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     backend: BackendName | None = None,
 ) -> BertForQuestionAnswering:
     """A model with random weights of a published size, ready for inference: as fast as a trained one.
@@ -55,17 +55,10 @@ def random_model(
         num_attention_heads=16 if hidden_size == 1024 else 12,
         intermediate_size=4 * hidden_size,
     )
-    try:
-        place = torch.device(device)
-        torch.zeros(1, device=place).tolist()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error
-    if place.type == "cpu" and not multiplies_natively(dtype):
-        dtype = torch.float32
-    with place:
-        model = BertForQuestionAnswering(config, backend=backend).to(dtype)
-        model.reset_parameters(torch.Generator(place).manual_seed(0))
+    place = Placement.of(device, dtype, backend)
+    with place.device:
+        model = BertForQuestionAnswering(config, backend=backend).to(place.dtype)
+        model.reset_parameters(torch.Generator(place.device).manual_seed(0))
     model.prepare()
     return model.eval()
 

@@ -1,6 +1,6 @@
 """A profile as text for a terminal, at most 100 characters wide."""
 
-from dtbert.profiling.forward import Measurement, Spread, spread
+from dtbert.profiling.forward import Calls, Spread
 from dtbert.profiling.report import Profile
 
 _LEFT_ALIGNED = {"bound"}
@@ -32,9 +32,9 @@ def _whole(profile: Profile) -> list[str]:
     if profile.dropping is not None:
         variants.append(("with schedule", profile.dropping))
     for name, forward in variants:
-        seconds, flops = spread(forward.seconds), forward.total().work.flops
+        seconds, flops = Spread.of(forward.seconds), forward.total().work.flops
         memory = f"{forward.peak_bytes / 1e6:,.1f}"
-        watched = spread(forward.watched_seconds).median
+        watched = Spread.of(forward.watched_seconds).median
         rows.append([name, _ms(seconds.median), _range(seconds), _ms(watched), _amount(flops / 1e9), memory])
     lines = _columns(rows, "  ")
     saving = profile.saving()
@@ -48,21 +48,14 @@ def _whole(profile: Profile) -> list[str]:
 
 def _steps(profile: Profile) -> list[str]:
     forward, total = profile.forward, profile.forward.total()
-    by_step: dict[str, Measurement] = {name.replace("_", " "): one for name, one in forward.by_step().items()}
+    by_step: dict[str, Calls] = {name.replace("_", " "): one for name, one in forward.by_step().items()}
     beside = {name.replace("_", " "): one for name, one in profile.everything.by_step().items()}
     by_step["total"], beside["total"] = total, profile.everything.total()
     rows = [["step", "calls", *_measure_head(profile), "bound", "of it"]]
     for name, one in by_step.items():
         bound = one.bound(profile.ceilings) if name != "total" else None
-        rows.append(
-            [
-                name,
-                str(one.calls or ""),
-                *_measure(one, total, profile),
-                bound or "",
-                _percent(one.reached(profile.ceilings)),
-            ]
-        )
+        reached = _percent(one.reached(profile.ceilings))
+        rows.append([name, str(one.calls or ""), *_measure(one, total, profile), bound or "", reached])
     if profile.dropping is not None:
         rows[0].append("all ms")
         for row in rows[1:]:
@@ -86,16 +79,15 @@ def _layers(profile: Profile) -> list[str]:
 
 
 def _measure_head(profile: Profile) -> list[str]:
-    rate = "TFLOP/s" if profile.ceilings.flops_per_second >= 1e12 else "GFLOP/s"
-    return ["ms", "p10-p90", "share", "GFLOP", "MB", rate, "GB/s"]
+    return ["ms", "p10-p90", "share", "GFLOP", "MB", _unit(profile.ceilings.flops_per_second)[1], "GB/s"]
 
 
-def _measure(one: Measurement, total: Measurement, profile: Profile) -> list[str]:
+def _measure(one: Calls, total: Calls, profile: Profile) -> list[str]:
     seconds, work = one.spread, one.work
     cells = [_ms(seconds.median), _range(seconds), _percent(seconds.median / total.spread.median)]
     if not one.works:
         return [*cells, "", "", "", ""]
-    scale = 1e12 if profile.ceilings.flops_per_second >= 1e12 else 1e9
+    scale, _ = _unit(profile.ceilings.flops_per_second)
     rates = [work.flops / seconds.median / scale, work.bytes / seconds.median / 1e9]
     return cells + [_amount(value) for value in (work.flops / 1e9, work.bytes / 1e6, *rates)]
 
@@ -114,9 +106,8 @@ def _columns(rows: list[list[str]], gap: str) -> list[str]:
 
 def _ms(seconds: float) -> str:
     milliseconds = seconds * 1e3
-    return (
-        f"{milliseconds:.{0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2 if milliseconds >= 1 else 3}f}"
-    )
+    digits = 3 - sum(milliseconds >= least for least in (1, 10, 100))
+    return f"{milliseconds:.{digits}f}"
 
 
 def _range(seconds: Spread) -> str:
@@ -135,5 +126,9 @@ def _amount(value: float) -> str:
 
 def format_rate(flops_per_second: float) -> str:
     """A rate with its unit."""
-    scale, unit = (1e12, "TFLOP/s") if flops_per_second >= 1e12 else (1e9, "GFLOP/s")
+    scale, unit = _unit(flops_per_second)
     return f"{flops_per_second / scale:,.1f} {unit}"
+
+
+def _unit(flops_per_second: float) -> tuple[float, str]:
+    return (1e12, "TFLOP/s") if flops_per_second >= 1e12 else (1e9, "GFLOP/s")

@@ -47,9 +47,9 @@ _STEPS: dict[str, StepName | None] = {
 class Watch(Protocol):
     """Is told when a layer and a step begin and end. ``work`` may wait for the device: call it after the forward."""
 
-    def layer(self, index: int) -> AbstractContextManager[None]: ...
+    def layer(self, index: int) -> AbstractContextManager[object]: ...
 
-    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> AbstractContextManager[None]: ...
+    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> AbstractContextManager[object]: ...
 
 
 class _Watched:
@@ -117,8 +117,14 @@ class Clock:
         end.synchronize()
         return float(begin.elapsed_time(end)) / 1e3
 
+    def time(self, call: Callable[[], object]) -> float:
+        """The seconds that a call takes."""
+        begin = self.mark()
+        call()
+        return self.seconds(begin, self.mark())
 
-class Span(NamedTuple):
+
+class Timed(NamedTuple):
     """A step between two marks; ``name`` is None for a whole layer."""
 
     layer: int | None
@@ -133,19 +139,16 @@ class Stopwatch:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.spans: list[Span] = []
+        self.timed: list[Timed] = []
+
+    def layer(self, index: int) -> AbstractContextManager[object]:
+        return self.step(index, None, lambda: Work(0, 0))
 
     @contextmanager
-    def layer(self, index: int) -> Iterator[None]:
+    def step(self, layer: int | None, name: StepName | None, work: Callable[[], Work]) -> Iterator[None]:
         begin = self._clock.mark()
         yield
-        self.spans.append(Span(index, None, lambda: Work(0, 0), begin, self._clock.mark()))
+        self.timed.append(Timed(layer, name, work, begin, self._clock.mark()))
 
-    @contextmanager
-    def step(self, layer: int | None, name: StepName, work: Callable[[], Work]) -> Iterator[None]:
-        begin = self._clock.mark()
-        yield
-        self.spans.append(Span(layer, name, work, begin, self._clock.mark()))
-
-    def seconds(self, span: Span) -> float:
-        return self._clock.seconds(span.begin, span.end)
+    def seconds(self, timed: Timed) -> float:
+        return self._clock.seconds(timed.begin, timed.end)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Literal, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import torch
 from tokenizers import Tokenizer
@@ -17,6 +17,22 @@ from dtbert.weights import load_model, model_folder, resolve_source
 
 # `answer_many` reads ahead until it has this many characters per token of a batch.
 BUFFER_CHARACTERS_PER_TOKEN = 32
+
+
+class Reading(TypedDict, total=False):
+    """How an answerer reads: see `QuestionAnswerer`, which has the defaults."""
+
+    window: int
+    stride: int
+    max_answer_tokens: int
+    batch_tokens: int | None
+
+
+class Dropping(TypedDict, total=False):
+    """What a call may say of the tokens that are dropped: see `QuestionAnswerer.__call__`."""
+
+    schedule: LengthSchedule | None
+    budget: float | None
 
 
 class QuestionAnswerer:
@@ -60,6 +76,7 @@ class QuestionAnswerer:
             raise TypeError(f"the model must be a BertForQuestionAnswering, not {type(model).__name__}")
         if batch_tokens is None:
             batch_tokens = 2048 if model.device.type == "cpu" else 32768
+        self.window, self.stride = window, stride
         self._size = WindowSize(window, stride, model.config)
         _check_count("max_answer_tokens", max_answer_tokens, 1)
         _check_count("batch_tokens", batch_tokens, window)
@@ -69,14 +86,6 @@ class QuestionAnswerer:
         if front is not None:
             front.check_layers(model.config.num_hidden_layers)
         self.front = front
-
-    @property
-    def window(self) -> int:
-        return self._size.window
-
-    @property
-    def stride(self) -> int:
-        return self._size.stride
 
     @property
     def schedules(self) -> tuple[MeasuredSchedule, ...]:
@@ -91,11 +100,8 @@ class QuestionAnswerer:
         revision: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        window: int = 384,
-        stride: int = 128,
-        max_answer_tokens: int = 30,
-        batch_tokens: int | None = None,
         with_schedules: bool = True,
+        **reading: Unpack[Reading],
     ) -> "QuestionAnswerer":
         """Load a model, its tokenizer, and its `schedules.json` where there is one.
 
@@ -105,8 +111,8 @@ class QuestionAnswerer:
             source: a local folder, or a hub id; by default the model that ships with dtbert.
             revision: of the hub id.
             device, dtype: as `dtbert.load_model`.
-            window, stride, max_answer_tokens, batch_tokens: as the class.
             with_schedules: False leaves `schedules.json` unread, whatever it holds.
+            reading: window, stride, max_answer_tokens and batch_tokens, as the class.
 
         Raises:
             OSError: a file is missing or cannot be read, or cannot be fetched.
@@ -116,15 +122,7 @@ class QuestionAnswerer:
         model = load_model(path, device=device, dtype=dtype)
         tokenizer = load_tokenizer(model_folder(path))
         front = schedules_of(path, model.config.num_hidden_layers) if with_schedules else None
-        return cls(
-            model,
-            tokenizer,
-            window=window,
-            stride=stride,
-            max_answer_tokens=max_answer_tokens,
-            batch_tokens=batch_tokens,
-            front=front,
-        )
+        return cls(model, tokenizer, front=front, **reading)
 
     def __call__(
         self, question: str, context: str, *, schedule: LengthSchedule | None = None, budget: float | None = None
@@ -168,43 +166,24 @@ class QuestionAnswerer:
         self,
         pairs: Iterable[Pair],
         *,
-        schedule: LengthSchedule | None = None,
         top_k: Literal[1] = 1,
-        budget: float | None = None,
         errors: Literal["raise"] = "raise",
+        **dropping: Unpack[Dropping],
     ) -> Iterator[Answer]: ...
 
     @overload
     def answer_many(
-        self,
-        pairs: Iterable[Pair],
-        *,
-        schedule: LengthSchedule | None = None,
-        top_k: Literal[1] = 1,
-        budget: float | None = None,
-        errors: Literal["yield"],
+        self, pairs: Iterable[Pair], *, top_k: Literal[1] = 1, errors: Literal["yield"], **dropping: Unpack[Dropping]
     ) -> Iterator[Answer | PairError]: ...
 
     @overload
     def answer_many(
-        self,
-        pairs: Iterable[Pair],
-        *,
-        schedule: LengthSchedule | None = None,
-        top_k: int,
-        budget: float | None = None,
-        errors: Literal["raise"] = "raise",
+        self, pairs: Iterable[Pair], *, top_k: int, errors: Literal["raise"] = "raise", **dropping: Unpack[Dropping]
     ) -> Iterator[Answer] | Iterator[list[Answer]]: ...
 
     @overload
     def answer_many(
-        self,
-        pairs: Iterable[Pair],
-        *,
-        schedule: LengthSchedule | None = None,
-        top_k: int,
-        budget: float | None = None,
-        errors: Literal["raise", "yield"],
+        self, pairs: Iterable[Pair], *, top_k: int, errors: Literal["raise", "yield"], **dropping: Unpack[Dropping]
     ) -> Iterator[Answer | PairError] | Iterator[list[Answer] | PairError]: ...
 
     def answer_many(
@@ -223,9 +202,8 @@ class QuestionAnswerer:
 
         Args:
             pairs: ``(question, context)``; may be endless.
-            schedule: tokens that each layer keeps; all by default.
+            schedule, budget: as calling the answerer.
             top_k: answers to each question.
-            budget: instead of a schedule, as calling the answerer.
             errors: ``"raise"``, or ``"yield"``, by which a pair that cannot be answered gives its `TypeError` or
                 `ValueError`, as calling the answerer raises it, in place of its answer.
 

@@ -61,11 +61,9 @@ class MeasuredSchedule:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
         return {
+            **vars(self),
             "schedule": None if self.schedule is None else self.schedule.to_dict(),
-            "macs_fraction": self.macs_fraction,
             "macs": self.macs._asdict(),
-            "f1": self.f1,
-            "exact_match": self.exact_match,
             "f1_interval": list(self.f1_interval),
             "latency": None if self.latency is None else vars(self.latency),
         }

@@ -1,13 +1,14 @@
 """Pairs in, examples out: any number of questions, tokenized a bounded number at a time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from dtbert.qa.tokenize import Tokens, check_pair, tokenize
+from dtbert.qa.tokenize import check_pair, tokenize
 from dtbert.qa.windows import Example, PairError, WindowSize
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 # At most so many pairs are read at a time.
@@ -29,7 +30,9 @@ def read_examples(
         if not buffer:
             break
         tokens = iter(tokenize(tokenizer, [text for one in buffer if not isinstance(one, PairError) for text in one]))
-        yield [one if isinstance(one, PairError) else _example(size, next(tokens), next(tokens)) for one in buffer]
+        yield [
+            one if isinstance(one, PairError) else _or_error(size.example, next(tokens), next(tokens)) for one in buffer
+        ]
     if failure is not None:
         raise failure
 
@@ -60,15 +63,11 @@ def _take(pairs: Iterator[Pair], characters: int) -> tuple[list[Pair | PairError
 def _checked(pair: Pair) -> Pair | PairError:
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         return TypeError(f"expected (question, context), got {type(pair).__name__} {pair!r:.60}")
+    return _or_error(check_pair, *pair) or pair
+
+
+def _or_error(call: Callable[[P, P], T], question: P, context: P) -> T | PairError:
     try:
-        check_pair(*pair)
+        return call(question, context)
     except (TypeError, ValueError) as error:
         return type(error)(str(error))  # made anew, for the one that was caught holds on to the texts
-    return pair
-
-
-def _example(size: WindowSize, question: Tokens, context: Tokens) -> Example | PairError:
-    try:
-        return size.example(question, context)
-    except ValueError as error:
-        return ValueError(str(error))

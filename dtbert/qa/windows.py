@@ -61,12 +61,8 @@ class Prepared:
 
     def window_lengths(self) -> list[tuple[int, int]]:
         """Of each window of the questions that can be read: its tokens, and how many of them are of segment 0."""
-        return [
-            (len(example.question.ids) + _NUM_SPECIAL + end - begin, len(example.question.ids) + 2)
-            for example in self.examples
-            if isinstance(example, Example)
-            for begin, end in example.parts
-        ]
+        examples = (example for example in self.examples if isinstance(example, Example))
+        return [(part.num_tokens, len(one.question.ids) + 2) for one in examples for part in parts_of(0, one)]
 
 
 @dataclass(frozen=True)
@@ -179,10 +175,8 @@ def pack(
 
 def windows(example: Example, cls: int, sep: int) -> list[Window]:
     """The windows of one example, in order of the text."""
-    question = example.question.ids.tolist()
-    found = []
-    for begin, end in example.parts:
-        ids = [cls, *question, sep, *example.context.ids[begin:end].tolist(), sep]
-        segments = [0] * (len(question) + 2) + [1] * (end - begin + 1)
-        found.append(Window(ids, segments, begin))
-    return found
+    parts = parts_of(0, example)
+    batch, _, _ = pack([example], parts, cls, sep, torch.device("cpu"))
+    seqlens = list(batch.packing.seqlens)
+    rows = zip(batch.input_ids.split(seqlens), batch.token_type_ids.split(seqlens), parts, strict=True)
+    return [Window(ids.tolist(), segments.tolist(), part.begin) for ids, segments, part in rows]

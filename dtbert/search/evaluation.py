@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
@@ -16,27 +15,8 @@ _TIMED_QUESTIONS = 32
 _TIMED_ROUNDS = 3
 
 
-class ScheduleEvaluator(Protocol):
-    """What a search asks about schedules; the schedule None is the full model."""
-
-    @property
-    def num_questions(self) -> int: ...
-
-    def macs(self, schedule: LengthSchedule | None) -> Macs:
-        """Multiply-accumulates a question, in the mean over all questions; must be quick."""
-
-    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
-        """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
-
-    def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
-        """Seconds a question of each schedule, and the full model's beside it."""
-
-    def device(self) -> tuple[str, str, int]:
-        """What latencies hold for: the device, the dtype, and the number of threads."""
-
-
 class QuestionEvaluator:
-    """Scores a model's answers to questions, which are tokenized once.
+    """What a search asks about schedules, of a model's answers to questions; the schedule None is the full model.
 
     Args:
         answerer: the model.
@@ -57,14 +37,19 @@ class QuestionEvaluator:
         return len(self._questions.questions)
 
     def macs(self, schedule: LengthSchedule | None) -> Macs:
+        """Multiply-accumulates a question, in the mean over all questions; quick, for nothing is answered."""
         cost = self._questions.cost(schedule)
         return Macs(round(cost.published), round(cost.executed))
 
     def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+        """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
         return list(self._questions.evaluate(schedule, begin, end).per_question.values())
 
     def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
-        """Medians of rounds in which the schedules and the full model take turns on the first questions."""
+        """Seconds a question of each schedule, and the full model's beside it.
+
+        Medians of rounds in which the schedules and the full model take turns on the first questions.
+        """
         sample = self._questions.prepared[:_TIMED_QUESTIONS]
         # The first round warms up.
         rounds = [
@@ -75,6 +60,7 @@ class QuestionEvaluator:
         return [Latency(seconds, full_model, *self.device()) for seconds in own]
 
     def device(self) -> tuple[str, str, int]:
+        """What latencies hold for: the device, the dtype, and the number of threads."""
         device, dtype = self.answerer.model.device, str(self.answerer.model.dtype).removeprefix("torch.")
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return name, dtype, torch.get_num_threads()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.files import naming
 from dtbert.model import LengthSchedule
-from dtbert.search.evaluation import ScheduleEvaluator
+from dtbert.pictures import picture
+from dtbert.search.evaluation import QuestionEvaluator
 from dtbert.search.records import Record, records_of
 
 if TYPE_CHECKING:
@@ -16,14 +17,7 @@ if TYPE_CHECKING:
     from dtbert.search.study import Search
 
 _NOMINAL_LENGTH = 384
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.92",
-    "axes.axisbelow": True,
-}
+_STYLE = {"font.size": 9, "axes.grid": True, "grid.color": "0.92", "axes.axisbelow": True}
 # Okabe and Ito's colours, which most eyes tell apart; black is the front's.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999933", "#882255")
 # Trials far below the cheapest point of the front say little and would flatten the rest.
@@ -37,14 +31,6 @@ class PublishedPoint(NamedTuple):
     f1: float
 
 
-def check() -> None:
-    """Raise ModuleNotFoundError, with what to install, where pictures cannot be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("a plot needs matplotlib: pip install 'dtbert[search]'", name="matplotlib") from error
-
-
 def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: Sequence[PublishedPoint] = ()) -> None:
     """Draw a search as PNG: F1 against executed MACs as part of the full model's.
 
@@ -53,13 +39,8 @@ def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: 
         front: of `front_of`.
         published: of `read_published`.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    with pyplot.rc_context(_STYLE):
-        figure, axes = pyplot.subplots(figsize=(7.2, 4.6))
+    with picture(path, 7.2, 4.6, 160, _STYLE) as figure:
+        axes = figure.subplots()
         _draw_trials(axes, search)
         _draw_baseline(axes, search, front)
         if published:
@@ -67,12 +48,9 @@ def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: 
             axes.plot(*zip(*published, strict=True), "x", color="#D55E00", markersize=6, label=label, zorder=7)
         _draw_front(axes, front, search.space.scorers)
         _finish(axes, front)
-        figure.tight_layout()
-        figure.savefig(path, dpi=160, format="png")
-        pyplot.close(figure)
 
 
-def read_published(path: str, config: "BertConfig", evaluator: ScheduleEvaluator) -> list[PublishedPoint]:
+def read_published(path: str, config: "BertConfig", evaluator: QuestionEvaluator) -> list[PublishedPoint]:
     """Published schedules of a model of the same sizes, each at what its lengths cost on the questions at hand.
 
     Args:

@@ -42,9 +42,13 @@ class Record:
     origin: str
 
     def estimated_f1(self, full_model: NDArray[np.float64]) -> float:
-        """F1 in percent over all questions: what the full model has there, and the difference where both answered."""
-        answered = len(self.f1)
-        return float(100 * (full_model.mean() + (self.f1 - full_model[:answered]).mean()))
+        """`estimated_f1` of what was answered."""
+        return estimated_f1(self.f1, full_model)
+
+
+def estimated_f1(f1: NDArray[np.float64], full_model: NDArray[np.float64]) -> float:
+    """F1 in percent over all questions: what the full model has there, and the difference where both answered."""
+    return float(100 * (full_model.mean() + (f1 - full_model[: len(f1)]).mean()))
 
 
 def records_of(study: Study) -> list[Record]:

@@ -14,7 +14,7 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from dtbert.files import lock
+from dtbert.files import differing, lock
 
 SamplerName = Literal["nsga2", "tpe"]
 
@@ -48,10 +48,9 @@ def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler
     if before is None:
         study.set_user_attr("settings", settings)
     elif before != settings:
-        changed = sorted(field for field in {*before, *settings} if before.get(field) != settings.get(field))
         raise ValueError(
-            f"the study {name!r} in {_without_password(storage)} was made with other settings ({', '.join(changed)}): "
-            "name another one"
+            f"the study {name!r} in {_without_password(storage)} was made with other settings "
+            f"({', '.join(differing(before, settings))}): name another one"
         )
     # A continued search must not repeat the draws it began with.
     number = int(np.random.SeedSequence([seed, len(study.get_trials(deepcopy=False))]).generate_state(1)[0])

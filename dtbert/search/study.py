@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency
 from dtbert.search import records
-from dtbert.search.evaluation import ScheduleEvaluator
-from dtbert.search.records import Record, is_beaten, records_of
+from dtbert.search.evaluation import QuestionEvaluator
+from dtbert.search.records import Record, estimated_f1, is_beaten, records_of
 from dtbert.search.space import SearchSpace
 
 Objective = Literal["macs", "latency"]
@@ -54,8 +54,7 @@ class Effort:
         return [*(rung for rung in self.rungs if rung < num_questions), num_questions]
 
 
-@dataclass(frozen=True)
-class Savings:
+class Savings(NamedTuple):
     """Questions that were answered for trials, and those that it would have been without rungs."""
 
     answered: int
@@ -85,10 +84,6 @@ class FullModel:
     exact_matches: int
 
 
-class _OutsideRangeError(Exception):
-    """The schedule's MACs are outside the range of interest; no question was answered."""
-
-
 class Search:
     """A search over a study, which other processes may share.
 
@@ -108,7 +103,7 @@ class Search:
         self,
         study: Study,
         space: SearchSpace,
-        evaluator: ScheduleEvaluator,
+        evaluator: QuestionEvaluator,
         *,
         objective: Objective = "macs",
         macs_range: tuple[float, float] = (0.0, 1.0),
@@ -162,9 +157,6 @@ class Search:
             try:
                 with _signs_of_life(trial):
                     values, is_new = self._evaluate(trial)
-            except _OutsideRangeError:
-                self._tell(trial, state=TrialState.PRUNED)
-                idle += 1
             except KeyboardInterrupt:
                 self._retry(self.study.get_trials(deepcopy=False)[trial.number])
                 raise
@@ -174,7 +166,7 @@ class Search:
                 self._tell(trial, state=TrialState.FAIL)
                 idle = 0
             else:
-                self._tell(trial, values)
+                self._tell(trial, values, TrialState.PRUNED if values is None else None)
                 idle = 0 if is_new else idle + 1
             on_trial()
             if idle == _MOST_IDLE:
@@ -191,21 +183,12 @@ class Search:
     def counts(self) -> Counts:
         """How the trials ended."""
         trials = self.study.get_trials(deepcopy=False)
-        states = [trial.state for trial in trials]
-        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-        repeated = sum(records.SAME_AS in trial.user_attrs for trial in complete)
-        everything = sum(
-            len(trial.user_attrs.get(records.F1, ())) == self.evaluator.num_questions for trial in complete
-        )
-        failed = len(self.errors())
-        return Counts(
-            len(complete) - repeated + failed,
-            everything,
-            len(complete) - everything - repeated,
-            failed,
-            repeated,
-            states.count(TrialState.PRUNED),
-        )
+        complete = [trial.user_attrs for trial in trials if trial.state == TrialState.COMPLETE]
+        repeated = sum(records.SAME_AS in attributes for attributes in complete)
+        everything = sum(len(one.get(records.F1, ())) == self.evaluator.num_questions for one in complete)
+        outside, failed = sum(trial.state == TrialState.PRUNED for trial in trials), len(self.errors())
+        ended_early = len(complete) - everything - repeated
+        return Counts(everything + ended_early + failed, everything, ended_early, failed, repeated, outside)
 
     def errors(self) -> list[str]:
         """Messages of the trials that failed, in their order."""
@@ -243,16 +226,18 @@ class Search:
             self.study.set_user_attr("full_model", stored)
         return FullModel(Macs(*stored[records.MACS]), np.array(stored[records.F1]), stored[records.EXACT_MATCHES])
 
-    def _evaluate(self, trial: Trial) -> tuple[tuple[float, float], bool]:
-        """Estimated F1 and cost, and whether the schedule is new; what is measured is stored with the trial."""
+    def _evaluate(self, trial: Trial) -> tuple[tuple[float, float] | None, bool]:
+        """Estimated F1 and cost, None outside the range; and whether a new schedule was tried.
+
+        What is measured is stored with the trial.
+        """
         schedule = self.space.suggest(trial)
         macs = self.evaluator.macs(schedule)
         fraction = self._macs_fraction(macs)
         trial.set_user_attr(records.MACS_FRACTION, fraction)
         if not self._is_inside(fraction):
-            raise _OutsideRangeError
-        peers = [record for record in records_of(self.study) if record.number != trial.number]
-        for peer in peers:
+            return None, False
+        for peer in self._peers(trial):
             if peer.schedule == schedule and len(peer.f1) == self.evaluator.num_questions:
                 trial.set_user_attr(records.SAME_AS, peer.number)
                 return (peer.estimated_f1(self.full_model.f1), peer.cost), False
@@ -265,8 +250,10 @@ class Search:
             cost = latency.seconds / latency.full_model_seconds
         trial.set_user_attr(records.COST, cost)
         f1 = self._climb(trial, schedule, cost)
-        full = self.full_model.f1
-        return (float(100 * (full.mean() + (f1 - full[: len(f1)]).mean())), cost), True
+        return (estimated_f1(f1, self.full_model.f1), cost), True
+
+    def _peers(self, trial: Trial) -> list[Record]:
+        return [record for record in records_of(self.study) if record.number != trial.number]
 
     def _climb(self, trial: Trial, schedule: LengthSchedule, cost: float) -> NDArray[np.float64]:
         """F1 of the questions up to the rung where the trial was beaten, or of all."""
@@ -278,8 +265,8 @@ class Search:
             exact_matches += sum(score.exact_match for score in scores)
             trial.set_user_attr(records.EXACT_MATCHES, round(exact_matches))
             trial.set_user_attr(records.F1, f1)
-            peers = (record for record in records_of(self.study) if record.number != trial.number)
-            if step < self.evaluator.num_questions and is_beaten(np.array(f1), cost, peers, self.effort.margin):
+            last = step == self.evaluator.num_questions
+            if not last and is_beaten(np.array(f1), cost, self._peers(trial), self.effort.margin):
                 break
         return np.array(f1)
 

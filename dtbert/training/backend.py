@@ -1,6 +1,6 @@
 """The steps of the network as training needs them: differentiable, with BERT's dropout."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,7 @@ from torch import Tensor
 from dtbert.kernels import AttentionScore, Backend, Kept, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.kernels.reference import attention_logits, score_of, split_heads
-
-AttentionTarget = Literal["probabilities", "scores"]
+from dtbert.training.options import AttentionTarget
 
 # One layer's attention for distillation: tensors [b, N, n, n] of b sequences each, 0 past a sequence's end.
 AttentionPieces = list[Tensor]
@@ -69,10 +68,6 @@ class TrainingBackend(Backend):
         if score != "cls" and not self._pads(qkv):
             return super().significance(qkv, packing, num_heads, score, segments)
         query, key, value = split_heads(qkv, num_heads)
-        if not self._pads(qkv):
-            firsts = query.index_select(1, packing.cu_seqlens[:-1].long()).split(1, 1)
-            keys = key.split(list(packing.seqlens), 1)
-            return torch.cat([_probabilities(*pair)[1].sum((0, 1)) for pair in zip(firsts, keys, strict=True)])
         places = _Places.of(packing)
         query = places.pad(query)[:, :, :1] if score == "cls" else places.pad(query)
         _, probabilities = _probabilities(query, places.pad(key), places.real[:, None, None])

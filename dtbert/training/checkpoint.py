@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
-from dtbert.files import Json, lock, replacing, write_whole
+from dtbert.files import Json, differing, lock, replacing, write_whole
 from dtbert.model import BertForQuestionAnswering
-from dtbert.weights import to_hub_tensors
+from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES
+from dtbert.weights.save import write_model_files
 
 _STATE = "checkpoint.pt"
 _RUN = "run.json"
 _METRICS = "metrics.jsonl"
 _LOCK = ".lock"
-_WEIGHTS = "model.safetensors"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
 class RunFolder:
@@ -83,22 +80,17 @@ class RunFolder:
 
     def has_model(self, name: str) -> bool:
         """Whether `save_model` has written a model of that name."""
-        return (self.path / name / _WEIGHTS).is_file()
+        return (self.path / name / WEIGHT_FILES[0]).is_file()
 
     def save_model(self, name: str, model: BertForQuestionAnswering, tokenizer_folder: Path) -> None:
         """Write a model that `dtbert.QuestionAnswerer.load` reads to the folder ``name``; OSError as `save_state`."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)
-        for file in _TOKENIZER_FILES:
+        for file in TOKENIZER_FILES:
             if (tokenizer_folder / file).is_file() and not (folder / file).is_file():
                 with replacing(folder / file) as partial:
                     shutil.copyfile(tokenizer_folder / file, partial)
-        config = {"architectures": ["BertForQuestionAnswering"], **model.config.to_dict()}
-        write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
-        # Sliced tensors must own their memory to be written.
-        tensors: dict[str, Tensor] = {key: value.contiguous() for key, value in to_hub_tensors(model).items()}
-        with replacing(folder / _WEIGHTS) as partial:
-            save_file(tensors, partial, {"format": "pt"})
+        write_model_files(model, folder)
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics."""
@@ -143,9 +135,8 @@ def _check_same(description: Path, run: dict[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"{description} is damaged ({error}): name another folder") from error
     run = json.loads(json.dumps(run))
-    differing = [name for name in sorted({*found, *run}) if found.get(name) != run.get(name)]
-    if differing:
-        parts = [f"{name} was {found.get(name)!r}, is {run.get(name)!r}" for name in differing]
+    parts = [f"{name} was {found.get(name)!r}, is {run.get(name)!r}" for name in differing(found, run)]
+    if parts:
         raise ValueError(
             f"{description.parent} holds another run ({'; '.join(parts)}): name another folder, or give its arguments"
         )

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -78,11 +78,10 @@ class TrainingSet:
         """
         size = WindowSize(window, stride, config)
         special = special_ids(tokenizer, config.vocab_size)
-        found = cls([], [], [], np.empty((0, 2), np.int64), special, [])
-        labels: list[tuple[int, int]] = []
         pairs = ((one.question, one.context) for one in questions)
-        examples = chain.from_iterable(read_examples(pairs, tokenizer, size, _BUFFER_CHARACTERS))
-        for one, example in zip(questions, examples, strict=True):
+        read = chain.from_iterable(read_examples(pairs, tokenizer, size, _BUFFER_CHARACTERS))
+        found, labels = cls([], [], [], np.empty((0, 2), np.int64), special, []), []
+        for one, example in zip(questions, read, strict=True):
             answer = one.answers[0]
             try:
                 if isinstance(example, PairError):
@@ -90,21 +89,14 @@ class TrainingSet:
                 span = _answer_tokens(example.context, answer.start, answer.start + len(answer.text))
             except ValueError as error:
                 found.unusable.append(f"{one.id}: {error}")
-            else:
-                labels += found._add(one.id, example, span)
+                continue
+            found.ids.append(one.id)
+            found.parts.extend(parts_of(len(found.examples), example))
+            found.examples.append(example)
+            labels += _labels(example, *span)
         if not found.parts:
             raise ValueError(f"none of {len(questions)} questions can be trained on: {'; '.join(found.unusable[:3])}")
-        return cls(found.examples, found.ids, found.parts, np.array(labels, np.int64), special, found.unusable)
-
-    def _add(self, identifier: str, example: Example, span: tuple[int, int]) -> list[tuple[int, int]]:
-        before = _NUM_BEFORE_CONTEXT + len(example.question.ids)
-        self.parts.extend(parts_of(len(self.examples), example))
-        self.examples.append(example)
-        self.ids.append(identifier)
-        return [
-            (before + span[0] - begin, before + span[1] - begin) if begin <= span[0] and span[1] < end else (0, 0)
-            for begin, end in example.parts
-        ]
+        return replace(found, labels=np.array(labels, np.int64))
 
     def check_fits(self, batch_tokens: int) -> None:
         """Raise ValueError where a window has more tokens than a step."""
@@ -136,6 +128,15 @@ class TrainingSet:
         batch, _, _ = pack(self.examples, parts, *self.special, device)
         labels = torch.from_numpy(self.labels[list(indices)]).to(device)
         return LabelledBatch(batch, labels[:, 0], labels[:, 1], tuple(self.ids[part.row] for part in parts))
+
+
+def _labels(example: Example, first: int, last: int) -> list[tuple[int, int]]:
+    """The place of an answer in each window of its question, from the window's first token."""
+    before = _NUM_BEFORE_CONTEXT + len(example.question.ids)
+    return [
+        (before + first - begin, before + last - begin) if begin <= first and last < end else (0, 0)
+        for begin, end in example.parts
+    ]
 
 
 def _answer_tokens(context: Tokens, start: int, end: int) -> tuple[int, int]:

@@ -1,51 +1,14 @@
 """TinyBERT's distillation: what a teacher shows of itself, and what a student makes of it (Jiao et al. 2020)."""
 
-import math
-from typing import Literal, NamedTuple
-
 import torch
 from torch import Tensor
 
 from dtbert.model import BertConfig, BertForQuestionAnswering
-from dtbert.training.backend import AttentionTarget, TrainingBackend
+from dtbert.training.backend import TrainingBackend
 from dtbert.training.data import LabelledBatch
 from dtbert.training.losses import attention_loss, distillation_loss, hidden_state_loss, span_loss
+from dtbert.training.options import Distillation
 from dtbert.training.step import Pass, SpanModel
-
-
-class Distillation(NamedTuple):
-    """How a student learns from its teacher.
-
-    Attributes:
-        kind: ``"intermediate"``: to have the teacher's hidden states and attention; ``"prediction"``: to give the
-            teacher's distributions over tokens.
-        temperature: divides the logits of both, for ``prediction``.
-        hard_label_weight: of the cross-entropy with the data's own labels, added to the teacher's loss.
-        attention: ``intermediate`` compares attention probabilities, or the scores before the softmax, as TinyBERT's
-            and Dynamic-TinyBERT's own code do.
-    """
-
-    kind: Literal["intermediate", "prediction"] = "prediction"
-    temperature: float = 1.0
-    hard_label_weight: float = 0.0
-    attention: AttentionTarget = "probabilities"
-
-    def check(self) -> None:
-        """Raise ValueError where a value is outside its range."""
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be above 0, not {self.temperature}")
-        if not 0 <= self.hard_label_weight < math.inf:
-            raise ValueError(f"hard_label_weight must be at least 0, not {self.hard_label_weight}")
-
-    @property
-    def keep(self) -> AttentionTarget | None:
-        """What the passes of teacher and student collect of their attention."""
-        return self.attention if self.kind == "intermediate" else None
-
-    @property
-    def trains_span_head(self) -> bool:
-        """Whether the span head has a part in the loss; otherwise it stays as it is."""
-        return self.kind == "prediction" or self.hard_label_weight > 0
 
 
 class Teacher:

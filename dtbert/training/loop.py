@@ -17,7 +17,7 @@ from dtbert.training.backend import TrainingBackend
 from dtbert.training.checkpoint import RunFolder
 from dtbert.training.data import LabelledBatch, TrainingSet
 from dtbert.training.distillation import Teacher
-from dtbert.training.length_drop import SubModel
+from dtbert.training.length_drop import SubModel, sub_models
 from dtbert.training.losses import span_loss
 from dtbert.training.options import TrainingOptions
 from dtbert.training.step import Pass, SpanModel, losses_of_step
@@ -42,6 +42,9 @@ class Trainer:
         evaluate: measures the model during training; the ``"main"`` of what it returns decides which is best.
         teacher: from which the full model learns, with ``options.distillation``.
 
+    Attributes:
+        step, num_steps: how many steps have been taken, and of how many.
+
     With torch.distributed initialised, each process takes every n-th window of a step, gradients are averaged, and the
     first process alone evaluates and writes. Data order, dropout and sub-models are functions of the seed, the step
     and the process, so on a CPU a run that goes on after an interruption, with as many processes and threads, ends
@@ -65,12 +68,8 @@ class Trainer:
         if (teacher is None) != (options.distillation is None):
             raise ValueError("a teacher and options.distillation go together: give both or neither")
         self.model, self.data, self.options = model, data, options
-        self._folder, self._tokenizer_folder, self._evaluate, self._teacher = (
-            folder,
-            tokenizer_folder,
-            evaluate,
-            teacher,
-        )
+        self._folder, self._tokenizer_folder = folder, tokenizer_folder
+        self._evaluate, self._teacher = evaluate, teacher
         distributed = dist.is_initialized()
         self._world, self._rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
         if teacher is not None:
@@ -79,18 +78,9 @@ class Trainer:
         self._span_model = SpanModel(model, _projection(model, teacher, options.seed))
         self._optimizer = _optimizer(self._span_model, options)
         self._plan = _plan(data, options)
-        self._step, self._best = 0, -math.inf
+        self.num_steps, self.step, self._best = len(self._plan), 0, -math.inf
         self._resume()
         self._module: nn.Module = self._span_model
-
-    @property
-    def num_steps(self) -> int:
-        return len(self._plan)
-
-    @property
-    def step(self) -> int:
-        """Steps that have been taken."""
-        return self._step
 
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> bool:
         """Train to the end.
@@ -124,7 +114,7 @@ class Trainer:
         while self.step < self.num_steps:
             start = time.perf_counter()
             record = self._take_step(*self._plan[self.step])
-            self._step += 1
+            self.step += 1
             record = {"step": self.step, **record, "seconds": time.perf_counter() - start}
             last = self.step == self.num_steps
             if self._folder is not None:
@@ -148,14 +138,13 @@ class Trainer:
         labelled = self.data.collate(own or indices[:1], self.model.device)
         weight = self._world / len(indices) if own else 0.0
         torch.manual_seed((options.seed * 1_000_003 + self.step) * 4099 + self._rank)
-        sub_models = []
+        drawn = []
         if options.length_drop is not None:
-            layers = self.model.config.num_hidden_layers
-            sub_models = options.length_drop.sub_models(layers, options.seed, self.step)
+            drawn = sub_models(options.length_drop, self.model.config.num_hidden_layers, options.seed, self.step)
         for group in self._optimizer.param_groups:
             group["lr"] = options.learning_rate_at(self.step, self.num_steps)
         self._optimizer.zero_grad(set_to_none=True)
-        losses = self._backward(labelled, sub_models, weight)
+        losses = self._backward(labelled, drawn, weight)
         if self._world > 1:
             # Each process's gradient counts for its part of the processes, for which the weight makes up.
             dist.all_reduce(losses)
@@ -176,20 +165,20 @@ class Trainer:
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             "tokens": sum(self.data.parts[index].num_tokens for index in indices),
         }
-        return {**record, "full_loss": losses[0].item() * len(losses)} if sub_models else record
+        return {**record, "full_loss": losses[0].item() * len(losses)} if drawn else record
 
-    def _backward(self, labelled: LabelledBatch, sub_models: list[SubModel], weight: float) -> Tensor:
+    def _backward(self, labelled: LabelledBatch, drawn: list[SubModel], weight: float) -> Tensor:
         """The gradients of all passes; returns each pass's part of the loss."""
         options, module = self.options, self._module
         keep = None if self._teacher is None else self._teacher.distillation.keep
         backend = TrainingBackend(options.hidden_dropout, options.attention_dropout, keep=keep)
         full_loss = self._teacher.loss if self._teacher is not None else _label_loss
         answer_loss = 0.0 if options.length_drop is None else options.length_drop.answer_loss
-        losses = losses_of_step(module, labelled, backend, sub_models, full_loss, options.sub_model_loss, answer_loss)
+        losses = losses_of_step(module, labelled, backend, drawn, full_loss, options.sub_model_loss, answer_loss)
         found = []
-        for index in range(1 + len(sub_models)):
+        for index in range(1 + len(drawn)):
             # Gradients travel once, with those of the last pass, in which no layer is left out.
-            waits = index < len(sub_models) and isinstance(module, DistributedDataParallel)
+            waits = index < len(drawn) and isinstance(module, DistributedDataParallel)
             with module.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with torch.autocast(self.model.device.type, torch.bfloat16, enabled=options.bf16):
                     loss = next(losses) * weight
@@ -218,7 +207,7 @@ class Trainer:
             return
         self._span_model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._step, self._best = state["step"], state["best"]
+        self.step, self._best = state["step"], state["best"]
 
     def _save(self, folder: RunFolder) -> None:
         model, optimizer = self._span_model.state_dict(), self._optimizer.state_dict()

@@ -1,7 +1,6 @@
-"""What training minimises: the answer's place, and what a teacher shows; all summed over a batch's windows."""
+"""What training minimises: the place of the answer, and what a teacher shows; each a scalar, summed over windows."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dtbert.model import Packing, SpanLogits
 from dtbert.training.backend import AttentionPieces
-
-SubModelLoss = Literal["cross_entropy", "kl"]
+from dtbert.training.options import SubModelLoss
 
 # exp of it is 0 in float32.
 _LOG_ZERO = -1e4
@@ -27,12 +25,8 @@ def span_loss(logits: SpanLogits, packing: Packing, starts: Tensor, ends: Tensor
     """Cross-entropy of the answer's first and last token, their mean.
 
     Args:
-        logits: packed, ``[T]`` each.
-        packing: of the W windows.
+        logits, packing: of the W windows, packed, ``[T]`` each.
         starts, ends: int64 ``[W]``, counted from the window's first token.
-
-    Returns:
-        A scalar.
     """
     losses = [
         F.cross_entropy(by_window(values, packing), target, reduction="sum")
@@ -51,16 +45,12 @@ def distillation_loss(
     """How far the student's distributions over tokens are from the teacher's, start and end in the mean.
 
     Args:
-        student, teacher: packed logits, ``[T]`` each; no gradient goes to the teacher.
-        packing: of the windows.
+        student, teacher, packing: packed logits, ``[T]`` each; no gradient goes to the teacher.
         kind: ``"cross_entropy"``: soft cross-entropy of teacher against student, which has the gradient of
             KL(teacher || student) (Hinton et al. 2015; the intent of Kim and Cho 2021). ``"kl"``: KL(student ||
             teacher), as the public code of Length-Adaptive Transformer computes it; docs/results.md
             compares the two.
         temperature: divides both logits; the loss is not scaled back by its square.
-
-    Returns:
-        A scalar.
     """
     total = torch.zeros((), device=student.start_logits.device)
     for own, other in zip(student, teacher, strict=True):
@@ -78,12 +68,8 @@ def distillation_loss(
 def hidden_state_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], packing: Packing) -> Tensor:
     """Squared error of hidden states ``[T, H]``: the mean over each window's tokens and H, summed over the pairs.
 
-    Args:
-        student, teacher: as many of each, the first against the first and so on.
-        packing: of the windows.
-
-    Returns:
-        A scalar (Jiao et al. 2020, equations 8 and 9).
+    The first of the student's is compared with the first of the teacher's, and so on (Jiao et al. 2020, equations 8
+    and 9).
     """
     lengths = packing.cu_seqlens.diff()
     of_tokens = lengths.repeat_interleave(lengths, output_size=packing.num_tokens)
@@ -97,14 +83,8 @@ def hidden_state_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], pack
 def attention_loss(student: Sequence[AttentionPieces], teacher: Sequence[AttentionPieces], packing: Packing) -> Tensor:
     """Squared error of attention: the mean over each window's heads, queries and keys, summed over the pairs of layers.
 
-    Where student and teacher differ in the number of heads, the means over their heads are compared.
-
-    Args:
-        student, teacher: as many layers of each, the first against the first and so on.
-        packing: of the windows.
-
-    Returns:
-        A scalar (Jiao et al. 2020, equation 7).
+    The first layer of the student's is compared with the first of the teacher's, and so on (Jiao et al. 2020, equation
+    7); where they differ in the number of heads, the means over their heads.
     """
     pairs = packing.cu_seqlens.diff().square()  # of a query and a key
     errors = []

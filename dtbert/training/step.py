@@ -10,7 +10,8 @@ from dtbert.model import BertForQuestionAnswering, SpanLogits
 from dtbert.training.backend import AttentionPieces, TrainingBackend
 from dtbert.training.data import LabelledBatch
 from dtbert.training.length_drop import SubModel
-from dtbert.training.losses import SubModelLoss, distillation_loss
+from dtbert.training.losses import distillation_loss
+from dtbert.training.options import SubModelLoss
 
 
 class Pass(NamedTuple):

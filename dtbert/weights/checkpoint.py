@@ -17,6 +17,9 @@ from dtbert.weights.names import SPAN_HEAD, canonical_name, is_known_extra
 # In the order of preference.
 WEIGHT_FILES = ("model.safetensors", "model.int8.safetensors", "pytorch_model.bin")
 
+# What may lie beside the weights of a model that reads text.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
 # Mapped pages count as memory of the process until the file is unmapped: map it anew after this many bytes.
 _REMAP_BYTES = 16 * 2**20
 

@@ -5,12 +5,12 @@ import re
 from os import PathLike
 from pathlib import Path
 
-from dtbert.weights.checkpoint import WEIGHT_FILES
+from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES
 
 SHIPPED = Path(__file__).parent / "shipped"
 
 # Nothing else is downloaded; tokenizer_config.json says whether the words of vocab.txt are lower case.
-_COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "schedules.json")
+_COMPANIONS = (*TOKENIZER_FILES, "schedules.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 logger = logging.getLogger(__name__)

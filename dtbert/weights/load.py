@@ -1,7 +1,7 @@
 """From a checkpoint to a model that is ready to run."""
 
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,38 @@ from dtbert.weights.quantize import dequantize_rows
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK = 2**18  # values
 
+M = TypeVar("M", BertForQuestionAnswering, BertEncoder)
 
-class _Placement(NamedTuple):
+
+class Placement(NamedTuple):
+    """Where weights go, the dtype to which they are rounded, and the one in which they are held and computed."""
+
     device: torch.device
-    precision: torch.dtype  # to which the weights are rounded
-    dtype: torch.dtype  # in which they are held
+    precision: torch.dtype
+    dtype: torch.dtype
+
+    @classmethod
+    def of(
+        cls,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        backend: BackendName | None = None,
+    ) -> "Placement":
+        """What `load_model`'s arguments say; ValueError where one of them is wrong, before a file is opened."""
+        precision = torch.float32 if dtype is None else dtype
+        if precision not in _DTYPES:
+            raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, not {dtype!r}")
+        try:
+            place = torch.device("cpu" if device is None else device)
+            torch.zeros(1, device=place).tolist()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            if reason.startswith("Expected one of"):  # all of torch's forty kinds
+                reason = "expected cpu, cuda, cuda:1, ..."
+            raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error
+        choose_backend(place, backend)
+        native = place.type != "cpu" or multiplies_natively(precision)
+        return cls(place, precision, precision if native else torch.float32)
 
 
 def load_model(
@@ -50,11 +77,9 @@ def load_model(
         OSError: files are missing, or the hub cannot be reached.
         ValueError: a device or dtype that is not there, a config that is no BERT encoder's, or a malformed hub id.
     """
-    placement = _placement(device, dtype, backend)
+    placement = Placement.of(device, dtype, backend)
     checkpoint = open_checkpoint(resolve_source(source, revision))
-    with torch.device("meta"):
-        model = BertForQuestionAnswering(checkpoint.config, backend=backend)
-    _fill(model, checkpoint, placement)
+    model = _filled(BertForQuestionAnswering, checkpoint, placement, backend=backend)
     model.prepare()
     return model.eval()
 
@@ -71,11 +96,9 @@ def load_encoder(
 
     Arguments and errors are `load_model`'s.
     """
-    placement = _placement(device, dtype, backend)
+    placement = Placement.of(device, dtype, backend)
     checkpoint = open_checkpoint(resolve_source(source, revision))
-    with torch.device("meta"):
-        model = BertEncoder(checkpoint.config, pooler=checkpoint.has(POOLER), backend=backend)
-    _fill(model, checkpoint, placement)
+    model = _filled(BertEncoder, checkpoint, placement, pooler=checkpoint.has(POOLER), backend=backend)
     model.prepare()
     return model.eval()
 
@@ -89,28 +112,17 @@ def load_trainable(
 ) -> BertForQuestionAnswering:
     """Load a BERT to be trained: plain float32 parameters that need gradients, in training mode.
 
-    Args:
-        source, revision, device: as `load_model`.
-        generator: of the random numbers for the span head, where the checkpoint is an encoder alone.
-
-    Raises:
-        As `load_model`.
+    Arguments and errors are `load_model`'s. ``generator`` draws a span head for an encoder alone.
     """
-    placement = _placement(device, torch.float32, None)
+    placement = Placement.of(device)
     checkpoint = open_checkpoint(resolve_source(source, revision))
-    model: BertForQuestionAnswering | BertEncoder
     if checkpoint.has(SPAN_HEAD):
-        with torch.device("meta"):
-            model = BertForQuestionAnswering(checkpoint.config)
-        _fill(model, checkpoint, placement)
+        model = _filled(BertForQuestionAnswering, checkpoint, placement)
     else:
-        with torch.device("meta"):
-            bare = BertEncoder(checkpoint.config, pooler=checkpoint.has(POOLER))
-        _fill(bare, checkpoint, placement)
         model = BertForQuestionAnswering(checkpoint.config)
         model.reset_parameters(generator)
         model = model.to(placement.device)
-        model.encoder = bare.encoder
+        model.encoder = _filled(BertEncoder, checkpoint, placement).encoder
     return model.requires_grad_(True).train()
 
 
@@ -124,30 +136,14 @@ def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return expected
 
 
-def _placement(device: torch.device | str | None, dtype: torch.dtype | None, backend: BackendName | None) -> _Placement:
-    # Everything that can be wrong is said before a file is opened.
-    precision = torch.float32 if dtype is None else dtype
-    if precision not in _DTYPES:
-        raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, not {dtype!r}")
-    try:
-        place = torch.device("cpu" if device is None else device)
-        torch.zeros(1, device=place).tolist()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        if reason.startswith("Expected one of"):  # all of torch's forty kinds
-            reason = "expected cpu, cuda, cuda:1, ..."
-        raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error
-    choose_backend(place, backend)
-    native = place.type != "cpu" or multiplies_natively(precision)
-    return _Placement(place, precision, precision if native else torch.float32)
-
-
-def _fill(model: BertForQuestionAnswering | BertEncoder, checkpoint: Checkpoint, placement: _Placement) -> None:
-    """Give a model on the meta device its weights.
+def _filled(kind: type[M], checkpoint: Checkpoint, placement: Placement, **options: Any) -> M:
+    """A model of the checkpoint's sizes with its weights.
 
     The largest go first: while a tensor is copied its pages of the file are in memory too, and the largest one's
     are least in the way when nothing else is there yet.
     """
+    with torch.device("meta"):
+        model = kind(checkpoint.config, **options)
     sources = checkpoint.match(expected_tensors(model))
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, Tensor] = {}
@@ -159,7 +155,7 @@ def _fill(model: BertForQuestionAnswering | BertEncoder, checkpoint: Checkpoint,
             pieces[name] = rows
     checkpoint.check_finite(pieces)
     model.load_state_dict(tensors, assign=True)
-    model.requires_grad_(False)
+    return model.requires_grad_(False)
 
 
 def _copy(file: TensorFile, source: Source, target: Tensor, precision: torch.dtype) -> None:

@@ -10,24 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dtbert.files import check_new_folder, new_folder
+from dtbert.files import check_new_folder, new_folder, replacing, write_whole
 from dtbert.model import BertEncoder, BertForQuestionAnswering
-from dtbert.weights.checkpoint import Checkpoint, open_checkpoint, weights_sha256
+from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES, Checkpoint, open_checkpoint, weights_sha256
 from dtbert.weights.hub import resolve_source
 from dtbert.weights.load import expected_tensors
 from dtbert.weights.names import POOLER, SPAN_HEAD, hub_names
 from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_rows
 
 # What goes with the weights into a converted folder.
-_COMPANIONS = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "schedules.json",
-    "README.md",
-    "LICENSE",
-)
+_COMPANIONS = ("config.json", *TOKENIZER_FILES, "schedules.json", "README.md", "LICENSE")
 
 
 def to_hub_tensors(model: BertForQuestionAnswering | BertEncoder) -> dict[str, Tensor]:
@@ -51,12 +43,18 @@ def save_model(model: BertForQuestionAnswering | BertEncoder, folder: str | Path
         FileExistsError: something is there already.
         OSError: it cannot be written.
     """
+    with new_folder(folder) as partial:
+        write_model_files(model, partial)
+    return Path(folder)
+
+
+def write_model_files(model: BertForQuestionAnswering | BertEncoder, folder: Path) -> None:
+    """Write, or replace one after the other, each of them whole, the two files of a model in a folder that is there."""
     architecture = "BertForQuestionAnswering" if isinstance(model, BertForQuestionAnswering) else "BertModel"
     config = {"architectures": [architecture], **model.config.to_dict()}
-    with new_folder(folder) as partial:
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        save_file(to_hub_tensors(model), partial / "model.safetensors", {"format": "pt"})
-    return Path(folder)
+    write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    with replacing(folder / WEIGHT_FILES[0]) as partial:
+        save_file(to_hub_tensors(model), partial, {"format": "pt"})
 
 
 def convert(

@@ -1,6 +1,7 @@
-"""What figures belong to: the commit, and the versions of packages."""
+"""What figures belong to: the commit, the versions of packages, and the processor."""
 
 import importlib.metadata
+import platform
 import subprocess
 from pathlib import Path
 
@@ -23,3 +24,15 @@ def version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def cpu_fields() -> dict[str, str]:
+    """What Linux says of the last of the processors; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.open())}
+
+
+def cpu_name() -> str:
+    return cpu_fields().get("model name", platform.processor() or platform.machine())

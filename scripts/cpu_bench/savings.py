@@ -9,7 +9,8 @@ from bench.windows import EQUAL_LENGTHS, Batch, random_windows
 
 from cpu_bench.comparison import DTYPES, Effort
 from cpu_bench.timing import Contender, measure, rounds_within, trial
-from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch, Packing
+from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.model.layer import TokensLeft
 from dtbert.weights import load_model
 
 # The published schedule, for 384 tokens.
@@ -50,19 +51,24 @@ def scoring(checkpoint: Checkpoint, dtype: str, effort: Effort, wanted: Callable
     """One layer that scores its 384 tokens and keeps all but one, against the same layer keeping all."""
     rows = []
     for row, scorer, model, batch in _cases("scoring", checkpoint, dtype, wanted):
-        layer, backend, sequences = model.encoder.layers[0], model.backend, len(batch.packing.seqlens)
-        states = model.encoder.embeddings(batch, backend)
         schedule = LengthSchedule.absolute([_LENGTH - 1] * model.config.num_hidden_layers, scorer=scorer)
-        fewer = Packing.stack([[_LENGTH - 1] * sequences], states.device)[0]
         without, with_scores = _pair(
-            functools.partial(layer, states, batch, backend, batch.packing, None, None),
-            functools.partial(layer, states, batch, backend, fewer, schedule, None),
+            _first_layer(model, batch, None),
+            _first_layer(model, batch, schedule),
             " ".join(("scoring", *row.values())),
             effort,
         )
         ratio = {"ratio": with_scores["ms"] / without["ms"]}
         rows.append(row | _rounded(ratio) | with_scores | {"ms_without": without["ms"]})
     return rows
+
+
+def _first_layer(
+    model: BertForQuestionAnswering, batch: PackedBatch, schedule: LengthSchedule | None
+) -> Callable[[], object]:
+    backend, layers = model.backend, model.encoder.layers
+    states = backend.embed(batch.ids, model.encoder.embeddings)
+    return lambda: layers[0](states, TokensLeft(batch, schedule, len(layers), backend), backend)
 
 
 def _cases(section: str, checkpoint: Checkpoint, dtype: str, wanted: Callable[[str], bool]) -> Iterator[_Case]:

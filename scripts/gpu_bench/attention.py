@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dtbert.kernels import ATTENTION_SCORES, AttentionScore, reference
+from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Kept
 from dtbert.model import Packing
+from dtbert.model.scorers import scorer_named
 from gpu_bench.setting import QUESTION_TOKENS, Row, Rows, Setting
 from gpu_bench.timing import Contender, compare, peak_bytes
 
@@ -80,23 +81,31 @@ class Inputs:
         """Of the two products, over all heads."""
         return sum(4 * length**2 * self.setting.sizes.hidden_size for length in self.lengths)
 
-    def attend(self, index: int, **options: Any) -> tuple[Tensor, Tensor | None]:
-        packing, heads = self.packing, self.setting.sizes.heads
-        out: tuple[Tensor, Tensor | None] = self.setting.kernels.attention(
-            self.qkv[index], packing.cu_seqlens, packing.max_seqlen, heads, **options
-        )
-        return out
+    def attend(self, index: int, queries: Kept | None = None) -> Tensor:
+        """Context of all queries, or of some."""
+        return self.setting.backend.attention(self.qkv[index], self.packing, self.setting.sizes.heads, queries)
 
-    def expected(self, score: AttentionScore | None = None) -> tuple[Tensor, Tensor | None]:
-        packing = self.packing
-        return reference.attention(
-            self.qkv[0].float(),
-            packing.cu_seqlens,
-            packing.max_seqlen,
-            self.setting.sizes.heads,
-            significance=score,
-            token_type_ids=self.segments,
-        )
+    def attend_and_score(self, score: AttentionScore, index: int) -> tuple[Tensor, Tensor]:
+        """Context and score: in one pass where the score needs every query, as in a layer."""
+        return self._scored(self.setting.backend, score, self.qkv[index])
+
+    def score(self, score: AttentionScore, index: int) -> Tensor:
+        heads = self.setting.sizes.heads
+        return self.setting.backend.significance(self.qkv[index], self.packing, heads, score, self.segments)
+
+    def expected(self) -> Tensor:
+        """The context of the first set, by the reference in float32."""
+        return Backend().attention(self.qkv[0].float(), self.packing, self.setting.sizes.heads)
+
+    def expected_score(self, score: AttentionScore) -> Tensor:
+        return self._scored(Backend(), score, self.qkv[0].float())[1]
+
+    def _scored(self, backend: Backend, score: AttentionScore, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        packing, heads = self.packing, self.setting.sizes.heads
+        if scorer_named(score).with_context:
+            return backend.scored_attention(qkv, packing, heads, score)
+        significance = backend.significance(qkv, packing, heads, score, self.segments)
+        return backend.attention(qkv, packing, heads), significance
 
     def to_packed(self, padded: Tensor) -> Tensor:
         """``[B, N, S, D]`` to ``[T, H]``."""
@@ -107,8 +116,8 @@ def without_scores(setting: Setting) -> Rows:
     """Context alone, against the attention that PyTorch has."""
     for work, lengths in setting.works.items():
         inputs = Inputs(setting, lengths)
-        expected, _ = inputs.expected()
-        contenders = [Contender(OWN, inputs.attend, lambda out: out[0], expected), *_peers(inputs, expected)]
+        expected = inputs.expected()
+        contenders = [Contender(OWN, inputs.attend, expected=expected), *_peers(inputs, expected)]
         row = compare(contenders, setting.device, setting.effort, sets=inputs.sets, launch="replayed")
         yield {"section": "attention", "work": work, "flops": inputs.flops, **row}
 
@@ -157,15 +166,14 @@ def with_scores(setting: Setting) -> Rows:
     """Context and each score of the keys, against the context alone and against probabilities in memory."""
     for work, lengths in setting.works.items():
         inputs = Inputs(setting, lengths)
-        contenders = [Contender("no score", inputs.attend, lambda out: out[0], inputs.expected()[0])]
+        contenders = [Contender("no score", inputs.attend, expected=inputs.expected())]
         for score in ATTENTION_SCORES:
-            segments = inputs.segments if score == "from_question" else None
-            run = functools.partial(inputs.attend, significance=score, token_type_ids=segments)
-            expected = inputs.expected(score)[1]
+            run = functools.partial(inputs.attend_and_score, score)
+            expected = inputs.expected_score(score)
             contenders.append(Contender(score, run, lambda out: out[1], expected, _peak(setting, run)))
         if inputs.equal:
             stored = functools.partial(_materialised, inputs)
-            expected = inputs.expected("received")[1]
+            expected = inputs.expected_score("received")
             contenders.append(Contender(MATERIALISED, stored, lambda out: out[1], expected, _peak(setting, stored)))
         row = compare(contenders, setting.device, setting.effort, sets=inputs.sets, launch="replayed")
         yield {"section": "scores", "work": work, "flops": inputs.flops, **row}
@@ -207,22 +215,13 @@ def _winner(row: Row) -> Row:
 
 
 def _all_then_gather(inputs: Inputs, score: AttentionScore, target: Packing, index: int) -> Tensor:
-    context, significance = inputs.attend(index, significance=score)
-    return context.index_select(0, _select(inputs, significance, target))
+    context, significance = inputs.attend_and_score(score, index)
+    return context.index_select(0, _select(inputs, significance, target).rows)
 
 
 def _scores_first(inputs: Inputs, score: AttentionScore, target: Packing, index: int) -> Tensor:
-    now, heads = inputs.packing, inputs.setting.sizes.heads
-    significance = inputs.setting.kernels.attention_significance(
-        inputs.qkv[index], now.cu_seqlens, now.max_seqlen, heads, score
-    )
-    keep_indices = _select(inputs, significance, target)
-    return inputs.attend(index, query_indices=keep_indices, cu_seqlens_q=target.cu_seqlens)[0]
+    return inputs.attend(index, _select(inputs, inputs.score(score, index), target))
 
 
-def _select(inputs: Inputs, significance: Tensor | None, target: Packing) -> Tensor:
-    now = inputs.packing
-    keep_indices: Tensor = inputs.setting.kernels.select_tokens(
-        significance, now.cu_seqlens, target.cu_seqlens, target.num_tokens, now.max_seqlen
-    )
-    return keep_indices
+def _select(inputs: Inputs, significance: Tensor, target: Packing) -> Kept:
+    return inputs.setting.backend.select(significance, inputs.packing, target)

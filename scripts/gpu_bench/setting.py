@@ -1,15 +1,17 @@
-"""What all sections of the benchmark share: the device, the kernels, the sizes and the inputs."""
+"""What all sections of the benchmark share: the device, the backend, the sizes and the inputs."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from bench.windows import squad_lengths
 from torch import Tensor
 
-from dtbert.kernels import get_backend, reference
+from dtbert.kernels import Activation, Backend, get_backend
+from dtbert.kernels.parameters import LayerNorm, Linear, of_tensors
 from dtbert.model import Packing
 from dtbert.profiling.ceilings import Ceilings
 from gpu_bench.timing import Effort
@@ -70,13 +72,26 @@ TINY = Sizes(
 )
 
 
+class Launchers(NamedTuple):
+    """Kernels that are a part of a step, or the whole of it where that is faster.
+
+    Attributes:
+        fused_linear: of x, weight, bias and activation: a product and its activation.
+        add_norm: of product, bias, residual, the norm's weight and bias, eps and rows: `Backend.add_norm` after it.
+    """
+
+    fused_linear: Callable[[Tensor, Tensor, Tensor | None, Activation], Tensor]
+    add_norm: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
+
+
 @dataclass(frozen=True)
 class Setting:
-    """Where and how everything is measured; ``kernels`` is the module of kernels under test."""
+    """Where and how everything is measured; ``backend`` is the one under test."""
 
     device: torch.device
     dtype: torch.dtype
-    kernels: Any
+    backend: Backend
+    launchers: Launchers
     sizes: Sizes
     effort: Effort
     ceilings: Ceilings
@@ -106,30 +121,39 @@ class Setting:
         return Packing.stack([lengths], self.device)[0]
 
 
-class StandIn:
-    """The reference under the names of the Triton kernels, for trial runs without a GPU."""
+def backend_for(device: torch.device) -> tuple[Backend, Launchers]:
+    """The kernels; without a GPU the reference in their place, for a trial."""
+    if device.type != "cuda":
+        return Backend(), Launchers(_linear, _add_norm)
+    from dtbert.kernels.triton.add_norm import add_norm
+    from dtbert.kernels.triton.linear import fused_linear
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(reference, name)
-
-    fused_linear_gelu = staticmethod(reference.linear_gelu)
-
-    @staticmethod
-    def gather_add_layer_norm(
-        product: Tensor,
-        bias: Tensor,
-        residual: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        keep_indices: Tensor | None = None,
-    ) -> Tensor:
-        gathered = residual if keep_indices is None else residual.index_select(0, keep_indices)
-        return torch.nn.functional.layer_norm(product + bias + gathered, norm_weight.shape, norm_weight, norm_bias, eps)
+    return get_backend(device, "triton"), Launchers(fused_linear, add_norm)
 
 
-def kernels_for(device: torch.device) -> Any:
-    return get_backend(device, "triton") if device.type == "cuda" else StandIn()
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation) -> Tensor:
+    return Backend().linear(x, linear_of(weight, bias), activation)
+
+
+def _add_norm(
+    product: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    rows: Tensor | None,
+) -> Tensor:
+    gathered = residual if rows is None else residual.index_select(0, rows)
+    return F.layer_norm(product + bias + gathered, norm_weight.shape, norm_weight, norm_bias, eps)
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> Linear:
+    return of_tensors(Linear, weight=weight, bias=bias)
+
+
+def norm_of(weight: Tensor, bias: Tensor, eps: float) -> LayerNorm:
+    return of_tensors(LayerNorm, weight=weight, bias=bias, eps=eps)
 
 
 def checkpoint_sizes(sizes: Sizes) -> dict[str, int]:

@@ -1,16 +1,16 @@
 """The other steps alone: each kernel against the separate passes that it replaces."""
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtbert.kernels import reference
+from dtbert.kernels import Backend, TokenIds
+from dtbert.kernels.parameters import Embeddings, of_tensors
 from gpu_bench.attention import OWN
-from gpu_bench.setting import Rows, Setting
+from gpu_bench.setting import Rows, Setting, linear_of, norm_of
 from gpu_bench.timing import Contender, compare
 
 SEPARATE, PRODUCT, ONE_KERNEL = "separate passes", "the product alone", "one kernel"
@@ -30,13 +30,13 @@ def steps(setting: Setting) -> Rows:
 Prepared = tuple[list[Contender], int, dict[str, int]]
 
 
-def _linear_gelu(setting: Setting, tokens: int) -> Prepared:
+def _fused_linear(setting: Setting, tokens: int) -> Prepared:
     hidden, wide = setting.sizes.hidden_size, setting.sizes.feed_forward
     sets = setting.sets(tokens * (hidden + wide) * setting.dtype.itemsize)
     x = [setting.randn(tokens, hidden, seed=seed) for seed in range(sets)]
     weight, bias = setting.randn(wide, hidden) / hidden**0.5, setting.randn(wide)
-    fused = setting.kernels.fused_linear_gelu
-    expected = reference.linear_gelu(x[0].float(), weight.float(), bias.float())
+    fused = setting.launchers.fused_linear
+    expected = Backend().linear(x[0].float(), linear_of(weight.float(), bias.float()), "gelu")
     product = F.linear(x[0].float(), weight.float(), bias.float())
     contenders = [
         Contender(ONE_KERNEL, lambda i: fused(x[i], weight, bias, "gelu"), expected=expected),
@@ -50,7 +50,7 @@ def _linear_gelu(setting: Setting, tokens: int) -> Prepared:
     return contenders, sets, {"flops": 2 * tokens * hidden * wide}
 
 
-def _gather_add_layer_norm(setting: Setting, tokens: int) -> Prepared:
+def _add_norm(setting: Setting, tokens: int) -> Prepared:
     hidden, kept = setting.sizes.hidden_size, math.ceil(_KEPT * tokens)
     row_bytes = hidden * setting.dtype.itemsize
     sets = setting.sets((tokens + kept) * row_bytes)
@@ -66,7 +66,7 @@ def _gather_add_layer_norm(setting: Setting, tokens: int) -> Prepared:
 
     summed = product[0].float() + bias.float() + residual[0][keep].float()
     expected = F.layer_norm(summed, weight.shape, weight.float(), shift.float(), _EPS)
-    fused = setting.kernels.gather_add_layer_norm
+    fused = setting.launchers.add_norm
     contenders = [
         Contender(OWN, lambda i: fused(product[i], bias, residual[i], weight, shift, _EPS, keep), expected=expected),
         Contender(SEPARATE, separate, expected=expected),
@@ -74,34 +74,36 @@ def _gather_add_layer_norm(setting: Setting, tokens: int) -> Prepared:
     return contenders, sets, {"bytes": 3 * kept * row_bytes + 8 * kept}
 
 
-def _embed_layer_norm(setting: Setting, tokens: int) -> Prepared:
+def _embed(setting: Setting, tokens: int) -> Prepared:
     hidden = setting.sizes.hidden_size
     row_bytes = hidden * setting.dtype.itemsize
     sets = setting.sets(2 * tokens * row_bytes)
     generator = torch.Generator().manual_seed(0)
-    rows = (30522, 512, 2)
+    rows = (30522, 2, 512)  # words, segments, positions
     tables = [setting.randn(count, hidden, seed=count) for count in rows]
     ids = [
-        [torch.randint(0, count, (tokens,), generator=generator).to(setting.device) for count in rows]
+        TokenIds(*(torch.randint(0, count, (tokens,), generator=generator).to(setting.device) for count in rows))
         for _ in range(sets)
     ]
     weight, bias = setting.randn(hidden, seed=1), setting.randn(hidden, seed=2)
-    in_float32 = [tensor.float() for tensor in (*tables, weight, bias)]
 
-    def run(step: Callable[..., Tensor], index: int) -> Tensor:
-        return step(*ids[index], *tables, weight, bias, _EPS)
+    def embeddings(tensors: Sequence[Tensor]) -> Embeddings:
+        word, token_type, position, weight, bias = tensors
+        norm = norm_of(weight, bias, _EPS)
+        return of_tensors(Embeddings, word=word, token_type=token_type, position=position, norm=norm)
 
-    exact: Callable[..., Tensor] = reference.embed_layer_norm
-    expected = exact(*ids[0], *in_float32, _EPS)
-
+    values = [*tables, weight, bias]
+    own, exact = embeddings(values), embeddings([tensor.float() for tensor in values])
+    reference = Backend()
+    expected = reference.embed(ids[0], exact)
     contenders = [
-        Contender(OWN, functools.partial(run, setting.kernels.embed_layer_norm), expected=expected),
-        Contender(SEPARATE, functools.partial(run, reference.embed_layer_norm), expected=expected),
+        Contender(OWN, lambda i: setting.backend.embed(ids[i], own), expected=expected),
+        Contender(SEPARATE, lambda i: reference.embed(ids[i], own), expected=expected),
     ]
     return contenders, sets, {"bytes": 2 * tokens * row_bytes + 24 * tokens}
 
 
-def _select_tokens(setting: Setting, tokens: int) -> Prepared:
+def _select(setting: Setting, tokens: int) -> Prepared:
     length = setting.sizes.equal[1]
     sequences = max(1, tokens // length)
     kept = math.ceil(_KEPT * length)
@@ -114,20 +116,14 @@ def _select_tokens(setting: Setting, tokens: int) -> Prepared:
         rows = scores[index].view(sequences, length).topk(kept, sorted=False).indices
         return (rows.sort().values + begins).flatten()
 
-    def own(index: int) -> Tensor:
-        keep: Tensor = setting.kernels.select_tokens(
-            scores[index], now.cu_seqlens, target.cu_seqlens, target.num_tokens, length
-        )
-        return keep
-
     contenders = [
-        Contender(OWN, own, expected=separate(0)),
+        Contender(OWN, lambda i: setting.backend.select(scores[i], now, target).rows, expected=separate(0)),
         Contender("topk and sort, equal lengths alone", separate, expected=separate(0)),
     ]
     return contenders, len(scores), {"bytes": 4 * now.num_tokens + 8 * target.num_tokens}
 
 
-def _restore(setting: Setting, tokens: int) -> Prepared:
+def _scatter(setting: Setting, tokens: int) -> Prepared:
     hidden, kept = setting.sizes.hidden_size, math.ceil(_KEPT * tokens)
     row_bytes = hidden * setting.dtype.itemsize
     sets = setting.sets((tokens + kept) * row_bytes)
@@ -138,15 +134,15 @@ def _restore(setting: Setting, tokens: int) -> Prepared:
     contenders = [
         Contender("a copy, then the rows", lambda i: states[i].index_copy(0, keep, restored[i]), expected=expected),
         # In place: it comes last, so that the others meet fresh states.
-        Contender(OWN, lambda i: setting.kernels.restore(states[i], keep, restored[i]), expected=expected),
+        Contender(OWN, lambda i: setting.backend.scatter(states[i], keep, restored[i]), expected=expected),
     ]
     return contenders, sets, {"bytes": 2 * kept * row_bytes + 8 * kept}
 
 
 _STEPS: dict[str, Callable[[Setting, int], Prepared]] = {
-    "linear_gelu": _linear_gelu,
-    "gather_add_layer_norm": _gather_add_layer_norm,
-    "embed_layer_norm": _embed_layer_norm,
-    "select_tokens": _select_tokens,
-    "restore": _restore,
+    "fused_linear": _fused_linear,
+    "add_norm": _add_norm,
+    "embed": _embed,
+    "select": _select,
+    "scatter": _scatter,
 }

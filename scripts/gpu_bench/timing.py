@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import torch
 from bench.checkpoints import reason
-from dtbert.profiling.timed import Clock
 from torch import Tensor
+
+from dtbert.profiling.watch import Clock
 
 # How calls follow each other. ``replayed``: captured in a CUDA graph, so that no launch from Python lies between
 # kernels; ``called``: one after another, as a program would; ``awaited``: each call waits for the device.

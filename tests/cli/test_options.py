@@ -12,6 +12,7 @@ from dtbert.cli.options import (
     add_schedule_options,
     describe_schedule,
     load_answerer,
+    load_for_schedule,
     parse_schedule,
     schedule_of,
 )
@@ -21,7 +22,7 @@ from dtbert.model import LengthSchedule
 def parse(*arguments: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_model_options(parser)
-    add_schedule_options(parser)
+    add_schedule_options(parser, budget=True)
     return parser.parse_args([str(argument) for argument in arguments])
 
 
@@ -101,7 +102,7 @@ def test_wrong_schedule_options_are_refused(arguments: list[str], message: str) 
 def test_model_options_reach_the_model(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    answerer = load_answerer(parse("--model", model_folder, "--threads", 3, "--device", "cpu"), None)
+    answerer = load_answerer(parse("--model", model_folder, "--threads", 3, "--device", "cpu"))
     assert answerer.config.hidden_size == 16
     assert answerer.model.dtype == torch.float32
     assert threads == [3]
@@ -109,9 +110,9 @@ def test_model_options_reach_the_model(model_folder: Path, monkeypatch: pytest.M
 
 def test_model_and_schedule_must_fit(model_folder: Path) -> None:
     with pytest.raises(ValueError, match="3 entries, the model 2 layers"):
-        load_answerer(parse("--model", model_folder), LengthSchedule.ratios([1, 1, 1]))
+        load_for_schedule(parse("--model", model_folder, "--schedule", "1,1,0.5"))
     with pytest.raises(ValueError, match="give it with --model"):
-        load_answerer(parse("--revision", "main"), None)
+        load_answerer(parse("--revision", "main"))
 
 
 def test_schedule_file_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_train_makes_models_that_the_other_commands_read(
 ) -> None:
     out = tmp_path / "run"
     command = ("train", "--model", model_folder, "--train", train, "--dev", dev, "--out", out, *SMALL,
-               "--length-drop", "--eval-schedule", "0.8,0.5")  # fmt: skip
+               "--length-drop", "--num-sandwich", 0, "--eval-schedule", "0.8,0.5")  # fmt: skip
     first = run(*command)
     assert first.status == 0, first.err
     assert "trained 2 steps; models in" in first.out

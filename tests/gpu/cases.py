@@ -1,4 +1,4 @@
-"""What the tests on a GPU share: dtypes, the bounds of error, and packings."""
+"""What the tests on a GPU share: dtypes, the bounds of error, packings, and kernels that are a part of a step."""
 
 import math
 from itertools import accumulate
@@ -54,3 +54,25 @@ def keep_of(lengths: list[int], fraction: float, seed: int = 0) -> tuple[Tensor,
         for begin, length, count in zip(begins, lengths, counts, strict=False)
     ]
     return torch.cat(kept).cuda(), offsets(counts)
+
+
+def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """Product and activation in one kernel, which `linear_gelu` takes where that is faster."""
+    # Imported here: imported with this file, triton would make compiled kernels of those that other tests interpret.
+    from dtbert.kernels.triton.linear import fused_linear as launch
+
+    return launch(x, weight, bias, activation)
+
+
+def add_norm(
+    product: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    keep_indices: Tensor | None = None,
+) -> Tensor:
+    """`linear_add_layer_norm` after its product."""
+    from dtbert.kernels.triton.add_norm import add_norm as launch
+
+    return launch(product, bias, residual, norm_weight, norm_bias, 1e-12, keep_indices)

@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dtbert.kernels import get_backend
-
 _left_out = pytest.StashKey[int]()
 _POISON = {torch.int64: -(2**40), torch.int32: -(2**20)}
 
@@ -25,12 +23,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if config.stash.get(_left_out, 0):
         count = config.stash[_left_out]
         terminalreporter.line(f"tests/gpu: {count} tests left out, for want of a GPU: scripts/gpu_check.sh runs them")
-
-
-@pytest.fixture(scope="session")
-def triton() -> object:
-    """The compiled kernels; imported here and not above, where it would make those of other tests compiled too."""
-    return get_backend("cuda", "triton")
 
 
 @pytest.fixture

@@ -4,14 +4,17 @@ Some ptxas versions miscompile pipelined products on Hopper whose left operand i
 configuration is held to exact results, many times over.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.cases import DTYPES, offsets
+from dtbert.kernels import attention, linear_gelu
+from tests.gpu.cases import DTYPES, fused_linear, offsets
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
 
@@ -90,9 +93,7 @@ def question_of(length: int) -> int:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_size", [32, 64, 128])
 @pytest.mark.parametrize("kind", [None, *EXACT_SCORES])
-def test_attention_with_probabilities_of_powers_of_two_is_exact(
-    triton: Any, kind: Any, head_size: int, dtype: torch.dtype
-) -> None:
+def test_attention_with_probabilities_of_powers_of_two_is_exact(kind: Any, head_size: int, dtype: torch.dtype) -> None:
     generator = torch.Generator("cuda").manual_seed(0)
     for _ in range(4):
         sequences = [exact_sequence(length, HEADS, head_size, generator) for length in LENGTHS]
@@ -101,7 +102,7 @@ def test_attention_with_probabilities_of_powers_of_two_is_exact(
         segments = [torch.arange(length, device="cuda") >= question_of(length) for length in LENGTHS]
         options = {"significance": kind, "token_type_ids": torch.cat(segments).long()}
         for _ in range(REPEATS // 4):
-            got, significance = triton.attention(qkv, offsets(LENGTHS), max(LENGTHS), HEADS, **options)
+            got, significance = attention(qkv, offsets(LENGTHS), max(LENGTHS), HEADS, **options, backend="triton")
             assert torch.equal(got, context)
             if kind is not None:
                 want = [exact_score(kind, s.probabilities, question_of(len(s.qkv))) for s in sequences]
@@ -118,8 +119,14 @@ def _summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_summed_in_float32")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("step", ["fused_linear_gelu", "linear_gelu"])
-def test_linear_relu_of_integers_is_exact(triton: Any, step: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(fused_linear, id="fused_linear"),
+        pytest.param(functools.partial(linear_gelu, backend="triton"), id="linear_gelu"),
+    ],
+)
+def test_linear_relu_of_integers_is_exact(step: Callable[..., Tensor], dtype: torch.dtype) -> None:
     generator = torch.Generator("cuda").manual_seed(0)
 
     def integers(*shape: int) -> Tensor:
@@ -129,4 +136,4 @@ def test_linear_relu_of_integers_is_exact(triton: Any, step: str, dtype: torch.d
         x, weight, bias = integers(tokens, width), integers(wide, width), integers(wide)
         want = (x.double() @ weight.double().T + bias.double()).relu().to(dtype)
         for _ in range(REPEATS):
-            assert torch.equal(getattr(triton, step)(x, weight, bias, "relu"), want)
+            assert torch.equal(step(x, weight, bias, "relu"), want)

@@ -33,7 +33,7 @@ def peer() -> transformers.BertForQuestionAnswering:
 
 
 def own(peer: transformers.BertForQuestionAnswering, dtype: torch.dtype, backend: Any = None) -> Any:
-    return make_dtbert(peer, backend=backend, pack=False).to("cuda", dtype)
+    return make_dtbert(peer, backend=backend, blocked=False).to("cuda", dtype)
 
 
 def on_gpu(peer: transformers.BertForQuestionAnswering, dtype: torch.dtype) -> Any:

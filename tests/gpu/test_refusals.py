@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dtbert import kernels
+from dtbert.kernels import Sizes, choose_backend, get_backend
 from tests.gpu.cases import offsets, randn
 
 pytestmark = pytest.mark.gpu
@@ -45,10 +46,10 @@ def attention_arguments() -> dict[str, Any]:
     ],
     ids=["cpu", "integers", "heads", "no-heads", "offsets-cpu", "offsets-int64", "score", "segments", "half-a-pair"],
 )
-def test_attention_refuses(changed: dict[str, Any], error: type[Exception], triton: Any) -> None:
-    for step in (triton.attention, kernels.attention):
-        with pytest.raises(error, match=r"attention|backend"):
-            step(**{**attention_arguments(), **changed})
+@pytest.mark.parametrize("backend", [None, "triton"])
+def test_attention_refuses(backend: Any, changed: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match="attention"):
+        kernels.attention(**{**attention_arguments(), **changed}, backend=backend)
 
 
 @pytest.mark.parametrize("bad", [[0, 20, 10], [0, 10, 31], [0, 10, 29], [1, 10, 30], [0, -5, 30]], ids=str)
@@ -75,22 +76,47 @@ def test_embed_layer_norm_refuses_ids_outside_their_tables() -> None:
         kernels.embed_layer_norm(*ids, *tables, *norms, 1e-12)
 
 
-def test_kernels_refuse_float64_and_gradients(triton: Any) -> None:
+def test_kernels_refuse_float64_and_gradients() -> None:
     arguments = attention_arguments()
-    with pytest.raises(TypeError, match="float64"):
-        triton.attention(**{**arguments, "qkv": arguments["qkv"].double()})
+    with pytest.raises(ValueError, match="float64"):
+        kernels.attention(**{**arguments, "qkv": arguments["qkv"].double()}, backend="triton")
     with pytest.raises(ValueError, match="gradients"):
-        triton.attention(**{**arguments, "qkv": arguments["qkv"].requires_grad_()})
+        kernels.attention(**{**arguments, "qkv": arguments["qkv"].requires_grad_()}, backend="triton")
 
 
-def test_kernels_refuse_heads_that_are_too_large(triton: Any) -> None:
+def test_kernels_refuse_heads_that_are_too_large() -> None:
     qkv = randn(30, 3 * 2 * 256, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="256"):
-        triton.attention(qkv, offsets([10, 20]), 20, 2)
+        kernels.attention(qkv, offsets([10, 20]), 20, 2, backend="triton")
 
 
-def test_default_backend_computes_what_the_kernels_do_not() -> None:
+TOO_LARGE = [
+    Sizes(dtype=torch.float64),
+    Sizes(head_size=129),
+    Sizes(hidden_size=4097),
+    Sizes(max_seqlen=16385),
+]
+
+
+@pytest.mark.parametrize("sizes", TOO_LARGE, ids=["float64", "head-size", "hidden-size", "max-seqlen"])
+def test_choose_backend_leaves_to_the_reference_what_the_kernels_do_not_take(sizes: Sizes) -> None:
+    assert choose_backend("cuda") == "triton"
+    assert choose_backend("cuda", sizes=sizes) == "reference"
+    assert get_backend("cuda", sizes=sizes).name == "reference"
+    with pytest.raises(ValueError, match="choose the backend 'reference'"):
+        choose_backend("cuda", "triton", sizes)
+
+
+def test_choose_backend_refuses_compiled_kernels_on_a_cpu_and_the_cpu_on_a_gpu() -> None:
+    with pytest.raises(ValueError, match="TRITON_INTERPRET"):
+        choose_backend("cpu", "triton")
+    with pytest.raises(ValueError, match="leave backend out"):
+        choose_backend("cuda", "cpu")
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_reference_computes_what_the_kernels_do_not(backend: Any) -> None:
     arguments = attention_arguments()
     arguments["qkv"] = arguments["qkv"].double()
-    context, _ = kernels.attention(**arguments)
+    context, _ = kernels.attention(**arguments, backend=backend)
     assert context.dtype == torch.float64

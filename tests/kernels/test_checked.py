@@ -184,6 +184,24 @@ def test_ids_outside_their_table_are_refused(name: str) -> None:
         refuses("embed_layer_norm", f"{name} holds {wrong} at token 5, its table rows 0 to", **{name: ids})
 
 
+def test_an_upper_bound_of_the_longest_sequence_is_taken() -> None:
+    for step in ("attention", "attention_significance", "select_tokens"):
+        torch.testing.assert_close(call(step, max_seqlen=7), call(step))
+
+
+@pytest.mark.parametrize("step", NAMES)
+def test_arguments_of_another_kind_are_refused(step: str) -> None:
+    for name, value in arguments(step).items():
+        if name == "kind":
+            continue
+        wrong = value.tolist() if isinstance(value, Tensor) else torch.tensor(value)
+        refuses(step, f"{step}: {name} is (list|Tensor), expected a ", TypeError, **{name: wrong})
+    for name in ("num_heads", "max_seqlen"):
+        if name in arguments(step):
+            refuses(step, f"{name} is float, expected a whole number", TypeError, **{name: 3.0})
+            refuses(step, f"{name} is bool, expected a whole number", TypeError, **{name: True})
+
+
 def test_selections_that_do_not_fit_are_refused() -> None:
     refuses("select_tokens", "keeps more tokens than there are in sequence 1", next_cu_seqlens=offsets(0, 2, 3, 4))
     refuses("select_tokens", "next_cu_seqlens ends at 4, num_kept is 5", num_kept=5)

@@ -143,6 +143,18 @@ def test_registered_scorer_decides_what_stays() -> None:
     assert seen[0].hidden_states.shape == (16, 24)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.bool], ids=["int64", "float64", "bool"])
+def test_scores_that_float32_would_round_keep_their_order(dtype: torch.dtype) -> None:
+    def score(view: LayerView) -> Tensor:
+        return view.position_ids >= 5 if dtype == torch.bool else (view.position_ids + 2**30).to(dtype)
+
+    register_scorer("exact", score)
+    batch = PackedBatch.from_lists(*random_ids([10, 8], 0))
+    schedule = LengthSchedule.ratios([0.5] * 4, scorer="exact")
+    kept = MODEL.encoder(batch, schedule, backend=MODEL.backend).kept[0].tolist()
+    assert kept == ([5, 6, 7, 8, 9, 10, 15, 16, 17] if dtype == torch.bool else [5, 6, 7, 8, 9, 14, 15, 16, 17])
+
+
 @pytest.mark.parametrize(
     ("result", "message"),
     [

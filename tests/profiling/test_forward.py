@@ -9,8 +9,8 @@ import torch
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
 from dtbert.model.work import Work
 from dtbert.profiling import (
+    Calls,
     Ceilings,
-    Measurement,
     Profile,
     ceilings,
     check_device,
@@ -21,7 +21,7 @@ from dtbert.profiling import (
     random_model,
     write_trace,
 )
-from dtbert.profiling.forward import _step_seconds, peak_memory, spread
+from dtbert.profiling.forward import Spread, _step_seconds, peak_memory
 from dtbert.profiling.watch import Clock, Stopwatch
 from tests.profiling.conftest import CONFIG
 
@@ -64,8 +64,8 @@ def test_what_no_step_takes_is_other() -> None:
 
 
 def test_spread_is_median_and_outer_tenths() -> None:
-    assert spread((3.0,)) == (3, 3, 3)
-    assert spread(tuple(float(number) for number in range(11))) == (5, 1, 9)
+    assert Spread.of((3.0,)) == (3, 3, 3)
+    assert Spread.of(tuple(float(number) for number in range(11))) == (5, 1, 9)
 
 
 def test_profile_accounts_for_each_step_and_layer(profile: Profile) -> None:
@@ -90,8 +90,8 @@ def test_profile_accounts_for_each_step_and_layer(profile: Profile) -> None:
     for forward in (profile.everything, profile.dropping):
         total = forward.total()
         for parts in (forward.by_step().values(), forward.by_layer().values()):
-            assert Measurement.total(parts).work == total.work
-            assert Measurement.total(parts).seconds == pytest.approx(total.seconds)
+            assert Calls.total(parts).work == total.work
+            assert Calls.total(parts).seconds == pytest.approx(total.seconds)
         assert len(forward.seconds) == len(forward.watched_seconds) == len(total.seconds) == 3
         assert all(seconds > 0 for one in forward.steps.values() if one.works for seconds in one.seconds)
         # No time is lost: the steps and what lies between them are the whole.
@@ -113,11 +113,11 @@ def test_bound_is_the_lower_ceiling() -> None:
     assert (limits.bound(Work(1000, 10)), limits.seconds(Work(1000, 10))) == ("compute", 10)
     assert (limits.bound(Work(100, 100)), limits.seconds(Work(100, 100))) == ("memory", 10)
     # Each call has its own limit: together they are above the limit of the sum.
-    calls = Measurement((Work(1000, 10), Work(100, 100)), (40.0, 40.0, 40.0))
+    calls = Calls((Work(1000, 10), Work(100, 100)), (40.0, 40.0, 40.0))
     assert calls.limit(limits) == 20
     assert calls.reached(limits) == 0.5
-    assert Measurement((), (1.0,)).reached(limits) is None
-    assert Measurement((), (1.0,)).bound(limits) is None
+    assert Calls((), (1.0,)).reached(limits) is None
+    assert Calls((), (1.0,)).bound(limits) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])

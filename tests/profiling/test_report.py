@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dtbert.profiling import Ceilings, ForwardProfile, Measurement, Profile, Work, check_plot, save_plot, table
+from dtbert.profiling import Calls, Ceilings, ForwardProfile, Profile, Work, check_plot, save_plot, table
 
 
 def scaled(forward: ForwardProfile, seconds: float, work: int) -> ForwardProfile:
     """The same forward with times and work of another size."""
     steps = {
-        key: Measurement(
+        key: Calls(
             tuple(Work(one.flops * work, one.bytes * work) for one in measured.works),
             tuple(seconds * (1 + index) for index in range(3)),
         )

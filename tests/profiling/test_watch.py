@@ -48,7 +48,7 @@ def counted(model: BertForQuestionAnswering, batch: PackedBatch, schedule: Lengt
     watch = Stopwatch(Clock(model.device))
     with torch.inference_mode():
         watched_forward(model, batch, schedule, watch)
-    return sum(span.work().flops for span in watch.spans)
+    return sum(timed.work().flops for timed in watch.timed)
 
 
 def counted_by_schedule(schedule: LengthSchedule, seqlens: list[int], backend: BackendName = "cpu") -> int:

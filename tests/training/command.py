@@ -15,7 +15,7 @@ import torch._dynamo
 from torch.nn.parallel import DistributedDataParallel
 
 from dtbert.cli import main
-from dtbert.training import RunFolder
+from dtbert.training.checkpoint import RunFolder
 
 
 class Kill(NamedTuple):

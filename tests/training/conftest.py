@@ -11,7 +11,10 @@ import torch
 from dtbert.evaluation import SquadQuestion, read_squad
 from dtbert.model import BertConfig, BertForQuestionAnswering
 from dtbert.qa import load_tokenizer
-from dtbert.training import RunFolder, Trainer, TrainingOptions, TrainingSet
+from dtbert.training import TrainingOptions
+from dtbert.training.checkpoint import RunFolder
+from dtbert.training.data import TrainingSet
+from dtbert.training.loop import Trainer
 from dtbert.weights import load_trainable, save_model
 
 WORDS = [first + second for first in "bdfgklmnprst" for second in "aeiou"]

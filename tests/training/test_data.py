@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from dtbert.evaluation import GoldAnswer, SquadQuestion
 from dtbert.model import BertConfig
 from dtbert.qa import load_tokenizer
-from dtbert.training import TrainingSet
+from dtbert.training.data import TrainingSet
 from dtbert.weights import resolve_source
 
 CONFIG = BertConfig(max_position_embeddings=64)

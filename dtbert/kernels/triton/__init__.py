@@ -39,10 +39,10 @@ class Triton(Backend):
 
     def embed(self, ids: TokenIds, tables: Embeddings) -> Tensor:
         norm = tables.norm
-        return embed(*ids, tables.word, tables.token_type, tables.position, norm.weight, norm.bias, norm.eps)
+        return embed(*ids, tables.word, tables.token_type, tables.position, *norm.weight_and_bias, norm.eps)
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
-        return linear(x, layer.weight, layer.bias, activation)
+        return linear(x, *layer.weight_and_bias, activation)
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
         chosen = (None, None) if queries is None else (queries.rows, queries.packing.cu_seqlens)
@@ -63,8 +63,8 @@ class Triton(Backend):
     def add_norm(
         self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None
     ) -> Tensor:
-        product = F.linear(x, layer.weight)
-        return add_norm(product, layer.bias, residual, norm.weight, norm.bias, norm.eps, rows)
+        weight, bias = layer.weight_and_bias
+        return add_norm(F.linear(x, weight), bias, residual, *norm.weight_and_bias, norm.eps, rows)
 
     def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
         rows = select(significance, packing.cu_seqlens, target.cu_seqlens, target.num_tokens)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import architecture, operator, wrap_triton
+from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
@@ -62,7 +62,7 @@ def add_norm(
     kept, hidden_size = product.shape
     config = row_config(hidden_size, architecture(product.device))
     states = torch.empty(kept, hidden_size, dtype=product.dtype, device=product.device)
-    wrap_triton(_add_norm_kernel)[(triton.cdiv(kept, config.block_t),)](
+    wrap_triton(_add_norm_kernel)[(cdiv(kept, config.block_t),)](
         product,
         bias,
         residual,

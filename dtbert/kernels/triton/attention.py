@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import INTERPRETED, architecture, operator, wrap_triton
+from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, next_power_of_2, operator, wrap_triton
 from dtbert.kernels.triton.significance import LOG2_E, cls_significance, combine_partials, load_rows, sequence_bounds
 
 MAX_HEAD_SIZE = 128
@@ -54,7 +54,7 @@ def config_for(arch: str, dtype: torch.dtype, head_size: int) -> Config:
 
 def block_of(head_size: int) -> int:
     """Columns of a head's tile: a power of two, 16 at least."""
-    return max(16, triton.next_power_of_2(head_size))
+    return max(16, next_power_of_2(head_size))
 
 
 @triton.jit(
@@ -200,7 +200,7 @@ def attention(
     if score == "cls":
         return context, cls_significance(qkv, cu_seqlens, max_seqlen, num_heads)
     config = config_for(architecture(qkv.device), qkv.dtype, head_size)
-    query_blocks = triton.cdiv(max_seqlen, config.block_m)
+    query_blocks = cdiv(max_seqlen, config.block_m)
     # Blocks without a query of segment 0 leave theirs as they are.
     allocate = torch.zeros if score == "from_question" else torch.empty
     partials = allocate((query_blocks, num_heads, tokens) if score else 0, dtype=torch.float32, device=qkv.device)

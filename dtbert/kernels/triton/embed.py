@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import architecture, operator, wrap_triton
+from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
@@ -66,7 +66,7 @@ def embed(
     tokens, hidden_size = input_ids.shape[0], word.shape[1]
     config = row_config(hidden_size, architecture(word.device))
     states = torch.empty(tokens, hidden_size, dtype=word.dtype, device=word.device)
-    wrap_triton(_embed_kernel)[(triton.cdiv(tokens, config.block_t),)](
+    wrap_triton(_embed_kernel)[(cdiv(tokens, config.block_t),)](
         input_ids,
         position_ids,
         token_type_ids,

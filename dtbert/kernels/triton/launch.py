@@ -75,6 +75,16 @@ def operator(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callabl
     return decorate
 
 
+def cdiv(total: int, size: int) -> int:
+    """Blocks of a size that hold a total. Triton's own function of the name takes 5 us."""
+    return -(-total // size)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of two that is not below a number of at least 1."""
+    return 1 << (number - 1).bit_length()
+
+
 def wrap_triton(kernel: Any) -> Any:
     """The kernel, ready for ``[grid](...)``: itself in a plain call, torch's traceable wrapper inside an operator."""
     return torch.library.wrap_triton(kernel) if _operators.depth else kernel

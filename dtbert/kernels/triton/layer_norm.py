@@ -9,6 +9,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from dtbert.kernels.triton.launch import next_power_of_2
+
 
 @triton.jit
 def normalize_rows(rows, m_columns, norm_weight, norm_bias, columns, hidden_size: tl.constexpr, eps):
@@ -42,6 +44,6 @@ MAX_HIDDEN_SIZE = max(_WARPS)
 @functools.cache
 def row_config(hidden_size: int, arch: str) -> RowConfig:
     """The tile for rows of ``hidden_size`` values, at most `MAX_HIDDEN_SIZE`."""
-    block_h = triton.next_power_of_2(hidden_size)
+    block_h = next_power_of_2(hidden_size)
     num_warps = next(num_warps for columns, num_warps in _WARPS.items() if block_h <= columns)
     return RowConfig(INTERPRETED_ROWS if arch == "interpreter" else 1, block_h, num_warps)

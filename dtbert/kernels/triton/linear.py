@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dtbert.kernels.reference import Activation
-from dtbert.kernels.triton.launch import INTERPRETED, architecture, operator, wrap_triton
+from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, operator, wrap_triton
 
 
 class _Config(NamedTuple):
@@ -121,7 +121,7 @@ def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
     (tokens, inputs), outputs = x.shape, weight.shape[0]
     config = _config(architecture(x.device), x.dtype)
     output = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
-    grid = triton.cdiv(tokens, config.block_m) * triton.cdiv(outputs, config.block_n)
+    grid = cdiv(tokens, config.block_m) * cdiv(outputs, config.block_n)
     wrap_triton(_fused_linear_kernel)[(grid,)](
         x,
         weight,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import wrap_triton
+from dtbert.kernels.triton.launch import cdiv, next_power_of_2, wrap_triton
 
 # Tokens a program. None of these has been measured on a GPU yet.
 _BLOCK_TOKENS = 64
@@ -154,7 +154,7 @@ def combine_partials(
     """
     _, num_heads, tokens = partials.shape
     significance = torch.empty(tokens, dtype=torch.float32, device=partials.device)
-    token_blocks = triton.cdiv(max_seqlen, _BLOCK_TOKENS)
+    token_blocks = cdiv(max_seqlen, _BLOCK_TOKENS)
     wrap_triton(_combine_partials_kernel)[(token_blocks * (cu_seqlens.shape[0] - 1),)](
         partials,
         cu_seqlens,
@@ -164,7 +164,7 @@ def combine_partials(
         num_heads=num_heads,
         maximum=maximum,
         block_m=block_m,
-        block_h=triton.next_power_of_2(num_heads),
+        block_h=next_power_of_2(num_heads),
         block_n=_BLOCK_TOKENS,
         num_warps=_NUM_WARPS,
     )
@@ -178,7 +178,7 @@ def cls_significance(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads
     keys once, T H values, and writes and reads 4 N T bytes of logits: n D products a head where the others take n^2 D.
     """
     tokens, head_size = qkv.shape[0], qkv.shape[1] // (3 * num_heads)
-    sequences, token_blocks = cu_seqlens.shape[0] - 1, triton.cdiv(max_seqlen, _BLOCK_TOKENS)
+    sequences, token_blocks = cu_seqlens.shape[0] - 1, cdiv(max_seqlen, _BLOCK_TOKENS)
     logits = torch.empty(num_heads, tokens, dtype=torch.float32, device=qkv.device)
     highest = torch.empty(sequences, token_blocks, num_heads, dtype=torch.float32, device=qkv.device)
     total = torch.empty(sequences, token_blocks, num_heads, dtype=torch.float32, device=qkv.device)
@@ -195,7 +195,7 @@ def cls_significance(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads
         token_blocks,
         num_heads=num_heads,
         head_size=head_size,
-        block_d=triton.next_power_of_2(head_size),
+        block_d=next_power_of_2(head_size),
         block_n=_BLOCK_TOKENS,
         num_warps=_NUM_WARPS,
     )
@@ -208,7 +208,7 @@ def cls_significance(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads
         tokens,
         token_blocks,
         num_heads=num_heads,
-        block_h=triton.next_power_of_2(num_heads),
+        block_h=next_power_of_2(num_heads),
         block_n=_BLOCK_TOKENS,
         num_warps=_NUM_WARPS,
     )

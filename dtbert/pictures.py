@@ -1,0 +1,36 @@
+"""What the pictures have in common: their look, and matplotlib, which is loaded only to draw one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+def check_matplotlib(extra: str) -> None:
+    """Raise ValueError, with the extra of dtbert that brings it, where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"--plot needs matplotlib, which is not installed: pip install 'dtbert[{extra}]'") from error
+
+
+@contextmanager
+def picture(path: Path, width: float, height: float, dpi: int, style: dict[Any, Any]) -> Iterator["Figure"]:
+    """A figure, in inches, to draw on; then it is saved, in the format that the file's ending names."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**_STYLE, **style}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        figure.savefig(path, dpi=dpi)
