@@ -7,28 +7,39 @@
 A problem is an error of the compiler, a spill in a kernel that runs in every layer, or more shared memory than a block
 has. Columns: registers a thread, bytes of spilled registers a thread, shared memory a block, and the matrix
 instructions that were chosen. Nothing is run and nothing is timed.
+
+What is compiled is what a launch asks Triton for: the launchers are called on CPU tensors, and Triton is stopped before
+it compiles.
 """
 
 import argparse
-import importlib
 import os
-import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import dtbert.kernels.triton as kernels
-from dtbert.kernels.triton.launch import ARCHITECTURES, SHARED_MEMORY, CompileCase
+from dtbert.kernels import Kept, Packing
+from dtbert.kernels.reference import ATTENTION_SCORES
+from dtbert.kernels.triton import Triton
+from dtbert.kernels.triton.add_norm import add_norm
+from dtbert.kernels.triton.embed import embed
+from dtbert.kernels.triton.launch import ARCHITECTURES, INTERPRETED, SHARED_MEMORY, pretending
+from dtbert.kernels.triton.linear import fused_linear
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -66,41 +77,111 @@ class Row:
         return ""
 
 
-def cases(arch: str) -> Iterator[tuple[str, int, CompileCase]]:
-    """Every case of an architecture, with its module and its place there."""
-    for module in sorted(info.name for info in pkgutil.iter_modules(kernels.__path__)):
-        yield from ((module, i, case) for i, case in enumerate(_cases_of(module, arch)))
+class Launch(NamedTuple):
+    """What Triton was asked for: the kernel with its signature, constants and alignment, and options."""
+
+    source: ASTSource
+    num_warps: int
+    num_stages: int
+    key: str  # what Triton looks up a compiled kernel by
 
 
-def _cases_of(module: str, arch: str) -> list[CompileCase]:
-    listed = getattr(importlib.import_module(f"dtbert.kernels.triton.{module}"), "compile_cases", None)
-    return [] if listed is None else list(listed(arch))
+@contextmanager
+def recording(arch: str) -> Iterator[list[Launch]]:
+    """Launches of tensors of any device end up in the list, as Triton would compile them for this GPU."""
+    launches: list[Launch] = []
 
+    def record(*, fn: Any, compile: dict[str, Any], **_: object) -> bool:
+        source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
+        launches.append(Launch(source, compile["num_warps"], compile["num_stages"], compile["key"]))
+        return True  # and Triton neither compiles nor launches
 
-def compile_case(arch: str, module: str, place: int) -> Row:
-    # A kernel cannot be sent to another process: its place can.
-    case = _cases_of(module, arch)[place]
-    about: dict[str, Any] = {
-        "arch": arch,
-        "name": case.name,
-        "hot": case.hot,
-        "num_warps": case.num_warps,
-        "num_stages": case.num_stages,
-    }
-    # As at a launch: torch's tensors are aligned, and so are the strides of the published widths.
-    aligned = [
-        parameter.num
-        for parameter in case.kernel.params
-        if (case.signature[parameter.name][0] == "*" and not parameter.do_not_specialize_on_alignment)
-        or "stride" in parameter.name
-    ]
-    source = ASTSource(
-        fn=case.kernel,
-        signature=dict(case.signature),
-        constexprs=dict(case.constexprs),
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    gpu = SimpleNamespace(
+        get_current_device=lambda: arch, get_current_stream=lambda _: 0, get_current_target=lambda: TARGETS[arch]
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    hooked = patch.object(triton.knobs.runtime, "jit_cache_hook", record)
+    with pretending(arch), patch.object(triton.runtime.driver, "_active", gpu), hooked:
+        yield launches
+
+
+class Case(NamedTuple):
+    """A kernel in one shipped configuration."""
+
+    kernel: str
+    variant: str
+    step: Callable[[], object]  # launches the kernel, among others
+    one: tuple[str, ...] = ()  # arguments that torch.compile makes constants where they are 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} {self.variant}".rstrip()
+
+    @property
+    def hot(self) -> bool:
+        """Whether it runs in every layer, so that a register spill there is a defect."""
+        return self.kernel not in ("embed", "scatter")
+
+    def launch(self, arch: str) -> Launch:
+        with recording(arch) as launches:
+            self.step()
+        function = f"_{self.kernel.replace(' ', '_')}_kernel"
+        (launch,) = (launch for launch in launches if launch.source.name == function)
+        for name in self.one:
+            launch.source.signature[name] = "constexpr"
+            launch.source.constants[(launch.source.fn.arg_names.index(name),)] = 1
+        return launch
+
+
+def cases() -> list[Case]:
+    """Every kernel for every dtype, the published widths and 12 heads, and the variants of the commonest of them."""
+    # Nobody looks at the values; to fill large tensors would start threads, which a forked process waits for in vain.
+    steps, ids = Triton(), torch.empty(2, dtype=torch.int64)
+    packing = Packing((2,), torch.empty(2, dtype=torch.int32))
+    found = [Case("select", "", partial(steps.select, torch.empty(2), packing, packing))]
+    for dtype, kind in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+        floats = partial(torch.empty, dtype=dtype)
+        for width in (384, 768):
+            size, x, norm = f"{kind} H{width}", floats(2, width), (floats(width), floats(width), 1e-12)
+            found += [
+                Case("add_norm", size, partial(add_norm, x, floats(width), x, *norm, None)),
+                Case("add_norm", f"{size} gather", partial(add_norm, x, floats(width), x, *norm, ids)),
+                Case("embed", size, partial(embed, ids, ids, ids, x, x, x, *norm)),
+                Case("scatter", size, partial(steps.scatter, x, ids, x)),
+            ]
+        # bfloat16 also for a width that the kernel's blocks do not divide.
+        for width in (312, 768) if kind == "bf16" else (768,):
+            product = floats(2, width), floats(4 * width, width), floats(4 * width)
+            found.append(Case("fused_linear", f"{kind} in {width}", partial(fused_linear, *product, "gelu")))
+        for head_size in (32, 64, 128):
+            size, packed = f"{kind} head {head_size}", (floats(2, 36 * head_size), packing, 12)
+            context, cls = partial(steps.attention, *packed), partial(steps.significance, *packed, "cls")
+            scored = {score: partial(steps.scored_attention, *packed, score) for score in ATTENTION_SCORES}
+            found += [Case("attention", size, context), Case("cls logits", size, cls)]
+            if (kind, head_size) != ("bf16", 64):
+                found.append(Case("attention", f"{size} received", scored["received"]))
+                continue
+            for score, step in scored.items():
+                if score not in ("cls", "from_question"):
+                    found.append(Case("attention", f"{size} {score}", step))
+                if score in ("received", "from_question"):
+                    alone = partial(steps.significance, *packed, score, ids)
+                    found.append(Case("attention", f"{size} {score} alone", alone))
+            found += [
+                Case("attention", f"{size} kept", partial(context, Kept(ids, packing))),
+                Case("combine_partials", "sum", scored["received"]),
+                Case("combine_partials", "sum one token", scored["received"], ("tokens", "token_blocks")),
+                Case("combine_partials", "maximum", scored["received_max"]),
+                Case("cls sum", "", cls),
+            ]
+    return sorted(found, key=lambda case: case.kernel)
+
+
+def compile_case(arch: str, name: str) -> Row:
+    # A kernel cannot be sent to another process: a name can.
+    case = next(case for case in cases() if case.name == name)
+    source, num_warps, num_stages, _ = case.launch(arch)
+    options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
+    about = {"arch": arch, "name": name, "hot": case.hot, **options}
     try:
         compiled = triton.compile(source, target=TARGETS[arch], options=options)
     except Exception as error:  # whatever a compiler raises is what the report is for
@@ -157,12 +238,8 @@ _NOT_BRIEF = re.compile("fp16|head 128|H768|cls logits bf16|bf16 head 32")
 
 
 def report(architectures: list[str], only: str, brief: bool, processes: int) -> list[Row]:
-    wanted = [
-        (arch, module, place)
-        for arch in architectures
-        for module, place, case in cases(arch)
-        if only in case.name and not (brief and _NOT_BRIEF.search(case.name))
-    ]
+    names = [case.name for case in cases() if only in case.name and not (brief and _NOT_BRIEF.search(case.name))]
+    wanted = [(arch, name) for arch in architectures for name in names]
     # A cache of its own, so that every kernel is compiled here and now.
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
@@ -177,7 +254,7 @@ def main() -> int:
     parser.add_argument("--brief", action="store_true", help="leave out variants of one kernel that compile alike")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="compilers at a time")
     options = parser.parse_args()
-    if kernels.INTERPRETED:
+    if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: interpreted kernels cannot be compiled, unset it")
     rows = report(options.arch, options.only, options.brief, options.processes)
     if not rows:

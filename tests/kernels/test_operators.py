@@ -4,29 +4,28 @@ Here they are compiled, not interpreted: in tests/kernels/triton it is the other
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from triton.backends.compiler import GPUTarget
-from triton.compiler import make_backend
-from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from dtbert.kernels import Kept, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear, of_tensors
-from dtbert.kernels.triton import Triton, launch
+from dtbert.kernels.triton import INTERPRETED, Triton
+from dtbert.kernels.triton.launch import pretending
 from dtbert.kernels.triton.linear import fused_linear
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
+from scripts.compile_report import recording
 
 H, T, K = 96, 20, 9
 
 
 @pytest.fixture(autouse=True)
-def _some_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_architecture", lambda index: "sm_90")
+def _some_gpu() -> Iterator[None]:
+    with pretending("sm_90"):
+        yield
 
 
 def inputs(device: str, tokens: int = T, kept: int = K) -> dict[str, Tensor]:
@@ -83,7 +82,7 @@ OPERATORS = ["embed", "attention", "select", "add_norm", "fused_linear", "scatte
 
 
 def test_kernels_are_compiled_here() -> None:
-    assert not launch.INTERPRETED
+    assert not INTERPRETED
 
 
 class Steps(torch.nn.Module):
@@ -134,25 +133,19 @@ def test_export_of_a_model_that_drops_tokens_keeps_the_operators() -> None:
     assert export_model(LengthSchedule.ratios([0.7, 0.3])) == [*first, *second]
 
 
-def launches(monkeypatch: pytest.MonkeyPatch, x: dict[str, Tensor]) -> dict[str, list[Sequence[Any]]]:
+def launches(x: dict[str, Tensor]) -> dict[str, list[str]]:
     """By kernel, what Triton looks up a compiled one by: types, alignment, and numbers that it takes as constants."""
     asked = defaultdict(list)
-    nvidia = make_backend(GPUTarget("cuda", 90, 32))
-
-    def run(kernel: JITFunction, *args: object, grid: object, warmup: bool, **options: object) -> None:
-        bind = create_function_from_signature(kernel.signature, kernel.params, nvidia)
-        asked[kernel.__name__].append(bind(*args, **options)[1])
-
-    monkeypatch.setattr(JITFunction, "run", run)
-    run_steps(x)
+    with recording("sm_90") as recorded:
+        run_steps(x)
+    for launch in recorded:
+        asked[launch.source.name].append(launch.key)
     return asked
 
 
 @pytest.mark.parametrize(("tokens", "kept"), [(T, K), (32, 16), (16, 32), (17, 8)])
-def test_no_kernel_is_compiled_anew_for_other_offsets_or_counts(
-    tokens: int, kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    want = launches(monkeypatch, inputs("cpu", 48, 32))
+def test_no_kernel_is_compiled_anew_for_other_offsets_or_counts(tokens: int, kept: int) -> None:
+    want = launches(inputs("cpu", 48, 32))
     assert len(want) == 9
     # Rows of one tensor: 12 bytes apart, so that 16 divides the address of every fourth.
     rows = torch.zeros(5, 3, dtype=torch.int32)
@@ -160,4 +153,4 @@ def test_no_kernel_is_compiled_anew_for_other_offsets_or_counts(
     for i, cu_seqlens in enumerate(rows):
         for target_cu_seqlens in rows[i:]:
             offsets = {"cu_seqlens": cu_seqlens, "target_cu_seqlens": target_cu_seqlens}
-            assert launches(monkeypatch, inputs("cpu", tokens, kept) | offsets) == want
+            assert launches(inputs("cpu", tokens, kept) | offsets) == want

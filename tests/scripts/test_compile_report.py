@@ -1,9 +1,20 @@
 """Every kernel compiles for GPUs that are not there, without spills and within their shared memory."""
 
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
+from triton import knobs
+from triton.runtime.jit import JITFunction
+
+from dtbert.kernels import triton as kernels
+from dtbert.kernels.triton.launch import ARCHITECTURES, architecture
+from scripts.compile_report import cases, recording
 
 REPORT = Path(__file__).parents[2] / "scripts/compile_report.py"
 
@@ -22,6 +33,39 @@ def test_every_kernel_compiles_for_every_architecture() -> None:
         for kernel in (*kernels, "scatter"):
             assert any(row.split()[:1] == [arch] and f"  {kernel}" in row for row in rows), f"no {kernel} for {arch}"
         assert any(row.startswith(f"{arch} ") and matrix in row for row in rows)
+
+
+def test_every_kernel_that_is_launched_has_a_case() -> None:
+    names = [found.name for found in pkgutil.iter_modules(kernels.__path__, f"{kernels.__name__}.")]
+    modules = [importlib.import_module(name) for name in names]
+    jitted = [value for module in modules for value in vars(module).values() if isinstance(value, JITFunction)]
+    called = {name for function in jitted for name in function.fn.__code__.co_names}
+    launched = {function.__name__ for function in jitted} - called
+    assert launched == {case.launch("sm_90").source.name for case in cases()}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_cases_are_launches(arch: str) -> None:
+    found = {case.name: case.launch(arch) for case in cases()}
+    assert len(found) == len(cases())
+    for name, (source, *_) in found.items():
+        constants = {source.fn.arg_names[i] for (i,) in source.constants}
+        assert {argument for argument, kind in source.signature.items() if kind == "constexpr"} == constants, name
+    # All but rows of 312 values and the number of tokens.
+    source = found["fused_linear bf16 in 312"].source
+    aligned = {source.fn.arg_names[i] for (i,), attributes in source.attrs.items() if attributes}
+    assert aligned == {"x", "weight", "bias", "output", "outputs"}
+    assert found["add_norm fp32 H768 gather"].source.signature["keep_indices"] == "*i64"
+    some, one = (found[f"combine_partials sum{tokens}"].source.signature for tokens in ("", " one token"))
+    assert dict(one.items() - some.items()) == {"tokens": "constexpr", "token_blocks": "constexpr"}
+
+
+def test_nothing_is_pretended_after_a_recording() -> None:
+    hook = knobs.runtime.jit_cache_hook
+    with recording("gfx942"):
+        assert architecture(torch.device("cuda")) == architecture(torch.device("cpu")) == "gfx942"
+    assert architecture(torch.device("cpu")) == "interpreter"
+    assert knobs.runtime.jit_cache_hook is hook
 
 
 def test_problems_are_told_and_fail_the_report(tmp_path: Path) -> None:

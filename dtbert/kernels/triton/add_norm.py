@@ -3,14 +3,12 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
@@ -83,28 +81,3 @@ def add_norm(
         num_warps=config.num_warps,
     )
     return states
-
-
-def compile_cases(arch: str) -> Iterator[CompileCase]:
-    """The fused pass for the published widths and every dtype, with and without gather."""
-    for dtype in TRITON_NAMES.values():
-        for hidden_size in (384, 768):
-            for gather in (False, True):
-                config = row_config(hidden_size, arch)
-                floats = ("product", "bias", "residual", "norm_weight", "norm_bias")
-                constexprs = {
-                    "hidden_size": hidden_size,
-                    "gather": gather,
-                    "block_t": config.block_t,
-                    "block_h": config.block_h,
-                }
-                signature = {
-                    **dict.fromkeys(floats, f"*{dtype}"),
-                    "keep_indices": "*i64" if gather else f"*{dtype}",
-                    "states": f"*{dtype}",
-                    **dict.fromkeys(("kept", "product_stride", "residual_stride"), "i32"),
-                    "eps": "fp32",
-                    **dict.fromkeys(constexprs, "constexpr"),
-                }
-                name = f"add_norm {dtype} H{hidden_size}{' gather' if gather else ''}"
-                yield CompileCase(name, _add_norm_kernel, signature, constexprs, config.num_warps, 1, hot=True)

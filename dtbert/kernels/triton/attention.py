@@ -3,7 +3,7 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -11,25 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.reference import ATTENTION_SCORES
-from dtbert.kernels.triton.launch import (
-    INTERPRETED,
-    TRITON_NAMES,
-    CompileCase,
-    architecture,
-    cdiv,
-    next_power_of_2,
-    operator,
-    wrap_triton,
-)
-from dtbert.kernels.triton.significance import (
-    LOG2_E,
-    cls_significance,
-    combine_partials,
-    load_rows,
-    score_compile_cases,
-    sequence_bounds,
-)
+from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, next_power_of_2, operator, wrap_triton
+from dtbert.kernels.triton.significance import LOG2_E, cls_significance, combine_partials, load_rows, sequence_bounds
 
 MAX_HEAD_SIZE = 128
 # Within a sequence the kernels address by 32-bit offsets.
@@ -252,47 +235,3 @@ def attention(
             partials, cu_seqlens, max_seqlen, config.block_m, maximum=score == "received_max"
         )
     return context, significance
-
-
-def compile_cases(arch: str) -> Iterator[CompileCase]:
-    """Every configuration with and without a score, and every variant of the kernel in the commonest of them."""
-    numbers = {"scale": "fp32", "qkv_stride": "i32", "tokens": "i32", "kept": "i32", "query_blocks": "i32"}
-    commonest = (
-        "kept",
-        *(score for score in ATTENTION_SCORES if score not in ("cls", "from_question")),
-        "received alone",
-        "from_question alone",
-    )
-    for dtype, triton_name in TRITON_NAMES.items():
-        floats = {"qkv": f"*{triton_name}", "context": f"*{triton_name}", "partials": "*fp32"}
-        for head_size in (32, 64, 128):
-            config = config_for(arch, dtype, head_size)
-            for variant in ("", *(commonest if (dtype, head_size) == (torch.bfloat16, 64) else ("received",))):
-                score, gather = variant.removesuffix(" alone").removesuffix("kept"), variant == "kept"
-                pointers = {
-                    "cu_seqlens": "*i32",
-                    "query_indices": "*i64" if gather else f"*{triton_name}",
-                    "cu_seqlens_q": "*i32",
-                    "token_type_ids": "*i64" if score == "from_question" else f"*{triton_name}",
-                }
-                constexprs = {
-                    "num_heads": 12,
-                    "head_size": head_size,
-                    "with_context": not variant.endswith(" alone"),
-                    "score": score,
-                    "gather": gather,
-                    "upcast": False,
-                    "block_m": config.block_m,
-                    "block_n": config.block_n,
-                    "block_d": block_of(head_size),
-                }
-                yield CompileCase(
-                    f"attention {triton_name} head {head_size} {variant}".rstrip(),
-                    _attention_kernel,
-                    {**pointers, **floats, **numbers, **dict.fromkeys(constexprs, "constexpr")},
-                    constexprs,
-                    config.num_warps,
-                    config.num_stages,
-                    hot=True,
-                )
-    yield from score_compile_cases()

@@ -3,14 +3,12 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
@@ -89,25 +87,3 @@ def embed(
         num_warps=config.num_warps,
     )
     return states
-
-
-def compile_cases(arch: str) -> Iterator[CompileCase]:
-    """The kernel for the published widths and every dtype."""
-    for dtype in TRITON_NAMES.values():
-        for hidden_size in (384, 768):
-            config = row_config(hidden_size, arch)
-            pointers = dict.fromkeys(
-                ("word", "position", "token_type", "norm_weight", "norm_bias", "states"), f"*{dtype}"
-            )
-            signature = {
-                **dict.fromkeys(("input_ids", "position_ids", "token_type_ids"), "*i64"),
-                **pointers,
-                **dict.fromkeys(("tokens", "word_stride", "position_stride", "token_type_stride"), "i32"),
-                "eps": "fp32",
-                "hidden_size": "constexpr",
-                "block_t": "constexpr",
-                "block_h": "constexpr",
-            }
-            constexprs = {"hidden_size": hidden_size, "block_t": config.block_t, "block_h": config.block_h}
-            name = f"embed {dtype} H{hidden_size}"
-            yield CompileCase(name, _embed_kernel, signature, constexprs, config.num_warps, 1, hot=False)

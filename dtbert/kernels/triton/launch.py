@@ -1,4 +1,4 @@
-"""What all launchers share: how a kernel is launched, and how it is compiled for a report.
+"""What all launchers share: how a kernel is launched, and for which GPU.
 
 A step is a kernel and its launcher, which allocates the outputs; it is decorated with `operator`, and looks at nothing
 that the kernel does not need: `dtbert.kernels.checked` checks tensors for whoever calls the steps directly.
@@ -9,8 +9,9 @@ tokens differ so from layer to layer, and so do offsets, which are rows of one t
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import local
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,33 +25,10 @@ R = TypeVar("R")
 INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TRITON_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 # Every kernel is compiled for these without a GPU, and the report holds them to these bytes of shared memory a block.
 SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 ARCHITECTURES = tuple(SHARED_MEMORY)
-
-
-@dataclass(frozen=True)
-class CompileCase:
-    """A kernel in one shipped configuration, as `triton.compiler.ASTSource` takes it.
-
-    Attributes:
-        name: what tells it apart in a table: dtype, sizes, variant.
-        kernel: the jitted function.
-        signature: the type of every argument: ``"*fp32"``, ``"i32"``, ``"constexpr"``.
-        constexprs: the value of every constexpr argument.
-        num_warps, num_stages: the options it is launched with.
-        hot: whether it runs in every layer, so that a register spill there is a defect.
-    """
-
-    name: str
-    kernel: Any
-    signature: Mapping[str, str]
-    constexprs: Mapping[str, Any]
-    num_warps: int
-    num_stages: int
-    hot: bool
 
 
 class _Operators(local):
@@ -117,9 +95,22 @@ def _one_gpu() -> bool:
     return torch.cuda.device_count() == 1
 
 
+_pretended: ContextVar[str] = ContextVar("_pretended", default="")
+
+
+@contextmanager
+def pretending(arch: str) -> Iterator[None]:
+    """Launchers choose what they would for this architecture, whatever device the tensors are on."""
+    before = _pretended.set(arch)
+    try:
+        yield
+    finally:
+        _pretended.reset(before)
+
+
 def architecture(device: torch.device) -> str:
     """``"sm_90"``, ``"gfx942"`` and so on; ``"interpreter"`` for tensors of the interpreter."""
-    return "interpreter" if device.type == "cpu" else _architecture(device.index or 0)
+    return _pretended.get() or ("interpreter" if device.type == "cpu" else _architecture(device.index or 0))
 
 
 @functools.cache

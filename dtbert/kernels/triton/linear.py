@@ -3,7 +3,7 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,15 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dtbert.kernels.reference import Activation
-from dtbert.kernels.triton.launch import (
-    INTERPRETED,
-    TRITON_NAMES,
-    CompileCase,
-    architecture,
-    cdiv,
-    operator,
-    wrap_triton,
-)
+from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, operator, wrap_triton
 
 
 class _Config(NamedTuple):
@@ -164,33 +156,3 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
     if activation == "relu":
         return product.relu_()
     return torch.ops.aten.gelu_.default(product, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
-def compile_cases(arch: str) -> Iterator[CompileCase]:
-    """The one kernel in the configuration of every dtype; bfloat16 also for a width that its blocks do not divide."""
-    for dtype, triton_name in TRITON_NAMES.items():
-        config = _config(arch, dtype)
-        for inputs in (312, 768) if dtype == torch.bfloat16 else (768,):
-            constexprs = {
-                "inputs": inputs,
-                "has_bias": True,
-                "activation": "gelu",
-                "upcast": False,
-                "block_m": config.block_m,
-                "block_n": config.block_n,
-                "block_k": config.block_k,
-            }
-            signature = {
-                **dict.fromkeys(("x", "weight", "bias", "output"), f"*{triton_name}"),
-                **dict.fromkeys(("tokens", "outputs", "x_stride", "weight_stride"), "i32"),
-                **dict.fromkeys(constexprs, "constexpr"),
-            }
-            yield CompileCase(
-                f"fused_linear {triton_name} in {inputs}",
-                _fused_linear_kernel,
-                signature,
-                constexprs,
-                config.num_warps,
-                config.num_stages,
-                hot=True,
-            )

@@ -3,13 +3,11 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Iterator
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
 from dtbert.kernels.triton.layer_norm import row_config
 
 
@@ -55,20 +53,3 @@ def scatter(final: Tensor, rows: Tensor, states: Tensor) -> None:
         block_h=config.block_h,
         num_warps=config.num_warps,
     )
-
-
-def compile_cases(arch: str) -> Iterator[CompileCase]:
-    """The scatter for the published widths and every dtype."""
-    for dtype in TRITON_NAMES.values():
-        for hidden_size in (384, 768):
-            config = row_config(hidden_size, arch)
-            constexprs = {"hidden_size": hidden_size, "block_t": config.block_t, "block_h": config.block_h}
-            signature = {
-                "final": f"*{dtype}",
-                "rows": "*i64",
-                "states": f"*{dtype}",
-                **dict.fromkeys(("kept", "final_stride", "states_stride"), "i32"),
-                **dict.fromkeys(constexprs, "constexpr"),
-            }
-            name = f"scatter {dtype} H{hidden_size}"
-            yield CompileCase(name, _scatter_kernel, signature, constexprs, config.num_warps, 1, hot=False)

@@ -3,14 +3,12 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Iterator
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import CompileCase, operator, wrap_triton
+from dtbert.kernels.triton.launch import operator, wrap_triton
 
 _BLOCK_TOKENS = 256
 _BLOCK_OTHERS = 32
@@ -76,17 +74,3 @@ def select(significance: Tensor, cu_seqlens: Tensor, target_cu_seqlens: Tensor, 
         num_stages=_NUM_STAGES,
     )
     return rows
-
-
-def compile_cases(arch: str) -> Iterator[CompileCase]:
-    """The kernel; lengths and counts are read on the device, so one serves all."""
-    signature = {
-        "significance": "*fp32",
-        "cu_seqlens": "*i32",
-        "target_cu_seqlens": "*i32",
-        "rows": "*i64",
-        "block_tokens": "constexpr",
-        "block_others": "constexpr",
-    }
-    constexprs = {"block_tokens": _BLOCK_TOKENS, "block_others": _BLOCK_OTHERS}
-    yield CompileCase("select", _select_kernel, signature, constexprs, _NUM_WARPS, _NUM_STAGES, hot=True)

@@ -3,14 +3,12 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Iterator, Mapping
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import TRITON_NAMES, CompileCase, cdiv, next_power_of_2, wrap_triton
+from dtbert.kernels.triton.launch import cdiv, next_power_of_2, wrap_triton
 
 # Tokens a program. None of these has been measured on a GPU yet.
 _BLOCK_TOKENS = 64
@@ -215,39 +213,3 @@ def cls_significance(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads
         num_warps=_NUM_WARPS,
     )
     return significance
-
-
-def score_compile_cases() -> Iterator[CompileCase]:
-    """The small kernels, one configuration for all architectures, for 12 heads."""
-    numbers = {"tokens": "i32", "token_blocks": "i32"}
-    heads = {"num_heads": 12, "block_h": 16, "block_n": _BLOCK_TOKENS}
-
-    def case(name: str, kernel: object, tensors: Mapping[str, str], constexprs: Mapping[str, object]) -> CompileCase:
-        signature = {**tensors, **numbers, **dict.fromkeys(constexprs, "constexpr")}
-        return CompileCase(name, kernel, signature, constexprs, _NUM_WARPS, num_stages=2, hot=True)
-
-    ends = {"cu_seqlens": "*i32", "significance": "*fp32"}
-    for maximum in (False, True):
-        yield case(
-            f"combine_partials {'maximum' if maximum else 'sum'}",
-            _combine_partials_kernel,
-            {"partials": "*fp32", **ends},
-            {**heads, "maximum": maximum, "block_m": 128},
-        )
-    # As torch.compile calls it for one token.
-    yield case(
-        "combine_partials sum one token",
-        _combine_partials_kernel,
-        {"partials": "*fp32", **ends},
-        {"tokens": 1, "token_blocks": 1, **heads, "maximum": False, "block_m": 128},
-    )
-    statistics = dict.fromkeys(("logits", "highest", "total"), "*fp32")
-    yield case("cls sum", _cls_sum_kernel, {**statistics, **ends}, heads)
-    for triton_name in TRITON_NAMES.values():
-        for head_size in (32, 64, 128):
-            yield case(
-                f"cls logits {triton_name} head {head_size}",
-                _cls_logits_kernel,
-                {"qkv": f"*{triton_name}", "cu_seqlens": "*i32", **statistics, "scale": "fp32", "qkv_stride": "i32"},
-                {"num_heads": 12, "head_size": head_size, "block_d": head_size, "block_n": _BLOCK_TOKENS},
-            )

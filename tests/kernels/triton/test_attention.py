@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dtbert.kernels import Kept
 from dtbert.kernels.triton import MAX_HEAD_SIZE
-from dtbert.kernels.triton.attention import block_of, compile_cases, config_for
+from dtbert.kernels.triton.attention import block_of, config_for
 from dtbert.kernels.triton.launch import ARCHITECTURES, FLOAT_DTYPES
 from tests.kernels.packings import packing as packing_of
 from tests.kernels.triton.cases import DTYPES, ORACLE, TOKENS, TRITON, assert_close, far_apart
@@ -148,12 +148,3 @@ def test_every_configuration_fits_the_sizes_of_a_product() -> None:
                 config = config_for(arch, dtype, head_size)
                 assert min(config.block_m, config.block_n, block_of(head_size)) >= 16
                 assert head_size <= block_of(head_size) < max(17, 2 * head_size)
-
-
-def test_compile_cases_give_every_argument_a_type() -> None:
-    for arch in ARCHITECTURES:
-        cases = list(compile_cases(arch))
-        assert len({case.name for case in cases}) == len(cases)
-        for case in cases:
-            assert set(case.signature) == set(case.kernel.arg_names), case.name
-            assert {name for name, kind in case.signature.items() if kind == "constexpr"} == set(case.constexprs)
