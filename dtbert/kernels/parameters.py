@@ -3,7 +3,7 @@
 They are modules, so that `state_dict`, `to` and optimizers find them; what is computed with them is the backend's.
 """
 
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,32 @@ class Linear(_Pair):
         self.name, self.layer = name, layer
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))
+
+    def to_plain(self) -> None:
+        """Bring the weight back from a backend's own layout: that can neither be moved, copied, saved nor trained."""
+        if self.weight.is_mkldnn:
+            self.weight = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self.to_plain()
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        if self.weight.is_mkldnn:
+            destination[f"{prefix}weight"] = self.weight.detach().to_dense()
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.to_plain()
+        super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.weight.is_mkldnn:
+            plain = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+            state["_parameters"] = {**self._parameters, "weight": plain}
+        return state
 
 
 class LayerNorm(_Pair):

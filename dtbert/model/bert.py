@@ -1,7 +1,7 @@
 """The models: an encoder with what stands on top of it, and the choice of who computes its steps."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Bert(nn.Module):
         self.encoder = Encoder(config)
         self._asked = backend
         self._chosen: Backend | None = None
+        self._prepared = False
 
     @property
     def device(self) -> torch.device:
@@ -61,9 +62,13 @@ class Bert(nn.Module):
         return self.backend.name
 
     def prepare(self) -> None:
-        """Make the model ready for inference: no gradients, weights laid out as the backend likes them."""
+        """Make the model ready for inference: no gradients, weights laid out as the backend likes them.
+
+        It stays so where it moves, is copied or loads other weights; `requires_grad_` makes it ready to be trained.
+        """
         self.requires_grad_(False)
         self.backend.prepare(self)
+        self._prepared = True
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights as BERT's: normal with ``initializer_range``, biases 0, LayerNorm 1 and 0."""
@@ -79,11 +84,35 @@ class Bert(nn.Module):
                     for table in (module.word, module.position, module.token_type):
                         table.normal_(0, self.config.initializer_range, generator=generator)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> "Bert":
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        if requires_grad:
+            self._prepared = False
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.to_plain()
+        super().requires_grad_(requires_grad)
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().load_state_dict(*args, **kwargs)
+        self._prepare_again()
+        return result
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
         # The model moves, or changes its dtype: the choice may be another one there.
         self._chosen = None
         super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        self._prepare_again()
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._prepare_again()
+
+    def _prepare_again(self) -> None:
+        # Layouts are given up where weights move, are copied or change.
+        if self._prepared:
+            self.prepare()
 
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
