@@ -46,13 +46,13 @@ class Linear(_Pair):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.weight.is_mkldnn:
             destination[f"{prefix}weight"] = self.weight.detach().to_dense()
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self.to_plain()
-        super()._load_from_state_dict(*args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*args)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)

@@ -106,7 +106,7 @@ class Bert(nn.Module):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepare_again()
 
     def _prepare_again(self) -> None:
