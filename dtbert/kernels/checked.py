@@ -95,7 +95,7 @@ def linear_gelu(
     *,
     backend: BackendName | None = None,
 ) -> Tensor:
-    """`linear` with an activation: ``"gelu"`` (erf), ``"gelu_tanh"`` or ``"relu"``."""
+    """`linear` with an activation: ``"gelu"`` (erf), ``"gelu_tanh"``, ``"relu"`` or ``"silu"``."""
     check_product("linear_gelu", x, weight, bias)
     if activation not in get_args(Activation):
         choices = ", ".join(get_args(Activation))

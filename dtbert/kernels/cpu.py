@@ -19,6 +19,7 @@ _POST_OP: dict[Activation, tuple[str, list[float], str]] = {
     "gelu": ("gelu", [], "none"),
     "gelu_tanh": ("gelu", [], "tanh"),
     "relu": ("relu", [], ""),
+    "silu": ("swish", [], ""),
 }
 
 _MATRIX_INSTRUCTIONS = {

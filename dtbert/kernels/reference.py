@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation = Literal["gelu", "gelu_tanh", "relu"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 AttentionScore = Literal["received", "received_off_diagonal", "received_max", "cls", "from_question", "value_norm"]
 ATTENTION_SCORES: tuple[AttentionScore, ...] = get_args(AttentionScore)
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """The feed-forward's activation, elementwise: erf-GELU, tanh-GELU or ReLU."""
-    if activation == "relu":
-        return F.relu(x)
+    """The feed-forward's activation, elementwise: erf-GELU, tanh-GELU, ReLU or SiLU."""
+    if activation in ("relu", "silu"):
+        return F.relu(x) if activation == "relu" else F.silu(x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 

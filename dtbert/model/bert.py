@@ -120,6 +120,11 @@ class Bert(nn.Module):
     def _pack(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> tuple[PackedBatch, Tensor | None]:
+        if attention_mask is not None and torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            raise ValueError(
+                "torch.jit.trace would keep the lengths of this attention_mask for every other: call the model itself, "
+                "or export forward_packed with torch.export"
+            )
         batch, rows = pack_padded(input_ids, attention_mask, token_type_ids)
         if input_ids.device != self.device:
             raise ValueError(f"input_ids are on {input_ids.device}, the model on {self.device}: move one of them")

@@ -14,7 +14,11 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python": "gelu",
     "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
 }
 _SIZES = (
     "vocab_size",

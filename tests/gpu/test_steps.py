@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from dtbert.kernels import embed_layer_norm, linear_add_layer_norm, linear_gelu, restore, select_tokens
+from dtbert.kernels import Activation, embed_layer_norm, linear_add_layer_norm, linear_gelu, restore, select_tokens
 from tests.gpu.cases import BOUND, DTYPES, MIXED, add_norm, assert_near, fused_linear, keep_of, offsets, randn
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned")]
@@ -39,7 +40,7 @@ def test_embed_layer_norm_agrees_with_float64(width: int, tokens: int, dtype: to
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("activation", get_args(Activation))
 @pytest.mark.parametrize(
     "step",
     [

@@ -1,6 +1,7 @@
 """The CPU's steps against the reference: blocked and plain weights, fused and separate epilogues, every dtype."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Kept
+from dtbert.kernels import ATTENTION_SCORES, Activation, AttentionScore, Backend, Kept
 from dtbert.kernels.cpu import Cpu, blocked_pays, has_blocked_products, to_blocked
 from dtbert.kernels.parameters import LayerNorm, Linear, of_tensors
 from tests.kernels.packings import packing
@@ -62,7 +63,7 @@ def test_products_agree_with_reference(rows: int, dtype: torch.dtype, blocked: b
     exact = of_tensors(Linear, weight=weight.double(), bias=bias.double())
     exact_norm = of_tensors(LayerNorm, weight=norm_weight.double(), bias=norm_bias.double(), eps=1e-12)
     untouched = residual.clone()
-    for activation in (None, "gelu", "gelu_tanh", "relu"):
+    for activation in (None, *get_args(Activation)):
         want = REFERENCE.linear(x.double(), exact, activation)
         assert_close(cpu.linear(x, layer, activation), want, dtype)
     for own, chosen in ((residual, keep), (residual[:rows], None)):

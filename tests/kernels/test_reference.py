@@ -1,6 +1,7 @@
 """The reference against NumPy in float64, written from the definitions alone."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_embed_agrees_with_numpy(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(got.double(), want, atol=STEP[dtype], rtol=STEP[dtype])
 
 
-@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("activation", [None, *get_args(Activation)])
 def test_linear_agrees_with_numpy(activation: Activation | None) -> None:
     x, weight, bias = (torch.randn(shape, dtype=torch.float64) for shape in ((9, 12), (20, 12), (20,)))
     y = x.numpy() @ weight.numpy().T + bias.numpy()
@@ -71,6 +72,7 @@ def test_linear_agrees_with_numpy(activation: Activation | None) -> None:
         "gelu": y * 0.5 * (1 + ERF(y / math.sqrt(2))),
         "gelu_tanh": 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))),
         "relu": np.maximum(y, 0),
+        "silu": y / (1 + np.exp(-y)),
     }[activation]
     got = REFERENCE.linear(x, of_tensors(Linear, weight=weight, bias=bias), activation)
     np.testing.assert_allclose(got, want, atol=1e-12)

@@ -21,7 +21,7 @@ SHAPES = st.builds(
     heads=st.integers(1, 5),
     head_size=st.sampled_from([1, 4, 13, 32]),
     feed_forward=st.integers(1, 70),
-    hidden_act=st.sampled_from(["gelu", "gelu_new", "relu"]),
+    hidden_act=st.sampled_from(["gelu", "gelu_new", "gelu_fast", "gelu_python", "relu", "silu"]),
     type_vocab_size=st.integers(2, 3),
     layer_norm_eps=st.sampled_from([1e-12, 1e-5]),
 )

@@ -28,7 +28,7 @@ def test_config_ignores_a_leftover_head_size_and_round_trips() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden_act": "swish"}, "hidden_act 'swish'"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish'"),
         ({"hidden_size": 770}, "hidden_size 770 .* num_attention_heads 12"),
         ({"num_hidden_layers": 0}, "num_hidden_layers .* 1, not 0"),
         ({"vocab_size": "30522"}, "^vocab_size .* not '30522'"),

@@ -213,6 +213,13 @@ def test_backend_is_a_visible_choice_and_gradients_take_the_reference() -> None:
         BertForQuestionAnswering(model.config, backend="cpu")(torch.arange(8)[None])
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_that_would_keep_one_mask_is_refused() -> None:
+    ids = torch.ones(1, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"torch\.jit\.trace .* attention_mask"):
+        torch.jit.trace(MODEL, (ids, ids), strict=False)
+
+
 def test_choice_of_backend_follows_the_model() -> None:
     model = BertForQuestionAnswering(MODEL.config).requires_grad_(False)
     assert model.backend_name == "cpu"

@@ -50,6 +50,8 @@ def _activate(x, activation: tl.constexpr):
     if activation == "gelu_tanh":
         # (1 + tanh(y)) / 2 = sigmoid(2 y)
         return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    if activation == "silu":
+        return x * tl.sigmoid(x)
     return tl.maximum(x, 0.0)
 
 
@@ -155,4 +157,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activatio
         return product
     if activation == "relu":
         return product.relu_()
+    if activation == "silu":
+        return F.silu(product, inplace=True)
     return torch.ops.aten.gelu_.default(product, approximate="tanh" if activation == "gelu_tanh" else "none")
