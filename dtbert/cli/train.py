@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from dtbert.cli.options import (
     QUIET_HELP,
@@ -182,13 +182,6 @@ def _ratio_bound(spec: str) -> float | tuple[float, ...]:
     return bounds if len(bounds) > 1 else bounds[0]
 
 
-class _Questions(NamedTuple):
-    """The questions of some files, and what is wrong with those whose answer is out of place."""
-
-    found: "list[SquadQuestion]"
-    misplaced: list[str]
-
-
 def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Trainer], RunFolder | None]":
     """What makes the trainer, of parts that are checked already, and its folder; the first process alone has one."""
     import torch
@@ -206,8 +199,8 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Tr
         torch.set_num_threads(arguments.threads)
     parsed = (parse_schedule(spec, "--eval-schedule") for spec in arguments.eval_schedule or [])
     schedules = {describe_schedule(one): one for one in parsed}
-    train, dev = (_read(files or [], arguments.strict) for files in (arguments.train, arguments.dev))
-    both = {one.id for one in train.found} & {one.id for one in dev.found}
+    train, dev = (_read(files or []) for files in (arguments.train, arguments.dev))
+    both = {one.id for one in train} & {one.id for one in dev}
     if both:
         raise ValueError(f"{len(both)} questions are in --train and in --dev, such as {min(both)!r}: hold them out")
     source = resolve_source(arguments.model, arguments.revision)
@@ -219,23 +212,23 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Tr
         schedule.check_layers(model.config.num_hidden_layers)
     tokenizer = load_tokenizer(model_folder(source))
     size = {"window": arguments.window, "stride": arguments.stride}
-    data = TrainingSet.from_questions(train.found, tokenizer, model.config, **size)
+    data = TrainingSet.from_questions(train, tokenizer, model.config, **size)
     if data.unusable and arguments.strict:
         raise ValueError(f"{len(data.unusable)} questions cannot be trained on, such as {data.unusable[0]}")
     data.check_fits(options.batch_tokens)
     held_out = evaluate = None
-    if dev.found:
+    if dev:
         answerer = QuestionAnswerer(model, tokenizer, **size)
-        held_out = PreparedQuestions(answerer, evenly_spaced(dev.found, arguments.eval_limit))
+        held_out = PreparedQuestions(answerer, evenly_spaced(dev, arguments.eval_limit))
         evaluate = partial(held_out_scores, held_out, schedules)
     teacher = _teacher(arguments, options, model.config, tokenizer)
     folder = None
     if rank == 0:
-        _warn_of_all(train.misplaced, dev.misplaced, data.unusable, held_out.unreadable if held_out else {})
+        _warn_of_all(data.unusable, held_out.unreadable if held_out else {})
         run = {
             **_identity(arguments, options),
-            "train_sha256": text_sha256(repr(train.found)),
-            "dev_sha256": text_sha256(repr(dev.found)),
+            "train_sha256": text_sha256(repr(train)),
+            "dev_sha256": text_sha256(repr(dev)),
             "eval_schedule": [schedule.to_dict() for schedule in schedules.values()],
             "model_sha256": _weights_digest(model),
             "teacher_sha256": None if teacher is None else _weights_digest(teacher.model),
@@ -244,32 +237,21 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Tr
     return partial(Trainer, model, data, options, folder, model_folder(source), evaluate, teacher), folder
 
 
-def _read(files: Sequence[str], strict: bool) -> _Questions:
-    """The questions of all files; where an answer is out of place, an error if strict, or if no question is left."""
+def _read(files: Sequence[str]) -> "list[SquadQuestion]":
+    """The questions of all files."""
     from dtbert.evaluation import read_squad
 
     found: dict[str, SquadQuestion] = {}
-    misplaced: list[str] = []
     for file in files:
-        for one in read_squad(file, misplaced=None if strict else misplaced):
+        for one in read_squad(file):
             if one.id in found:
                 raise ValueError(f"{file}: the question {one.id!r} is in a file before it, too: give each file once")
             found[one.id] = one
-    if misplaced and not found:
-        raise ValueError(
-            f"{', '.join(files)}: all {len(misplaced)} questions have an answer that the context does not have at its "
-            f"place, such as {misplaced[0]}"
-        )
-    return _Questions(list(found.values()), misplaced)
+    return list(found.values())
 
 
-def _warn_of_all(
-    misplaced: list[str], misplaced_of_dev: list[str], unusable: list[str], unreadable: dict[str, str]
-) -> None:
-    out_of_place = "are left out: they have an answer that the context does not have at its place"
+def _warn_of_all(unusable: list[str], unreadable: dict[str, str]) -> None:
     for what, found in (
-        (out_of_place, misplaced),
-        (f"of --dev {out_of_place}", misplaced_of_dev),
         ("are left out: they cannot be trained on", unusable),
         ("of --dev count as wrong: they cannot be answered", [f"{one}: {why}" for one, why in unreadable.items()]),
     ):

@@ -14,23 +14,23 @@ from dtbert.files import Json, naming
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-class MisplacedAnswerError(ValueError):
-    """An answer that its context does not have at the place it names."""
-
-
 class GoldAnswer(NamedTuple):
-    """An accepted answer: its text, and the character of the context at which it starts."""
+    """An accepted answer: its text, and the character of the context at which it starts.
+
+    ``start`` is None where the file names no place, or one at which the context has another text: the official metric
+    compares texts alone, and training leaves such an answer out.
+    """
 
     text: str
-    start: int
+    start: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class SquadQuestion:
     """A question about a paragraph, and the answers that count as right.
 
-    ``answers`` holds at least one; ``context[start : start + len(text)] == text`` for each. ``title`` is the
-    article's, or empty where the file names none.
+    ``answers`` holds at least one; ``context[start : start + len(text)] == text`` for each whose start is known.
+    ``title`` is the article's, or empty where the file names none.
     """
 
     id: str
@@ -40,13 +40,13 @@ class SquadQuestion:
     answers: tuple[GoldAnswer, ...]
 
 
-def read_squad(path: str | PathLike[str], *, misplaced: list[str] | None = None) -> list[SquadQuestion]:
-    """All questions of a SQuAD 1.1 file, in the file's order.
+def read_squad(path: str | PathLike[str]) -> list[SquadQuestion]:
+    """All questions of a SQuAD 1.1 file, in the file's order; one that stands there twice, the same in all, once.
+
+    An ``id`` may be a whole number, and an ``answer_start`` may be missing, or count in units of UTF-16.
 
     Args:
         path: JSON, plain or compressed with gzip; which of the two is seen from the content.
-        misplaced: where given, a question with an answer that the context does not have at its place is left out, and
-            what is wrong with it added to this list; otherwise it is an error.
 
     Raises:
         OSError: the file cannot be read.
@@ -54,8 +54,8 @@ def read_squad(path: str | PathLike[str], *, misplaced: list[str] | None = None)
             such as ``data[3].paragraphs[0].qas[12].id``.
     """
     with naming(path):
-        questions = list(_questions(_load(Path(path).read_bytes()), misplaced))
-        if not questions and not misplaced:
+        questions = list(_questions(_load(Path(path).read_bytes())))
+        if not questions:
             raise ValueError("holds no questions")
     return questions
 
@@ -71,27 +71,23 @@ def _load(raw: bytes) -> Json:
     return Json.parse(raw)
 
 
-def _questions(document: Json, misplaced: list[str] | None) -> Iterator[SquadQuestion]:
-    places: dict[str, str] = {}
+def _questions(document: Json) -> Iterator[SquadQuestion]:
+    seen: dict[str, tuple[SquadQuestion, str]] = {}
     for article in document.field("data").items():
         paragraphs = article.field("paragraphs").items()
         title = _text(article, "title") if "title" in article.value else ""
         for paragraph in paragraphs:
             context = _text(paragraph, "context")
             for entry in paragraph.field("qas").items():
-                identifier = _text(entry, "id")
-                if identifier in places:
-                    raise ValueError(f"{entry.place}.id: {identifier!r} is the id of {places[identifier]} already")
-                places[identifier] = entry.place
-                question = _text(entry, "question")
-                try:
-                    answers = tuple(_answer(answer, context) for answer in _answers(entry.field("answers")))
-                except MisplacedAnswerError as error:
-                    if misplaced is None:
-                        raise
-                    misplaced.append(f"{identifier}: {error}")
-                    continue
-                yield SquadQuestion(identifier, title, question, context, answers)
+                number = entry.field("id").of(str, int)
+                identifier = _text(entry, "id") if isinstance(number, str) else str(number)
+                answers = tuple(_answer(answer, context) for answer in _answers(entry.field("answers")))
+                question = SquadQuestion(identifier, title, _text(entry, "question"), context, answers)
+                known, place = seen.setdefault(identifier, (question, entry.place))
+                if known is question:
+                    yield question
+                elif known != question:
+                    raise ValueError(f"{entry.place}.id: {identifier!r} is the id of {place} already, another question")
 
 
 def _answers(answers: Json) -> list[Json]:
@@ -101,10 +97,14 @@ def _answers(answers: Json) -> list[Json]:
 
 
 def _answer(answer: Json, context: str) -> GoldAnswer:
-    text, start = _text(answer, "text"), answer.field("answer_start").of(int)
-    if start < 0 or context[start : start + len(text)] != text:
-        raise MisplacedAnswerError(f"{answer.place}: the context does not have {text!r} at answer_start {start}")
-    return GoldAnswer(text, start)
+    text, named = _text(answer, "text"), answer.get("answer_start")
+    start = None if named is None else named.of(int)
+    if start is None or start < 0:
+        return GoldAnswer(text, None)
+    if not context.startswith(text, start):
+        # Other languages count a character beyond U+FFFF as two.
+        start = len(context.encode("utf-16-le")[: 2 * start].decode("utf-16-le", "ignore"))
+    return GoldAnswer(text, start if context.startswith(text, start) else None)
 
 
 def _text(parent: Json, name: str) -> str:

@@ -65,7 +65,7 @@ class TrainingSet:
         window: int = 384,
         stride: int = 128,
     ) -> "TrainingSet":
-        """Tokenize questions and label their windows with the first accepted answer.
+        """Tokenize questions and label their windows with the first accepted answer whose place is known.
 
         Args:
             questions: of `dtbert.evaluation.read_squad`.
@@ -82,11 +82,10 @@ class TrainingSet:
         read = chain.from_iterable(read_examples(pairs, tokenizer, size, _BUFFER_CHARACTERS))
         found, labels = cls([], [], [], np.empty((0, 2), np.int64), special, []), []
         for one, example in zip(questions, read, strict=True):
-            answer = one.answers[0]
             try:
                 if isinstance(example, PairError):
                     raise example
-                span = _answer_tokens(example.context, answer.start, answer.start + len(answer.text))
+                span = _answer_tokens(example.context, *_characters(one))
             except ValueError as error:
                 found.unusable.append(f"{one.id}: {error}")
                 continue
@@ -137,6 +136,14 @@ def _labels(example: Example, first: int, last: int) -> list[tuple[int, int]]:
         (before + first - begin, before + last - begin) if begin <= first and last < end else (0, 0)
         for begin, end in example.parts
     ]
+
+
+def _characters(question: SquadQuestion) -> tuple[int, int]:
+    """Where the first answer whose place is known starts and ends."""
+    for text, start in question.answers:
+        if start is not None:
+            return start, start + len(text)
+    raise ValueError(f"the context does not have {question.answers[0].text!r} at its answer_start")
 
 
 def _answer_tokens(context: Tokens, start: int, end: int) -> tuple[int, int]:

@@ -23,8 +23,8 @@ def tokenizer() -> Tokenizer:
 
 
 def question(context: str, answer: str, *, start: int | None = None, identifier: str = "q") -> SquadQuestion:
-    place = context.index(answer) if start is None else start
-    return SquadQuestion(identifier, "", "who was it?", context, (GoldAnswer(answer, place),))
+    place = context.find(answer) if start is None else start
+    return SquadQuestion(identifier, "", "who was it?", context, (GoldAnswer(answer, None if place < 0 else place),))
 
 
 @given(
@@ -79,6 +79,7 @@ def test_answer_inside_a_token_is_that_token(tokenizer: Tokenizer) -> None:
     [
         ("ada wrote it", "", "the answer is empty"),
         ("ada \u200b wrote it", "\u200b", "only characters that the tokenizer skips"),
+        ("ada wrote it", "grace", "does not have 'grace' at its answer_start"),
     ],
 )
 def test_question_without_a_trainable_answer_is_listed(
