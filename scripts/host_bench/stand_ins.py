@@ -45,7 +45,7 @@ def as_on_a_gpu() -> Iterator[None]:
     # Cached as what they replace, and so as quick.
     with (
         mock.patch.object(backend, "_why_not_triton", functools.cache(lambda device, sizes: None)),
-        mock.patch.object(launch, "_architecture", functools.cache(lambda index: _ARCHITECTURE)),
+        launch.pretending(_ARCHITECTURE),
         mock.patch.object(launch, "_one_gpu", functools.cache(lambda: True)),
     ):
         yield
