@@ -10,6 +10,7 @@ from dtbert.cli.options import (
     SCHEDULE_HELP,
     add_model_options,
     add_schedule_options,
+    add_window_options,
     load_for_schedule,
     positive,
 )
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="the K best answers, of different texts")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_options(parser)
+    add_window_options(parser.add_argument_group("windows"))
     add_schedule_options(parser, budget=True)
 
 

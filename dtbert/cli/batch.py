@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtbert import __version__
-from dtbert.cli.options import load_for_schedule
+from dtbert.cli.options import load_for_schedule, other_windows
 from dtbert.cli.output import check_output
 from dtbert.files import Json, differing, file_sha256, lock, write_whole
 
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         "dtype": arguments.dtype,
         "schedule": None if schedule is None else schedule.to_dict(),
         "top": arguments.top,
+        **other_windows(arguments),
     }
     _check_settings(output, settings)
     with output.open("ab") as sink:

@@ -11,6 +11,7 @@ from dtbert.cli.options import (
     SCHEDULE_HELP,
     add_model_options,
     add_schedule_options,
+    add_window_options,
     describe_schedule,
     load_for_schedule,
     positive,
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     add_model_options(parser)
+    add_window_options(parser.add_argument_group("windows"))
     add_schedule_options(parser, budget=True)
 
 

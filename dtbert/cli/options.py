@@ -16,6 +16,7 @@ REVISION_HELP = "branch, tag or commit of a hub id"
 THREADS_HELP = "CPU threads (default: torch's choice)"
 QUIET_HELP = "no progress bar (there is none outside a terminal)"
 
+WINDOW, STRIDE = 384, 128
 DTYPES = ("float32", "bfloat16", "float16")
 
 SCHEDULE_HELP = """\
@@ -43,6 +44,17 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="number format of the computation (default: float32)")
     group.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
+
+
+def add_window_options(group: Any) -> None:
+    group.add_argument("--window", type=positive, default=WINDOW, metavar="N", help=f"tokens read at a time ({WINDOW})")
+    group.add_argument("--stride", type=int, default=STRIDE, metavar="N", help=f"tokens that windows share ({STRIDE})")
+
+
+def other_windows(arguments: argparse.Namespace) -> dict[str, int]:
+    """Window and stride where they are not the default: what a run is compared by, beside what it always was."""
+    given = {"window": arguments.window, "stride": arguments.stride}
+    return {} if given == {"window": WINDOW, "stride": STRIDE} else given
 
 
 def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False) -> None:
@@ -154,7 +166,8 @@ def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) ->
     """The model that the options name, ready to answer; errors as `QuestionAnswerer.load`."""
     from dtbert.qa import QuestionAnswerer
 
-    return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules)
+    reading = {"window": arguments.window, "stride": arguments.stride}
+    return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules, **reading)
 
 
 def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, LengthSchedule | None]":

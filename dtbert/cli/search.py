@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from dtbert.cli.options import (
     QUIET_HELP,
     add_model_options,
+    add_window_options,
     describe_schedule,
     holds_many,
     load_answerer,
+    other_windows,
     parse_schedule,
     positive,
 )
@@ -103,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how clearly, in standard errors; more against many schedules (default: 1)",
     )
     add_model_options(parser)
+    add_window_options(parser.add_argument_group("windows"))
     parser.set_defaults(threads=1)
 
 
@@ -215,6 +218,7 @@ def _search(
         "keep_question": arguments.keep_question,
         "objective": arguments.objective,
         "dtype": str(answerer.model.dtype),
+        **other_windows(arguments),
     }
     if arguments.objective == "latency":
         # Times of different devices do not compare.

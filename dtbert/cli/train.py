@@ -14,6 +14,7 @@ from dtbert.cli.options import (
     REVISION_HELP,
     SCHEDULE_HELP,
     THREADS_HELP,
+    add_window_options,
     describe_schedule,
     parse_schedule,
     positive,
@@ -79,8 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimisation")
     _add_fields(group, TrainingOptions, "epochs", "batch_tokens", "learning_rate", "warmup", "weight_decay")
     _add_fields(group, TrainingOptions, "max_grad_norm", "hidden_dropout", "attention_dropout")
-    group.add_argument("--window", type=positive, default=384, metavar="N", help="tokens (384)")
-    group.add_argument("--stride", type=int, default=128, metavar="N", help="tokens that windows share (128)")
+    add_window_options(group)
     _add_fields(group, TrainingOptions, "seed")
     group = parser.add_argument_group("length drop")
     group.add_argument("--length-drop", action="store_true", help="train sub-models that drop tokens, too")

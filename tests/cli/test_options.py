@@ -10,9 +10,11 @@ import torch
 from dtbert.cli.options import (
     add_model_options,
     add_schedule_options,
+    add_window_options,
     describe_schedule,
     load_answerer,
     load_for_schedule,
+    other_windows,
     parse_schedule,
     schedule_of,
 )
@@ -23,6 +25,7 @@ def parse(*arguments: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_model_options(parser)
     add_schedule_options(parser, budget=True)
+    add_window_options(parser)
     return parser.parse_args([str(argument) for argument in arguments])
 
 
@@ -106,6 +109,17 @@ def test_model_options_reach_the_model(model_folder: Path, monkeypatch: pytest.M
     assert answerer.config.hidden_size == 16
     assert answerer.model.dtype == torch.float32
     assert threads == [3]
+
+
+def test_window_options_reach_the_answerer_and_what_a_run_is_compared_by(model_folder: Path) -> None:
+    given = parse("--model", model_folder, "--window", 200, "--stride", 20)
+    answerer = load_answerer(given)
+    assert (answerer.window, answerer.stride) == (200, 20)
+    assert other_windows(given) == {"window": 200, "stride": 20}
+    # Runs from before there were these options go on.
+    assert other_windows(parse()) == {}
+    with pytest.raises(ValueError, match="window of 9999 tokens"):
+        load_answerer(parse("--model", model_folder, "--window", 9999))
 
 
 def test_model_and_schedule_must_fit(model_folder: Path) -> None:
