@@ -6,6 +6,7 @@ input and the options that made it, stands in a file beside it, written before t
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 # continued run makes the same batches as an unbroken one, and with them the same digits.
 CHUNK_LINES = 1024
 CHUNK_CHARACTERS = 500_000
+
+# How an array of objects begins; a line that holds some other list is a bad line among others.
+_ARRAY = re.compile(rb"\s*\[\s*\{")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,18 @@ def _dump(line: Line, fields: dict[str, Any]) -> bytes:
 
 
 def survey(source: Path) -> tuple[str, int]:
-    """The SHA-256 of the input, and how many of its lines are not blank."""
+    """The SHA-256 of the input, and how many of its lines are not blank.
+
+    Raises:
+        ValueError: it is no file of lines: every line of it would be an error.
+    """
     with source.open("rb") as file:
+        beginning = file.read(256)
+        if beginning.startswith(b"\x1f\x8b"):
+            raise ValueError(f"{source} is compressed with gzip: unpack it first (gunzip)")
+        if _ARRAY.match(beginning):
+            raise ValueError(f"{source} is one JSON array: give an object on each line (jq -c '.[]' makes them)")
+        file.seek(0)
         return file_sha256(source), sum(bool(raw.strip()) for raw in file)
 
 

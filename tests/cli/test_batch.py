@@ -1,5 +1,6 @@
 """`dtbert answer --input --output`: bad lines, and going on after an interruption at any moment."""
 
+import gzip
 import io
 import json
 import multiprocessing
@@ -365,3 +366,23 @@ def test_batch_holds_a_chunk_at_a_time(model_folder: Path, tmp_path: Path, monke
         assert "answer" in fields
         assert len(taken) <= line.number + 4
     assert len(taken) == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(json.dumps(GOOD).encode()), "compressed with gzip"),
+        (json.dumps([GOOD, GOOD]).encode(), "one JSON array"),
+        (json.dumps([GOOD, GOOD], indent=1).encode(), "one JSON array"),
+    ],
+    ids=["gzip", "array", "array over lines"],
+)
+def test_file_that_is_not_of_lines_is_named_once(
+    run: Run, model_folder: Path, tmp_path: Path, content: bytes, said: str
+) -> None:
+    source = tmp_path / "questions"
+    source.write_bytes(content)
+    done = run("answer", "--model", model_folder, "--input", source, "--output", tmp_path / "answers")
+    assert done.status == 2
+    assert done.err.startswith(f"dtbert: error: {source} is {said}")
+    assert not (tmp_path / "answers").exists()
