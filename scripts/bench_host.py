@@ -122,14 +122,14 @@ def python_of_a_gpu(rounds: int) -> list[Row]:
 
 def judged(name: str, unit: str, values: Sequence[float], aim: float) -> Row:
     """A row, without its further fields."""
-    median, ends = statistics.median(values), [values[0], values[0]]
+    median, ends = float(f"{statistics.median(values):.4g}"), [values[0], values[0]]
     if len(values) > 1:
         low, _, high = statistics.quantiles(values, n=4, method="inclusive")
         ends = [low, high]
     spread = [float(f"{end:.4g}") for end in ends]
     return {
         "name": name,
-        unit: float(f"{median:.4g}"),
+        unit: median,
         "aim": aim,
         "met": median <= aim,
         "spread": spread,

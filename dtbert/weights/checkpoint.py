@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dtbert.files import file_sha256
 from dtbert.model import BertConfig
-from dtbert.weights.names import SPAN_HEAD, canonical_name, is_known_extra
+from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, is_known_extra
 
 # In the order of preference.
 WEIGHT_FILES = ("model.safetensors", "model.int8.safetensors", "pytorch_model.bin")
@@ -25,6 +25,14 @@ _REMAP_BYTES = 16 * 2**20
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
+
+# How files begin that lie about under the name of weights.
+_OTHER_FILES = {
+    b"version https://git-lfs": "it is a Git LFS pointer, which stands for the file: fetch that with `git lfs pull`",
+    b"<!doctype html": "it is a web page: the download went wrong, fetch it again",
+    b"<html": "it is a web page: the download went wrong, fetch it again",
+    b"\x89hdf": "it is an HDF5 file, TensorFlow's: convert it to safetensors where it comes from",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +102,8 @@ class SafetensorsFile(TensorFile):
         try:
             self._handle: Any = safe_open(self.path, "pt")
         except SafetensorError as error:
-            raise CheckpointError(f"{self.path} is not a whole safetensors file: {error}") from error
+            reason = _what_else(self.path) or str(error)
+            raise CheckpointError(f"{self.path} is not a whole safetensors file: {reason}") from error
 
     def describe(self) -> list[StoredTensor]:
         described = []
@@ -126,7 +135,9 @@ class PickleFile(TensorFile):
         except OSError:
             raise
         except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
-            reason = str(error).strip().partition("\n")[0]
+            reason = _what_else(self.path) or str(error).strip().partition("\n")[0]
+            if "weights_only" in reason:  # torch's advice is to run whatever the file holds
+                reason = "it holds something else, or is damaged"
             raise CheckpointError(
                 f"{self.path} is not a whole pickle of tensors, and nothing else is read: {reason}"
             ) from error
@@ -145,6 +156,16 @@ class PickleFile(TensorFile):
 
     def _view(self, name: str) -> Tensor:
         return self._tensors.pop(name).detach()
+
+
+def _what_else(path: Path) -> str:
+    """What a file is that is no file of weights, by its first bytes; empty where they say nothing."""
+    with path.open("rb") as file:
+        beginning = file.read(64)
+    for sign, meaning in _OTHER_FILES.items():
+        if beginning.lstrip().lower().startswith(sign):
+            return meaning
+    return ""
 
 
 class Checkpoint(NamedTuple):
@@ -166,11 +187,12 @@ class Checkpoint(NamedTuple):
             names = ", ".join(sorted(broken))
             raise CheckpointError(f"{self.file.path} holds NaN, infinity, or values too large for the dtype in {names}")
 
-    def match(self, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Source]:
+    def match(self, expected: Mapping[str, tuple[int, ...]], *, encoder_alone: bool = False) -> dict[str, Source]:
         """Where each expected tensor is found.
 
         Args:
             expected: shape of each tensor by its hub name.
+            encoder_alone: leave out heads, of whatever kind, and name them in the log.
 
         Raises:
             CheckpointError: tensors are missing, unexpected, or of the wrong shape or dtype; all are listed, sorted.
@@ -190,8 +212,11 @@ class Checkpoint(NamedTuple):
             elif not scale and tensor.dtype not in _FLOATS:
                 lacking = f" or a {name}.scale" if tensor.dtype == "int8" else ""
                 problems[name] = f"{list(shape)} of {tensor.dtype}, expected floats{lacking}"
+        heads = {name for name in rest if encoder_alone and not name.startswith("bert.") and not is_known_extra(name)}
+        if heads:
+            logger.warning("%s: the encoder alone is read, without %s", self.file.path, ", ".join(sorted(heads)))
         for name, tensor in rest.items():
-            if not is_known_extra(name.removesuffix(".scale")):
+            if name not in heads and not is_known_extra(name.removesuffix(".scale")):
                 problems[tensor.name] = f"unexpected, {list(tensor.shape)}"
         if problems:
             advice = ""
@@ -219,8 +244,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = BertConfig.from_file(folder / "config.json")
     tensors = SafetensorsFile(file) if file.suffix == ".safetensors" else PickleFile(file)
     stored: dict[str, StoredTensor] = {}
-    for tensor in tensors.describe():
-        twin = stored.setdefault(canonical_name(tensor.name), tensor)
+    described = tensors.describe()
+    prefix = common_prefix([tensor.name for tensor in described])
+    if prefix:
+        logger.warning("%s: every name begins with the prefix %r, which is taken off", file, prefix)
+    for tensor in described:
+        twin = stored.setdefault(canonical_name(tensor.name.removeprefix(prefix)), tensor)
         if twin is not tensor:
             raise CheckpointError(f"{file} holds one tensor under two names: {twin.name} and {tensor.name}")
     return Checkpoint(folder, config, tensors, stored)

@@ -59,7 +59,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     backend: BackendName | None = None,
 ) -> BertForQuestionAnswering:
-    """Load a span-answering BERT, ready for inference: no gradients, weights packed for a CPU.
+    """Load a span-answering BERT, ready for inference: no gradients, weights prepared for its device.
 
     Args:
         source: a folder, a file (``.safetensors`` or ``.bin``) with ``config.json`` beside it, or a hub id such as
@@ -144,7 +144,7 @@ def _filled(kind: type[M], checkpoint: Checkpoint, placement: Placement, **optio
     """
     with torch.device("meta"):
         model = kind(checkpoint.config, **options)
-    sources = checkpoint.match(expected_tensors(model))
+    sources = checkpoint.match(expected_tensors(model), encoder_alone=kind is BertEncoder)
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, Tensor] = {}
     for parameter, value in sorted(model.named_parameters(), key=lambda item: item[1].numel(), reverse=True):

@@ -1,6 +1,7 @@
 """The hub's names of BERT's tensors and dtbert's parameters: one flat table."""
 
 import re
+from collections.abc import Sequence
 
 # {i} is a layer, {p} weight or bias. One parameter for several tensors holds their rows end to end.
 _TABLE: dict[str, tuple[str, ...]] = {
@@ -39,6 +40,19 @@ def hub_names(parameter: str) -> tuple[str, ...]:
     pattern = re.sub(r"\.\d+\.", ".{i}.", parameter)
     names = _TABLE.get(pattern) or _TABLE[re.sub(r"(weight|bias)$", "{p}", pattern)]
     return tuple(name.format(i=index, p=kind) for name in names)
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """What stands before every name where a model was saved inside another: ``module.``, ``_orig_mod.`` and so on."""
+    prefix = ""
+    while True:
+        firsts = {name.removeprefix(prefix).partition(".")[0] for name in names}
+        if len(firsts) != 1 or firsts & {"bert", "embeddings", "encoder", "pooler"}:
+            return prefix
+        (first,) = firsts
+        if any(name == prefix + first for name in names):
+            return prefix
+        prefix += f"{first}."
 
 
 def canonical_name(name: str) -> str:

@@ -106,7 +106,7 @@ def _read_all(checkpoint: Checkpoint) -> dict[str, Tensor]:
         if checkpoint.has(SPAN_HEAD):
             expected |= expected_tensors(BertForQuestionAnswering(checkpoint.config))
     tensors = {}
-    for name, source in checkpoint.match(expected).items():
+    for name, source in checkpoint.match(expected, encoder_alone=not checkpoint.has(SPAN_HEAD)).items():
         values = checkpoint.file.read(source.name).contiguous()
         tensors[name] = dequantize_rows(values, checkpoint.file.read(source.scale)) if source.scale else values
     checkpoint.check_finite(tensors)

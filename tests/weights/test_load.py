@@ -328,3 +328,60 @@ def test_shape_of_the_tiny_checkpoint_is_the_configs(tmp_path: Path) -> None:
     assert {name: tensor.shape for name, tensor in make_tensors().items()} == {
         name: tensor.shape for name, tensor in theirs.items()
     }
+
+
+HEADS = {
+    "classifier": {"classifier.weight": torch.zeros(3, 16), "classifier.bias": torch.zeros(3)},
+    "projection": {"linear.weight": torch.zeros(8, 16)},
+    "crf": {"crf.transitions": torch.zeros(3, 3)},
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_encoder_is_loaded_from_under_any_head_which_the_log_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, head: dict[str, torch.Tensor]
+) -> None:
+    tensors = make_tensors(span_head=False)
+    alone = load_encoder(write(tmp_path / "alone", tensors))
+    encoder = load_encoder(write(tmp_path / "headed", tensors | head))
+    assert torch.equal(encoder(IDS).last_hidden_state, alone(IDS).last_hidden_state)
+    assert ", ".join(sorted(head)) in caplog.text
+    with pytest.raises(CheckpointError, match=f"{min(head)}: unexpected"):
+        load_model(write(tmp_path / "both", make_tensors() | head))
+    with pytest.raises(CheckpointError, match=r"bert\.extra: unexpected"):
+        load_encoder(write(tmp_path / "extra", make_tensors(span_head=False) | {"bert.extra": torch.zeros(1)}))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.module."])
+def test_prefix_of_every_name_is_taken_off(tmp_path: Path, caplog: pytest.LogCaptureFixture, prefix: str) -> None:
+    tensors = make_tensors()
+    want = load_model(write(tmp_path / "plain", tensors))(IDS)
+    prefixed = {prefix + name: tensor for name, tensor in tensors.items()}
+    got = load_model(write(tmp_path / "prefixed", prefixed))(IDS)
+    assert torch.equal(got.start_logits, want.start_logits)
+    assert repr(prefix) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", "web page"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_file_of_another_kind_is_named(tmp_path: Path, name: str, content: bytes, named: str) -> None:
+    folder = write(tmp_path, make_tensors())
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name} is not a whole .*: it is an? {named}"):
+        load_model(folder)
+
+
+def test_no_message_advises_to_run_what_a_pickle_holds(tmp_path: Path) -> None:
+    folder = write(tmp_path, make_tensors())
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="not a whole pickle of tensors") as caught:
+        load_model(folder)
+    assert "weights_only" not in str(caught.value)
