@@ -57,7 +57,7 @@ class Backend:
     differentiable: ClassVar[bool] = True
 
     def prepare(self, model: nn.Module) -> None:
-        """Lay out a model's weights for inference, where that makes the steps faster; it cannot train any more."""
+        """Lay out a model's weights for inference, where that makes the steps faster; `Linear.to_plain` undoes it."""
 
     def embed(self, ids: TokenIds, tables: Embeddings) -> Tensor:
         """LayerNorm of the sum of the three embeddings of each token: ``[T, H]`` in the tables' dtype."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import Backend, BackendName, Sizes, choose_backend, get_backend
+from dtbert.kernels import Backend, BackendName, Sizes, get_backend
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
 from dtbert.model.config import BertConfig
@@ -46,7 +46,7 @@ class Bert(nn.Module):
         if self._chosen is None:
             config = self.config
             sizes = Sizes(self.dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
-            self._chosen = get_backend(self.device, choose_backend(self.device, self._asked, sizes))
+            self._chosen = get_backend(self.device, self._asked, sizes)
         if not self._chosen.differentiable and self._needs_gradients():
             if self._asked is not None:
                 raise ValueError(
