@@ -20,6 +20,9 @@ _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# The first two bytes of every gzip file.
+GZIP_MAGIC = b"\x1f\x8b"
+
 
 @contextmanager
 def replacing(path: str | PathLike[str]) -> Iterator[Path]:

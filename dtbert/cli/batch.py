@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dtbert import __version__
 from dtbert.cli.options import load_for_schedule, other_windows
 from dtbert.cli.output import check_output
-from dtbert.files import Json, differing, file_sha256, lock, write_whole
+from dtbert.files import GZIP_MAGIC, Json, differing, file_sha256, lock, write_whole
 
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
@@ -177,7 +177,7 @@ def survey(source: Path) -> tuple[str, int]:
     """
     with source.open("rb") as file:
         beginning = file.read(256)
-        if beginning.startswith(b"\x1f\x8b"):
+        if beginning.startswith(GZIP_MAGIC):
             raise ValueError(f"{source} is compressed with gzip: unpack it first (gunzip)")
         if _ARRAY.match(beginning):
             raise ValueError(f"{source} is one JSON array: give an object on each line (jq -c '.[]' makes them)")

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,12 @@ class PreparedQuestions:
 
     def cost(self, schedule: LengthSchedule | None = None) -> Cost:
         """Of the questions that can be read, without answering them; ValueError where there are none."""
-        return _cost(self.answerer, len(self.questions) - len(self.unreadable), self._lengths, schedule)
+        return _cost(self.answerer, len(self.questions) - len(self.unreadable), self._lengths, self._full, schedule)
+
+    @cached_property
+    def _full(self) -> Macs:
+        # A search counts many schedules against it.
+        return _macs(self.answerer, self._lengths, None)
 
 
 class Measurement(NamedTuple):
@@ -107,7 +113,8 @@ def measure(
         on_answers(len(part))
     seconds = time.perf_counter() - start
     predictions = _predictions(questions, answers)
-    cost = _cost(answerer, len(predictions), lengths, schedule) if predictions else None
+    full = _macs(answerer, lengths, None)
+    cost = _cost(answerer, len(predictions), lengths, full, schedule) if predictions else None
     scores = evaluate(questions, predictions)
     return Measurement(predictions, _unreadable(questions, answers), scores, cost, len(predictions) / seconds)
 
@@ -141,12 +148,12 @@ def _cost(
     answerer: QuestionAnswerer,
     num_questions: int,
     lengths: Mapping[tuple[int, int], int],
+    full: Macs,
     schedule: LengthSchedule | None,
 ) -> Cost:
     """Of windows by their tokens and those of segment 0; those alike are counted once."""
     if not num_questions:
         raise ValueError("the model can read none of the questions: there is no work to count")
-    full = _macs(answerer, lengths, None)
     macs = full if schedule is None else _macs(answerer, lengths, schedule)
     windows = sum(lengths.values())
     tokens = sum(count * length for (length, _), count in lengths.items())

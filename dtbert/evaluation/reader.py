@@ -8,10 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from dtbert.files import Json, naming
-
-# The first two bytes of every gzip file.
-_GZIP_MAGIC = b"\x1f\x8b"
+from dtbert.files import GZIP_MAGIC, Json, naming
 
 
 class GoldAnswer(NamedTuple):
@@ -61,7 +58,7 @@ def read_squad(path: str | PathLike[str]) -> list[SquadQuestion]:
 
 
 def _load(raw: bytes) -> Json:
-    if raw.startswith(_GZIP_MAGIC):
+    if raw.startswith(GZIP_MAGIC):
         try:
             raw = gzip.decompress(raw)
         except (EOFError, OSError, zlib.error) as error:
