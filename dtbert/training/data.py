@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dtbert.evaluation import SquadQuestion
+from dtbert.kernels.packing import to_device
 from dtbert.model import BertConfig, PackedBatch
 from dtbert.qa.reading import read_examples
 from dtbert.qa.tokenize import Tokens, special_ids
@@ -125,7 +126,7 @@ class TrainingSet:
         """The packed batch of some windows."""
         parts = [self.parts[index] for index in indices]
         batch, _, _ = pack(self.examples, parts, *self.special, device)
-        labels = torch.from_numpy(self.labels[list(indices)]).to(device)
+        labels = to_device(torch.from_numpy(self.labels[list(indices)]), device)
         return LabelledBatch(batch, labels[:, 0], labels[:, 1], tuple(self.ids[part.row] for part in parts))
 
 
