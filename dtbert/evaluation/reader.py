@@ -1,4 +1,4 @@
-"""Read data sets in SQuAD 1.1's JSON format: articles of paragraphs of questions."""
+"""Read data sets in the JSON format of SQuAD 1.1 and 2.0: articles of paragraphs of questions."""
 
 import gzip
 import zlib
@@ -26,8 +26,9 @@ class GoldAnswer(NamedTuple):
 class SquadQuestion:
     """A question about a paragraph, and the answers that count as right.
 
-    ``answers`` holds at least one; ``context[start : start + len(text)] == text`` for each whose start is known.
-    ``title`` is the article's, or empty where the file names none.
+    ``answers`` is empty where the paragraph holds none, as SQuAD 2.0 says by ``is_impossible``;
+    ``context[start : start + len(text)] == text`` for each whose start is known. ``title`` is the article's, or empty
+    where the file names none.
     """
 
     id: str
@@ -36,18 +37,25 @@ class SquadQuestion:
     context: str
     answers: tuple[GoldAnswer, ...]
 
+    @property
+    def is_impossible(self) -> bool:
+        """Whether the context holds no answer."""
+        return not self.answers
+
 
 def read_squad(path: str | PathLike[str]) -> list[SquadQuestion]:
-    """All questions of a SQuAD 1.1 file, in the file's order; one that stands there twice, the same in all, once.
+    """All questions of a SQuAD file, in the file's order; one that stands there twice, the same in all, once.
 
-    An ``id`` may be a whole number, and an ``answer_start`` may be missing, or count in units of UTF-16.
+    An ``id`` may be a whole number, and an ``answer_start`` may be missing, or count in units of UTF-16. A question
+    without answers must have ``"is_impossible": true``, as in SQuAD 2.0; what else an annotator found plausible there
+    is not read.
 
     Args:
         path: JSON, plain or compressed with gzip; which of the two is seen from the content.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file is damaged or not in SQuAD 1.1's format; the message names it and the place inside,
+        ValueError: the file is damaged or not in SQuAD's format; the message names it and the place inside,
             such as ``data[3].paragraphs[0].qas[12].id``.
     """
     with naming(path):
@@ -78,7 +86,7 @@ def _questions(document: Json) -> Iterator[SquadQuestion]:
             for entry in paragraph.field("qas").items():
                 number = entry.field("id").of(str, int)
                 identifier = _text(entry, "id") if isinstance(number, str) else str(number)
-                answers = tuple(_answer(answer, context) for answer in _answers(entry.field("answers")))
+                answers = tuple(_answer(answer, context) for answer in _answers(entry))
                 question = SquadQuestion(identifier, title, _text(entry, "question"), context, answers)
                 known, place = seen.setdefault(identifier, (question, entry.place))
                 if known is question:
@@ -87,9 +95,13 @@ def _questions(document: Json) -> Iterator[SquadQuestion]:
                     raise ValueError(f"{entry.place}.id: {identifier!r} is the id of {place} already, another question")
 
 
-def _answers(answers: Json) -> list[Json]:
-    if not answers.items():
-        raise answers.error("empty; SQuAD 1.1 has an answer to each question (2.0's others are not read)")
+def _answers(entry: Json) -> list[Json]:
+    answers, impossible = entry.field("answers"), entry.get("is_impossible")
+    if impossible is not None and impossible.of(bool):
+        if answers.items():
+            raise answers.error("is_impossible, yet there are answers")
+    elif not answers.items():
+        raise answers.error('empty; a question without an answer has "is_impossible": true, as in SQuAD 2.0')
     return answers.items()
 
 

@@ -68,6 +68,8 @@ class TrainingSet:
     ) -> "TrainingSet":
         """Tokenize questions and label their windows with the first accepted answer whose place is known.
 
+        The windows of a question that has no answer are labelled with [CLS].
+
         Args:
             questions: of `dtbert.evaluation.read_squad`.
             tokenizer: made plain, as `dtbert.qa.load_tokenizer` gives it.
@@ -86,14 +88,14 @@ class TrainingSet:
             try:
                 if isinstance(example, PairError):
                     raise example
-                span = _answer_tokens(example.context, *_characters(one))
+                span = None if one.is_impossible else _answer_tokens(example.context, *_characters(one))
             except ValueError as error:
                 found.unusable.append(f"{one.id}: {error}")
                 continue
             found.ids.append(one.id)
             found.parts.extend(parts_of(len(found.examples), example))
             found.examples.append(example)
-            labels += _labels(example, *span)
+            labels += [(0, 0)] * len(example.parts) if span is None else _labels(example, *span)
         if not found.parts:
             raise ValueError(f"none of {len(questions)} questions can be trained on: {'; '.join(found.unusable[:3])}")
         return replace(found, labels=np.array(labels, np.int64))

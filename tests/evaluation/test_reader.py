@@ -100,6 +100,15 @@ def test_answer_has_a_start_where_the_context_has_its_text(
     assert question.answers == (GoldAnswer("1843", known),) * len(answers)
 
 
+def test_question_without_an_answer_says_so(write: Callable[[Any], Path]) -> None:
+    document = deepcopy(DOCUMENT)
+    first, second = paragraph(document)["qas"]
+    first["is_impossible"] = False
+    second.update(is_impossible=True, answers=[], plausible_answers=[{"text": "1843", "answer_start": 16}])
+    questions = read_squad(write(document))
+    assert [(one.is_impossible, len(one.answers)) for one in questions] == [(False, 2), (True, 0), (False, 1)]
+
+
 def test_read_squad_reads_the_development_set(shared_data: Path) -> None:
     questions = read_squad(shared_data / "squad" / "squad-dev-v1.1.json.gz")
     assert len(questions) == 10570
@@ -123,7 +132,10 @@ QUESTION = "data[0].paragraphs[0].qas[1]"
         (lambda d: paragraph(d)["qas"][1].update(id=True), r"qas\[1\].id: .* found true"),
         (lambda d: paragraph(d)["qas"][1].update(id="q1"), r"qas\[1\].id: 'q1' .*qas\[0\]"),
         (lambda d: paragraph(d)["qas"][1].update(question="\ud800"), r"qas\[1\].question: .*surrogate"),
-        (lambda d: paragraph(d)["qas"][1].update(answers=[]), r"qas\[1\].answers: empty"),
+        (lambda d: paragraph(d)["qas"][1].update(answers=[]), r"qas\[1\].answers: empty; .*is_impossible"),
+        (lambda d: paragraph(d)["qas"][1].update(answers=[], is_impossible=False), r"qas\[1\].answers: empty"),
+        (lambda d: paragraph(d)["qas"][1].update(is_impossible=True), r"qas\[1\].answers: is_impossible, yet"),
+        (lambda d: paragraph(d)["qas"][1].update(answers=[], is_impossible=1), "is_impossible: .* found 1"),
         (lambda d: answer(d).update(answer_start=True), "answer_start: .* found true"),
         (lambda d: answer(d).update(answer_start=1.0), "answer_start: .* found 1.0"),
         (lambda d: d.update(data=[]), "no questions"),
