@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dtbert.kernels import AttentionScore, Backend, Kept, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
-from dtbert.kernels.reference import attention_logits, score_of, split_heads
+from dtbert.kernels.reference import score_of, split_heads
+from dtbert.training.dropout import dropout
 from dtbert.training.options import AttentionTarget
 from dtbert.training.places import Places, places_of
 
@@ -42,14 +43,14 @@ class TrainingBackend(Backend):
         self.kept: list[AttentionPieces] = []
 
     def embed(self, ids: TokenIds, tables: Embeddings) -> Tensor:
-        return F.dropout(super().embed(ids, tables), self.hidden_dropout)
+        return dropout(super().embed(ids, tables), self.hidden_dropout)
 
     def add_norm(
         self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None
     ) -> Tensor:
         if rows is not None:
             residual = residual.index_select(0, rows)
-        summed = F.dropout(self.linear(x, layer), self.hidden_dropout) + residual
+        summed = dropout(self.linear(x, layer), self.hidden_dropout) + residual
         return F.layer_norm(summed, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
@@ -110,7 +111,7 @@ class TrainingBackend(Backend):
             if score is not None:
                 scores.append(score_of(score, probabilities.detach(), one_value.detach()))
             self._keep(logits[None], probabilities[None])
-            dropped = F.dropout(probabilities, self.attention_dropout).to(one_value.dtype)
+            dropped = dropout(probabilities, self.attention_dropout).to(one_value.dtype)
             contexts.append((dropped @ one_value).transpose(0, 1).flatten(1))
         return torch.cat(contexts), scores
 
@@ -152,7 +153,7 @@ class TrainingBackend(Backend):
             logits, probabilities = _probabilities(query, key, real)
             both = real & of_queries.real[:, None, :, None]
             self._keep(logits.masked_fill(~both, 0), probabilities * both)
-            context = F.dropout(probabilities, self.attention_dropout).to(value.dtype) @ value
+            context = dropout(probabilities, self.attention_dropout).to(value.dtype) @ value
         return of_queries.unpad(context.transpose(1, 2)).flatten(1)
 
     def _pads(self, x: Tensor) -> bool:
@@ -177,8 +178,11 @@ def _pad_heads(qkv: Tensor, places: Places, num_heads: int) -> tuple[Tensor, Ten
 
 
 def _probabilities(query: Tensor, key: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Scores ``[..., q, n]`` in float32, and their softmax over the ``real`` keys."""
-    scores = attention_logits(query, key)
+    """Scores ``[..., q, n]``, and their softmax over the ``real`` keys.
+
+    In the dtype that they come in: autocast would take what is made float32 back to half precision for the product.
+    """
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if real is not None:
         scores = scores.masked_fill(~real, -torch.inf)
     return scores, scores.softmax(-1)
