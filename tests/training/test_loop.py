@@ -55,8 +55,13 @@ def stop_after(steps: int) -> Callable[[dict[str, Any]], None]:
     [
         {"length_drop": LengthDrop(2, (0.3, 0.5), 0.4, ("received", "answer+question"), answer_loss=0.5)},
         {"distillation": Distillation("intermediate"), "teacher": True},
+        {
+            "distillation": Distillation(hard_label_weight=1.0),
+            "teacher": True,
+            "length_drop": LengthDrop(1, 0.3, answer_loss=0.5),
+        },
     ],
-    ids=["length drop", "teacher with a projection"],
+    ids=["length drop", "teacher with a projection", "length drop with a teacher"],
 )
 def test_resumed_run_ends_as_an_unbroken_one(
     make_trainer: MakeTrainer, tmp_path: Path, options: dict[str, Any]
@@ -75,7 +80,8 @@ def test_resumed_run_ends_as_an_unbroken_one(
     assert again.run()
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
-    assert ("projection.weight" in whole) == ("teacher" in options)
+    intermediate = options.get("distillation") == Distillation("intermediate")
+    assert ("projection.weight" in whole) == intermediate
     without_time = [[{**one, "seconds": 0} for one in metrics(tmp_path / name)] for name in ("whole", "broken")]
     assert without_time[0] == without_time[1]
     assert [one["step"] for one in without_time[0]] == list(range(1, again.num_steps + 1))
