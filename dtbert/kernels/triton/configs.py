@@ -164,7 +164,7 @@ def read_table(path: Path) -> Table:
 def _read_row(row: Json) -> Tuned:
     row.exactly(Tuned.__annotations__)
     kernel = _one_of(row.field("kernel"), _KERNELS)
-    config: Config = row.field("config").record(_KERNELS[kernel].config)
+    config = row.field("config").record(_KERNELS[kernel].config)
     quartiles = [value.of(float) for value in row.field("quartiles_us").items()]
     for name, number in config._asdict().items():
         least = 16 if name.endswith(("_m", "_n", "_k")) else 1
@@ -261,7 +261,7 @@ def _linear_candidates(dtype: torch.dtype, size: int, variant: str) -> Iterator[
 
 
 class _Kernel(NamedTuple):
-    config: type[AttentionConfig] | type[LinearConfig]
+    config: Callable[..., Config]
     variants: tuple[str, ...]
     default: Callable[[str, torch.dtype, int], Config]
     candidates: Callable[[torch.dtype, int, str], Iterator[Config]]
