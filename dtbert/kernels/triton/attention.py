@@ -3,58 +3,18 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, next_power_of_2, operator, wrap_triton
+from dtbert.kernels.triton.configs import attention_config, padded_size
+from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, operator, wrap_triton
 from dtbert.kernels.triton.significance import LOG2_E, cls_significance, combine_partials, load_rows, sequence_bounds
 
 MAX_HEAD_SIZE = 128
 # Within a sequence the kernels address by 32-bit offsets.
 MAX_SEQUENCE_SPAN = 2**31 - 1
-
-
-class Config(NamedTuple):
-    """How `_attention_kernel` is launched: ``block_m`` queries a program, ``block_n`` keys at a time."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-# By architecture, for 16 bit and for float32, each for heads of at most 64 and of at most 128. Chosen by arithmetic and
-# by what compiles without spills; none of them has been measured on a GPU yet. On sm_90, 16 bit, heads of 64: 8 warps
-# of at most 128 registers let two programs share a multiprocessor, so that one multiplies while the other takes powers.
-#
-# Hopper's product of probabilities and values takes the probabilities from registers. ptxas before 13.3 miscompiles
-# such a product where it is still under way when the next iteration begins. Here none is: the kernel adds it to the
-# context by a step of its own, so the code waits for it at once (wgmma.wait_group 0).
-_OTHERS = "others"
-_CONFIGS: Mapping[str, tuple[tuple[Config, Config], tuple[Config, Config]]] = {
-    "sm_80": ((Config(128, 64, 8, 2), Config(64, 64, 8, 2)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
-    "sm_90": ((Config(128, 64, 8, 2), Config(128, 64, 8, 2)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
-    "sm_100": ((Config(128, 64, 8, 2), Config(128, 64, 8, 2)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
-    "gfx942": ((Config(128, 64, 4, 1), Config(64, 64, 4, 1)), (Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
-    # Large and not square: few steps for the tests, which mistaking rows for columns would fail.
-    "interpreter": ((Config(128, 64, 4, 1), Config(128, 64, 4, 1)), (Config(128, 64, 4, 1), Config(128, 64, 4, 1))),
-    _OTHERS: ((Config(64, 64, 4, 1), Config(64, 64, 8, 1)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
-}
-
-
-def config_for(arch: str, dtype: torch.dtype, head_size: int) -> Config:
-    """The configuration for an architecture (``"sm_90"``), dtype and head size: fixed, so that results are too."""
-    return _CONFIGS.get(arch, _CONFIGS[_OTHERS])[dtype == torch.float32][head_size > 64]
-
-
-def block_of(head_size: int) -> int:
-    """Columns of a head's tile: a power of two, 16 at least."""
-    return max(16, next_power_of_2(head_size))
 
 
 @triton.jit(
@@ -199,7 +159,8 @@ def attention(
         return context, significance
     if score == "cls":
         return context, cls_significance(qkv, cu_seqlens, max_seqlen, num_heads)
-    config = config_for(architecture(qkv.device), qkv.dtype, head_size)
+    variant = "context" if not score else "received" if with_context else "alone"
+    config = attention_config(architecture(qkv.device), qkv.dtype, head_size, variant)
     query_blocks = cdiv(max_seqlen, config.block_m)
     # Blocks without a query of segment 0 leave theirs as they are.
     allocate = torch.zeros if score == "from_question" else torch.empty
@@ -226,7 +187,7 @@ def attention(
         upcast=INTERPRETED and qkv.dtype == torch.bfloat16,
         block_m=config.block_m,
         block_n=config.block_n,
-        block_d=block_of(head_size),
+        block_d=padded_size(head_size),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )

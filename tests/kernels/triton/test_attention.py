@@ -6,9 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtbert.kernels import Kept
-from dtbert.kernels.triton import MAX_HEAD_SIZE
-from dtbert.kernels.triton.attention import block_of, config_for
-from dtbert.kernels.triton.launch import ARCHITECTURES, FLOAT_DTYPES
 from tests.kernels.packings import packing as packing_of
 from tests.kernels.triton.cases import DTYPES, ORACLE, TOKENS, TRITON, assert_close, far_apart
 from tests.kernels.triton.packing import Packed, among_others, keep, looking_at, pack
@@ -139,12 +136,3 @@ def test_attention_reads_no_row_beyond_its_tensor() -> None:
     beyond = TRITON.attention(*right, Kept(torch.tensor([3, 25, -7]), packing_of([3, 30])))
     assert beyond.isfinite().all()
     assert torch.equal(beyond[0], context[3])
-
-
-def test_every_configuration_fits_the_sizes_of_a_product() -> None:
-    for arch in (*ARCHITECTURES, "sm_75"):
-        for dtype in FLOAT_DTYPES:
-            for head_size in range(1, MAX_HEAD_SIZE + 1):
-                config = config_for(arch, dtype, head_size)
-                assert min(config.block_m, config.block_n, block_of(head_size)) >= 16
-                assert head_size <= block_of(head_size) < max(17, 2 * head_size)
