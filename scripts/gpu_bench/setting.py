@@ -13,7 +13,6 @@ from torch import Tensor
 from dtbert.kernels import Activation, Backend, get_backend
 from dtbert.kernels.parameters import LayerNorm, Linear, of_tensors
 from dtbert.model import Packing
-from dtbert.profiling.ceilings import Ceilings
 from gpu_bench.timing import Effort
 
 Row = dict[str, Any]
@@ -36,6 +35,7 @@ class Sizes(NamedTuple):
     windows: int  # of SQuAD
     step_tokens: tuple[int, ...]
     alone: int  # tokens of the single sequence
+    small_batches: tuple[tuple[int, int], ...]  # sequences x tokens, on which CUDA graphs are measured
     lengths: tuple[int, ...]  # after each layer
     batch_tokens: tuple[int, ...]  # that dtbert tries on SQuAD
     batch_windows: tuple[int, ...]  # that its peers try
@@ -54,6 +54,7 @@ FULL = Sizes(
     windows=256,
     step_tokens=(384, 3072, 12288, 49152),
     alone=128,
+    small_batches=((1, 128), (1, 384), (8, 384), (32, 384)),
     lengths=(269, 253, 252, 202, 104, 34),
     batch_tokens=(8192, 16384, 65536),
     batch_windows=(32, 64, 256),
@@ -66,6 +67,7 @@ TINY = Sizes(
     windows=3,
     step_tokens=(20,),
     alone=12,
+    small_batches=((1, 12),),
     lengths=(20, 18, 12, 8, 4, 2),
     batch_tokens=(400,),
     batch_windows=(2,),
@@ -94,8 +96,12 @@ class Setting:
     launchers: Launchers
     sizes: Sizes
     effort: Effort
-    ceilings: Ceilings
-    compiles: bool  # whether torch.compile is a peer
+
+    @classmethod
+    def on(cls, device: torch.device, sizes: Sizes, effort: Effort) -> "Setting":
+        """In bfloat16 on the kernels, without a GPU in float32."""
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        return cls(device, dtype, *backend_for(device), sizes, effort)
 
     @property
     def works(self) -> dict[str, list[int]]:

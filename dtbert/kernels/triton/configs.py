@@ -104,13 +104,18 @@ def _chosen(arch: str, kernel: str, dtype: torch.dtype, size: int, variant: str)
         measured = _measured(arch).get((kernel, name, padded_size(size), variant))
         if measured is not None:
             return measured
-    return _KERNELS[kernel].default(arch, dtype, padded_size(size))
+    return default_for(arch, kernel, dtype, size)
 
 
 @functools.cache
 def _measured(arch: str) -> Mapping[tuple[str, str, int, str], Config]:
     path = TABLES / f"{arch}.json"
     return {row.key: row.config for row in read_table(path).rows} if path.is_file() else {}
+
+
+def default_for(arch: str, kernel: str, dtype: torch.dtype, size: int) -> Config:
+    """The configuration of a kernel where nothing was measured."""
+    return _KERNELS[kernel].default(arch, dtype, padded_size(size))
 
 
 def candidates(kernel: str, dtype: torch.dtype, size: int, variant: str = "") -> tuple[Config, ...]:
