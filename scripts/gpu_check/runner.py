@@ -24,18 +24,18 @@ _MARGIN_S = 3.0
 
 @dataclass(frozen=True)
 class Part:
-    """A process: ``command`` reads ``go SECONDS`` from its input, and may touch the device from then on.
+    """A process that ends within the time of its stage.
 
     Attributes:
+        awaits: it is started early, and touches the device once it has read ``go SECONDS`` from its input.
         passes: exit codes that are no failure.
-        most_s: a limit below that of its stage.
     """
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    awaits: bool = True
     passes: tuple[int, ...] = (0,)
-    most_s: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,6 @@ class Running:
                 self.tail.append(line.rstrip())
 
     def go(self, seconds: float) -> None:
-        seconds = min(seconds, self.part.most_s)
         self.begin, self._limit = time.monotonic(), seconds
         assert self.process.stdin is not None
         # One that ended already says so by its exit code.
@@ -162,12 +161,12 @@ class Run:
                 if not self._stages:
                     return
                 stage = self._stages.pop(0)
-                running = self._start(stage)
+                running = self._start(stage, now=True)
                 self._say(f"{stage.name}: {chosen[stage.name]:.0f} s at most")
                 for part in running:
                     part.go(chosen[stage.name])
                 if self._stages:
-                    self._start(self._stages[0])
+                    self._start(self._stages[0], now=False)
                 self._await(running)
         finally:
             for part in (part for parts in self._begun.values() for part in parts):
@@ -182,10 +181,13 @@ class Run:
             reason = f"left out: too little time ({stage.least_s:.0f} s at least)"
             records.append(self._output, "part", {"part": stage.name, "verdict": reason, "seconds": 0, "tail": []})
 
-    def _start(self, stage: Stage) -> list[Running]:
+    def _start(self, stage: Stage, *, now: bool) -> list[Running]:
         if stage.name not in self._begun:
-            self._begun[stage.name] = [Running(part, self._log) for part in stage.parts]
-        return self._begun[stage.name]
+            self._begun[stage.name] = []
+        begun = self._begun[stage.name]
+        started = [running.part for running in begun]
+        begun += [Running(part, self._log) for part in stage.parts if part not in started and (part.awaits or now)]
+        return begun
 
     def _await(self, running: Sequence[Running]) -> None:
         waiting = list(running)

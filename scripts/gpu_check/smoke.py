@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Kept, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, of_tensors
+from dtbert.model.scorers import scorer_named
 from gpu_check import records
 from gpu_check.pool import Answer, Job, answer_jobs, run_jobs
 from gpu_check.turn import add_part_arguments, wait_for_turn, worker_command
@@ -105,7 +106,7 @@ def _attention(inputs: Inputs, bound: float, score: AttentionScore | None = None
         return
     segments = inputs.segments
     want = Backend().significance(exact, packing, size.heads, score, segments)
-    if score != "from_question":
+    if scorer_named(score).with_context:
         got, significance = backend.scored_attention(qkv, packing, size.heads, score)
         yield f"context beside {score}", got, context, bound
         yield f"{score} beside the context", significance, want, _SCORE_BOUND
