@@ -50,6 +50,6 @@ def graphs(models: Models) -> Rows:
         found = list(own_contenders(models, batch, expected, (OWN, GRAPHS)))
         contenders = [contender for contender in found if not isinstance(contender, str)]
         for launch in ("called", "awaited"):
-            row = compare(contenders, setting.device, setting.effort, launch=launch, tolerance=TOLERANCE)  # type: ignore[arg-type]
+            row = compare(contenders, setting.device, setting.effort, launch=launch, tolerance=TOLERANCE)
             row["not_timed"] += [{"provider": GRAPHS, "reason": entry} for entry in found if isinstance(entry, str)]
             yield {"section": "graphs", "work": f"{sequences}x{tokens}, {launch}", **row}

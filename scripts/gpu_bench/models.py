@@ -45,7 +45,7 @@ class Models:
         return self._own(graphs=False, dtype=torch.float8_e4m3fn)
 
     def _own(self, *, graphs: bool, dtype: torch.dtype | None = None) -> BertForQuestionAnswering:
-        setting, options = self.setting, {}
+        setting, options = self.setting, dict[str, Any]()
         backend: BackendName = "triton" if setting.device.type == "cuda" else "reference"
         if "graphs" in inspect.signature(load_model).parameters:
             options["graphs"] = graphs

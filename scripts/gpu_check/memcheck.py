@@ -27,7 +27,7 @@ def attend(tokens: int, device: torch.device, heads: int, head_size: int) -> Non
     backend.attention(qkv, packing, heads, Kept(torch.arange(few.num_tokens, device=device) * 2 % tokens, few))
     backend.scored_attention(qkv, packing, heads, "received")
     for score in ("cls", "from_question"):
-        significance = backend.significance(qkv, packing, heads, score, segments)  # type: ignore[arg-type]
+        significance = backend.significance(qkv, packing, heads, score, segments)
         backend.select(significance, packing, few)
 
 

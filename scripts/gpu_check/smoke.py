@@ -170,9 +170,9 @@ def _add_norm(inputs: Inputs, bound: float) -> Checks:
 
     def add_norm(backend: Backend, dtype: torch.dtype, chosen: Tensor | None) -> Tensor:
         linear = linear_of(*(tensor.to(dtype) for tensor in weights))
-        norm = norm_of(*(tensor.to(dtype) for tensor in norms), _EPS)
+        weight, bias = (tensor.to(dtype) for tensor in norms)
         given = x if chosen is None else x[chosen]
-        return backend.add_norm(given.to(dtype), linear, residual.to(dtype), norm, chosen)
+        return backend.add_norm(given.to(dtype), linear, residual.to(dtype), norm_of(weight, bias, _EPS), chosen)
 
     for name, chosen in (("all rows", None), ("kept rows", rows)):
         got, want = add_norm(inputs.backend, inputs.dtype, chosen), add_norm(Backend(), torch.float64, chosen)

@@ -211,11 +211,11 @@ def choose(key: Key, configs: list[Config], timed: dict[str, Any]) -> Record | N
     }
 
 
-def tuned_row(record: Record, kinds: type[Config] | Any) -> Tuned:
+def tuned_row(record: Record, kind: Callable[..., Config]) -> Tuned:
     """A row of the table from its record."""
     low, high = record["quartiles_us"]
-    names = ("kernel", "dtype", "size", "variant")
-    return Tuned(*(record[name] for name in names), kinds(**record["config"]), record["median_us"], (low, high))
+    kernel, dtype, size, variant = (record[name] for name in ("kernel", "dtype", "size", "variant"))
+    return Tuned(kernel, dtype, size, variant, kind(**record["config"]), record["median_us"], (low, high))
 
 
 def setting_for(device: torch.device, tiny: bool, deadline: float = float("inf")) -> Setting:
