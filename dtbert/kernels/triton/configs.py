@@ -215,7 +215,7 @@ _OTHERS = "others"
 _SINGLE = (AttentionConfig(32, 32, 32, 4, 1), AttentionConfig(32, 32, 32, 8, 1))
 _ATTENTION: Mapping[str, tuple[tuple[AttentionConfig, AttentionConfig], tuple[AttentionConfig, AttentionConfig]]] = {
     "sm_80": ((AttentionConfig(128, 64, 64, 8, 2), AttentionConfig(64, 64, 64, 8, 2)), _SINGLE),
-    "sm_90": ((AttentionConfig(128, 64, 64, 8, 2), AttentionConfig(128, 64, 64, 8, 2)), _SINGLE),
+    "sm_90": ((AttentionConfig(128, 64, 64, 8, 3), AttentionConfig(128, 64, 64, 8, 2)), _SINGLE),
     "sm_100": ((AttentionConfig(128, 64, 64, 8, 2), AttentionConfig(128, 64, 64, 8, 2)), _SINGLE),
     "gfx942": (
         (AttentionConfig(128, 64, 64, 4, 1), AttentionConfig(64, 64, 64, 4, 1)),
@@ -246,7 +246,7 @@ def _attention_candidates(dtype: torch.dtype, size: int, variant: str) -> Iterat
     elif size > 64:
         looks = [(64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2)]
     else:
-        looks = [(64, 64, 4, 3), (64, 128, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 3)]
+        looks = [(64, 64, 4, 3), (64, 128, 4, 2), (64, 128, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 3)]
     for block_m, block_n, num_warps, num_stages in looks:
         # Without a second look its blocks make no difference.
         for second_n in [block_n] if variant == "context" else (32, 64) if dtype == torch.float32 else (64, 128):
