@@ -107,8 +107,6 @@ def draw(results: Results, path: Path) -> None:
             _bars(axis, title, unit, values)
         below = f"{results['device']['name']}, {results['date'][:10]}"
         figure.supxlabel(below, fontsize=7, color="0.45", x=0.01, ha="left")
-            f"{results['device']['name']}, {results['date'][:10]}", fontsize=7, color="0.45", x=0.01, ha="left"
-        )
 
 
 def _bars(axis: Any, title: str, unit: str, values: dict[str, float]) -> None:
