@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
-from bench.windows import Batch, Logits, random_windows, squad_lengths
+from bench.windows import Batch, Logits, random_windows, squad_lengths, token_batches
+from torch import Tensor
 
 from dtbert.model import BertForQuestionAnswering, LengthSchedule
 from dtbert.qa.budgets import SCHEDULES_FILE, read_schedules
@@ -16,6 +16,7 @@ from gpu_bench.timing import Contender, compare
 
 ALL_TOKENS = "all tokens"
 _HALF = 0.5
+_BATCH_TOKENS = 16384
 
 
 def schedules(lengths: Sequence[int]) -> dict[str, LengthSchedule]:
@@ -32,17 +33,23 @@ def dropping(models: Models) -> Rows:
     windows = sorted(squad_lengths(setting.sizes.windows))
     works = {f"{sequences}x{tokens}": [tokens] * sequences, f"{len(windows)} SQuAD windows": windows}
     for work, lengths in works.items():
-        batch = Batch.of(random_windows(lengths), setting.device).packed
+        batches = token_batches(_BATCH_TOKENS, random_windows(lengths), setting.device)
         everything = sum(map(models.executed, lengths))
-        run = functools.partial(_scheduled, models.own, batch, None)
-        contenders = [Contender(ALL_TOKENS, run, packed)]
+        run = functools.partial(_scheduled, models.fastest, batches, None)
+        contenders = [Contender(ALL_TOKENS, run, _last)]
         for name, schedule in schedules(setting.sizes.lengths).items():
             saved = 1 - sum(models.executed(length, schedule) for length in lengths) / everything
-            run = functools.partial(_scheduled, models.own, batch, schedule)
-            contenders.append(Contender(name, run, packed, extra=(("macs_saved", round(saved, 4)),)))
+            run = functools.partial(_scheduled, models.fastest, batches, schedule)
+            contenders.append(Contender(name, run, _last, extra=(("macs_saved", round(saved, 4)),)))
         row = compare(contenders, setting.device, setting.effort, launch="called")
         yield {"section": "schedule", "work": work, **row}
 
 
-def _scheduled(model: BertForQuestionAnswering, batch: Any, schedule: LengthSchedule | None, _: int) -> Logits:
-    return model.forward_packed(batch, schedule)
+def _scheduled(
+    model: BertForQuestionAnswering, batches: Sequence[Batch], schedule: LengthSchedule | None, _: int
+) -> list[Logits]:
+    return [model.forward_packed(batch.packed, schedule) for batch in batches]
+
+
+def _last(out: list[Logits]) -> Tensor:
+    return packed(out[-1])

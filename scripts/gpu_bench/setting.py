@@ -33,6 +33,7 @@ class Sizes(NamedTuple):
     feed_forward: int
     equal: tuple[int, int]  # sequences x tokens
     windows: int  # of SQuAD
+    tuned_windows: int  # on which configurations are timed
     step_tokens: tuple[int, ...]
     alone: int  # tokens of the single sequence
     small_batches: tuple[tuple[int, int], ...]  # sequences x tokens, on which CUDA graphs are measured
@@ -52,6 +53,7 @@ FULL = Sizes(
     feed_forward=3072,
     equal=(32, 384),
     windows=256,
+    tuned_windows=64,
     step_tokens=(384, 3072, 12288, 49152),
     alone=128,
     small_batches=((1, 128), (1, 384), (8, 384), (32, 384)),
@@ -65,6 +67,7 @@ TINY = Sizes(
     feed_forward=48,
     equal=(2, 24),
     windows=3,
+    tuned_windows=0,
     step_tokens=(20,),
     alone=12,
     small_batches=((1, 12),),

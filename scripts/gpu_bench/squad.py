@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dtbert.model import BertForQuestionAnswering
 from gpu_bench.attention import OWN
-from gpu_bench.models import TOLERANCE, Model, Models, packed
+from gpu_bench.models import GRAPHS, TOLERANCE, Model, Models, packed
 from gpu_bench.setting import Rows
 from gpu_bench.timing import Contender, compare
 
@@ -31,12 +31,14 @@ class Windows:
         return sized_batches(size, self.work, self.setting.device)
 
     def own(self) -> list[Contender]:
-        found = []
+        found, models = [], {OWN: self.models.own}
+        if self.models.fastest is not self.models.own:
+            models[GRAPHS] = self.models.fastest
         for tokens in self.setting.sizes.batch_tokens:
             batches = token_batches(tokens, self.work, self.setting.device)
-            run = functools.partial(_own_batches, self.models.own, batches)
-            title, engine = f"{OWN}, {tokens} tokens a batch", (("engine", OWN),)
-            found.append(Contender(title, run, _all_packed, self.expected, engine))
+            for name, model in models.items():
+                run, engine = functools.partial(_own_batches, model, batches), (("engine", OWN),)
+                found.append(Contender(f"{name}, {tokens} tokens a batch", run, _all_packed, self.expected, engine))
         return found
 
     def padded(self, engine: str, model: Model, size: int, batches: Sequence[Batch]) -> Contender:

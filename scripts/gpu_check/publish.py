@@ -117,6 +117,7 @@ def _bars(axis: Any, title: str, unit: str, values: dict[str, float]) -> None:
     axis.bar_label(bars, labels, padding=2, fontsize=7)
     axis.set_yticks(range(len(names)), names)
     axis.tick_params(axis="y", length=0)
+    axis.locator_params(axis="x", nbins=5)
     axis.set_xlim(0, 1.18 * max(values.values()))
     axis.set_title(f"{title} ({unit})", loc="left", fontsize=8, fontweight="bold")
 

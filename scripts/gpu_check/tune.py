@@ -48,7 +48,6 @@ _REPEATS = 5
 # The default stays where the fastest is no faster than that.
 _WORTH = 0.98
 _SCORE_TOLERANCE = 1e-5
-_TIMED_WINDOWS = 64
 
 
 class Key(NamedTuple):
@@ -161,8 +160,9 @@ def time_key(key: Key, configs: list[Config], setting: Setting) -> dict[str, Any
 
 
 def _attention(key: Key, setting: Setting) -> tuple[Callable[[int], Tensor], int]:
-    setting = replace(setting, sizes=setting.sizes._replace(head_size=key.size, windows=_timed_windows(setting)))
-    inputs = [Inputs(setting, lengths) for lengths in setting.works.values()]
+    sizes = setting.sizes
+    setting = replace(setting, sizes=sizes._replace(head_size=key.size, windows=sizes.tuned_windows))
+    inputs = [Inputs(setting, lengths) for lengths in setting.works.values() if lengths]
 
     def launch(index: int) -> Tensor:
         for each in inputs:
@@ -176,10 +176,6 @@ def _attention(key: Key, setting: Setting) -> tuple[Callable[[int], Tensor], int
         return out
 
     return launch, max(each.sets for each in inputs)
-
-
-def _timed_windows(setting: Setting) -> int:
-    return min(setting.sizes.windows, _TIMED_WINDOWS)
 
 
 def _linear(key: Key, setting: Setting) -> tuple[Callable[[int], Tensor], int]:
@@ -219,7 +215,7 @@ def tuned_row(record: Record, kind: Callable[..., Config]) -> Tuned:
 
 
 def setting_for(device: torch.device, tiny: bool, deadline: float = float("inf")) -> Setting:
-    return Setting.on(device, TINY if tiny else FULL, Effort(3 if tiny else 9, 1e-4 if tiny else 8e-3, deadline))
+    return Setting.on(device, TINY if tiny else FULL, Effort(1 if tiny else 9, 1e-4 if tiny else 8e-3, deadline))
 
 
 def check_all(options: argparse.Namespace, device: torch.device) -> int:
