@@ -37,9 +37,9 @@ def stages(options: argparse.Namespace) -> list[Stage]:
     parts = _Parts(options)
     found = [
         Stage("record", (parts.benchmark("record"),), 25, 45, 0),
-        Stage("check", tuple(parts.checks()), 45, 120, 0),
+        Stage("check", tuple(parts.checks()), 75, 130, 0),
         Stage("tune", (parts.tune(),), 15, 45, 1),
-        Stage("tests", (parts.tests(),), 50, 120, 1),
+        Stage("tests", (parts.tests(),), 60, 130, 1),
     ]
     for name, (least, most, worth) in {**_BENCHMARKS, **_COMPILED}.items():
         found.append(Stage(name, (parts.benchmark(name),), least, most, worth))

@@ -16,6 +16,7 @@ Answer = dict[str, Any]
 
 # What a worker prints before an answer: whatever else it prints is no answer.
 _MARK = "answer "
+NO_TIME = "no time was left"
 # A device error that stays: every later call of the process fails too.
 _STICKY = (
     "CUDA error",
@@ -55,7 +56,7 @@ def run_jobs(
                 except queue.Empty:
                     return
                 seconds = min(job_s, deadline - time.monotonic())
-                answer = worker.ask(job, seconds) if seconds > 0 else {"error": "no time was left"}
+                answer = worker.ask(job, seconds) if seconds > 0 else {"error": NO_TIME}
                 with lock:
                     done(job, answer)
         finally:

@@ -157,29 +157,29 @@ class Run:
         try:
             while self._stages:
                 chosen = shares(self._stages, self._deadline - time.monotonic())
-                self._leave_out(chosen)
-                if not self._stages:
-                    return
                 stage = self._stages.pop(0)
+                # Only now: the stages before may have left more time than they were given.
+                if stage.name not in chosen:
+                    self._leave_out(stage)
+                    continue
                 running = self._start(stage, now=True)
                 self._say(f"{stage.name}: {chosen[stage.name]:.0f} s at most")
                 for part in running:
                     part.go(chosen[stage.name])
-                if self._stages:
-                    self._start(self._stages[0], now=False)
+                following = next((later for later in self._stages if later.name in chosen), None)
+                if following is not None:
+                    self._start(following, now=False)
                 self._await(running)
         finally:
             for part in (part for parts in self._begun.values() for part in parts):
                 if part.process.poll() is None:
                     part.stop()
 
-    def _leave_out(self, chosen: Mapping[str, float]) -> None:
-        for stage in [stage for stage in self._stages if stage.name not in chosen]:
-            self._stages.remove(stage)
-            for part in self._begun.pop(stage.name, []):
-                part.stop()
-            reason = f"left out: too little time ({stage.least_s:.0f} s at least)"
-            records.append(self._output, "part", {"part": stage.name, "verdict": reason, "seconds": 0, "tail": []})
+    def _leave_out(self, stage: Stage) -> None:
+        for part in self._begun.pop(stage.name, []):
+            part.stop()
+        reason = f"left out: too little time ({stage.least_s:.0f} s at least)"
+        records.append(self._output, "part", {"part": stage.name, "verdict": reason, "seconds": 0, "tail": []})
 
     def _start(self, stage: Stage, *, now: bool) -> list[Running]:
         if stage.name not in self._begun:

@@ -22,7 +22,7 @@ from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Kept, Pack
 from dtbert.kernels.parameters import Embeddings, of_tensors
 from dtbert.model.scorers import scorer_named
 from gpu_check import records
-from gpu_check.pool import Answer, Job, answer_jobs, run_jobs
+from gpu_check.pool import NO_TIME, Answer, Job, answer_jobs, run_jobs
 from gpu_check.turn import add_part_arguments, wait_for_turn, worker_command
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -243,7 +243,7 @@ def main() -> None:
         records.append(
             options.records, "smoke", {**job, "ptxas": "machine's" if options.ptxas else "Triton's", **answer}
         )
-        if answer["error"]:
+        if answer["error"] not in ("", NO_TIME):
             wrong.append(job)
             print(f"{job['kernel']}, {job['dtype']}: {answer['error']}", flush=True)
 

@@ -6,6 +6,7 @@ from textwrap import shorten, wrap
 
 from gpu_bench.report import GRAPHS, OWN, aims, caption, results_of, verdicts
 
+from gpu_check.pool import NO_TIME
 from gpu_check.records import Record, of_kind
 
 LINES, WIDTH = 60, 170
@@ -25,14 +26,14 @@ def failures(records: Sequence[Record], broken: int) -> list[str]:
 def _failures(records: Sequence[Record]) -> Iterator[str]:
     records = list(records)
     for record in of_kind(records, "smoke"):
-        if record["error"]:
+        if record["error"] not in ("", NO_TIME):
             yield f"smoke, {record['ptxas']} ptxas: {record['kernel']}, {record['dtype']}: {record['error']}"
     for kernel, dtype in bits(records)[1]:
         yield f"bits differ between Triton's ptxas and the machine's: {kernel}, {dtype}"
     for record in tests(records).values():
         if record["outcome"] == "failed":
             yield f"test {record['name']}: {record['reason']}"
-    wrong = [record for record in of_kind(records, "candidate") if record["error"]]
+    wrong = [record for record in of_kind(records, "candidate") if record["error"] not in ("", NO_TIME)]
     for (kernel, dtype, size, variant, error), count in Counter(map(_of_candidate, wrong)).items():
         yield f"{count} configurations of {kernel} {dtype} {size} {variant}: {error}"
     for record in of_kind(records, "skipped"):
@@ -84,21 +85,26 @@ def tests(records: Sequence[Record]) -> dict[str, Record]:
 def counts(records: Sequence[Record]) -> list[str]:
     """How much of everything was done."""
     records = list(records)
-    smoke = Counter(bool(record["error"]) for record in of_kind(records, "smoke"))
+    smoke, candidates = (_verdicts(of_kind(records, kind)) for kind in ("smoke", "candidate"))
     same, other = bits(records)
     lengths = [str(record["tokens"]) for record in of_kind(records, "memcheck")]
-    candidates = Counter(bool(record["error"]) for record in of_kind(records, "candidate"))
     outcomes = Counter(record["outcome"] for record in tests(records).values())
     left_out = [record["part"] for record in of_kind(records, "part") if _left_out(record)]
     parts = [f"{record['part']} {record['seconds']:.0f}" for record in of_kind(records, "part") if record["seconds"]]
     lines = [
-        f"smoke: {smoke[False]} checks right, {smoke[True]} wrong; bits equal under both ptxas: {same} of "
+        f"smoke: {smoke}; bits equal under both ptxas: {same} of "
         f"{same + len(other)}; memcheck walked {', '.join(lengths) or 'no'} tokens",
-        f"configurations: {candidates[False]} exact, {candidates[True]} not; "
+        f"configurations: {candidates}; "
         f"tests: {', '.join(f'{count} {name}' for name, count in sorted(outcomes.items())) or 'none'}",
         *wrap(f"seconds: {', '.join(parts) or 'none'}", WIDTH),
     ]
     return lines + ([f"left out for want of time: {', '.join(left_out)}"] if left_out else [])
+
+
+def _verdicts(checked: Iterator[Record]) -> str:
+    """How many checks were right, wrong, and not reached in time."""
+    found = Counter({"": "right", NO_TIME: "not reached"}.get(record["error"], "wrong") for record in checked)
+    return ", ".join(f"{found[name]} {name}" for name in ("right", "wrong", "not reached"))
 
 
 def tuned(records: Sequence[Record]) -> list[str]:

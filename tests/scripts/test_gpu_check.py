@@ -37,7 +37,9 @@ def test_gpu_check_without_a_gpu_says_so_and_exits_with_2() -> None:
 
 
 def test_gpu_check_refuses_unknown_arguments() -> None:
-    run = subprocess.run([ROOT / "scripts" / "gpu_check.sh", "--fast"], capture_output=True, text=True)
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = [ROOT / "scripts" / "gpu_check.sh", "--fast"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (2, "")
     assert "--fast" in run.stderr
 
