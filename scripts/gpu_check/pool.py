@@ -18,13 +18,7 @@ Answer = dict[str, Any]
 _MARK = "answer "
 NO_TIME = "no time was left"
 # A device error that stays: every later call of the process fails too.
-_STICKY = (
-    "CUDA error",
-    "CUDA driver error",
-    "device-side assert",
-    "illegal memory access",
-    "unspecified launch failure",
-)
+_STICKY = ("CUDA error", "CUDA driver error", "[CUDA]", "device-side assert", "illegal memory access")
 
 
 def run_jobs(

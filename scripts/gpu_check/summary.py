@@ -37,7 +37,8 @@ def _failures(records: Sequence[Record]) -> Iterator[str]:
     for (kernel, dtype, size, variant, error), count in Counter(map(_of_candidate, wrong)).items():
         yield f"{count} configurations of {kernel} {dtype} {size} {variant}: {error}"
     for record in of_kind(records, "skipped"):
-        yield f"no figures of {record['section']}: {record['reason']}"
+        if record["reason"] != NO_TIME:
+            yield f"no figures of {record['section']}: {record['reason']}"
     for record in of_kind(records, "row"):
         for entry in record["not_timed"]:
             if entry["provider"] in (OWN, GRAPHS):
@@ -90,6 +91,9 @@ def counts(records: Sequence[Record]) -> list[str]:
     lengths = [str(record["tokens"]) for record in of_kind(records, "memcheck")]
     outcomes = Counter(record["outcome"] for record in tests(records).values())
     left_out = [record["part"] for record in of_kind(records, "part") if _left_out(record)]
+    left_out += [
+        f"the rest of {record['section']}" for record in of_kind(records, "skipped") if record["reason"] == NO_TIME
+    ]
     parts = [f"{record['part']} {record['seconds']:.0f}" for record in of_kind(records, "part") if record["seconds"]]
     lines = [
         f"smoke: {smoke}; bits equal under both ptxas: {same} of "

@@ -247,8 +247,8 @@ def time_all(options: argparse.Namespace, device: torch.device) -> int:
     passed = [record for record in records.of_kind(found, "candidate") if not record.get("error")]
     for key in keys(options.tiny):
         if setting.effort.seconds_left < 0:
-            records.append(options.records, "skipped", {"section": "tune", "reason": "no time was left"})
-            return 1
+            records.append(options.records, "skipped", {"section": "tune", "reason": NO_TIME})
+            break
         exact = [record["config"] for record in passed if key_of(record) == key]
         configs = [config for config in key.configs(arch) if list(config) in exact]
         timed = time_key(key, configs, setting)
