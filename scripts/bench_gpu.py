@@ -1,6 +1,6 @@
-"""Time dtbert's kernels and its whole model on a GPU against PyTorch, transformers and torch.compile, in one process.
+"""Time dtbert's kernels and its whole model on a GPU against PyTorch, transformers and torch.compile, side by side.
 
-    python scripts/bench_gpu.py --output docs/bench_gpu.json
+    python scripts/bench_gpu.py --records bench_gpu.jsonl
 
 Every contender's result is checked before it is timed. Then rounds: in each, every contender in turn makes a block of
 calls between two events; figures are medians over the blocks. Inputs are random, and small ones are rotated so that no
@@ -8,163 +8,131 @@ cache holds them. Kernels alone are replayed from a CUDA graph, whoever they bel
 count; whole models are called as a program calls them, and a single sequence is waited for. ``--device cpu --tiny``
 runs everything in seconds on small sizes with the reference in place of the kernels: that tests this script alone.
 
-The JSON holds ``date``, ``commit``, ``device``, ``versions``, ``arguments``, ``ceilings`` (a product of 8192^3 and a
-large copy, measured here), ``skipped``, ``aims`` and ``rows``. A row: ``section`` (attention, scores, drops, steps,
-schedule, model, latency, squad), ``work``, ``flops`` or ``bytes`` of one call, ``results`` and ``not_timed`` (reasons).
-A result: ``provider``, ``ms``, ``quartiles_ms``, ``blocks``, ``calls``, ``launch``, ``relative_error``, and
-``peak_bytes``, ``macs_saved`` or ``windows_per_second`` where they apply.
+Adds JSON Lines to the file, each as soon as it is known. Of the section ``record``: ``date``, ``commit``, ``device``,
+``versions`` and ``ceilings`` (a product of 8192^3 and a large copy, measured here). Of the others, a row each: its
+``section``, ``work``, ``flops`` or ``bytes`` of one call, ``results`` and ``not_timed`` (reasons). A result:
+``provider``, ``ms``, ``quartiles_ms``, ``blocks``, ``calls``, ``launch``, ``relative_error``, and ``peak_bytes``,
+``macs_saved`` or ``windows_per_second`` where they apply.
 """
 
 import argparse
-import datetime
 import functools
-import json
-import platform
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from bench.checkpoints import random_checkpoint, reason
-from bench.provenance import commit, version
-from gpu_bench import attention, model
-from gpu_bench.report import aims, details, table
-from gpu_bench.setting import FULL, TINY, Rows, Setting, backend_for, checkpoint_sizes
+from gpu_bench import attention, compiled, machine, model, schedule, squad
+from gpu_bench.models import Models
+from gpu_bench.report import aims, details, results_of, verdicts
+from gpu_bench.setting import FULL, TINY, Row, Rows, Setting, checkpoint_sizes
 from gpu_bench.steps import steps
 from gpu_bench.timing import Effort
+from gpu_check import records
+from gpu_check.pool import NO_TIME
+from gpu_check.turn import add_part_arguments, wait_for_turn
 
-from dtbert.profiling.ceilings import measure_ceilings
 
-Section = tuple[str, Callable[[], Rows]]
+def _tuned(setting: Setting) -> Rows:
+    # Imported here: it imports triton, which a trial without a GPU does not need.
+    from gpu_bench.tuned import tuned
+
+    return tuned(setting)
 
 
-def main(options: argparse.Namespace) -> None:
-    begin = time.monotonic()
+# Of kernels alone; of whole models; and of those that torch.compile compiles first.
+KERNELS: dict[str, Callable[[Setting], Rows]] = {
+    "attention": attention.without_scores,
+    "scores": attention.with_scores,
+    "drops": attention.dropping,
+    "steps": steps,
+    "tuned": _tuned,
+}
+MODELS: dict[str, Callable[[Models], Rows]] = {
+    "model": model.nothing_dropped,
+    "latency": model.alone,
+    "schedule": schedule.dropping,
+    "squad": squad.squad,
+    "graphs": model.graphs,
+    **compiled.SECTIONS,
+}
+SECTIONS = ("record", *KERNELS, *MODELS)
+
+
+def main(options: argparse.Namespace) -> int:
     device = torch.device(options.device)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    results = describe(options, device)
-    ceilings = measure_ceilings(device, dtype)
-    results["ceilings"] = {**vars(ceilings), "dtype": str(dtype).removeprefix("torch.")}
-    setting = Setting(
-        device,
-        dtype,
-        *backend_for(device),
-        TINY if options.tiny else FULL,
-        Effort(options.rounds, options.block_ms / 1e3, begin + options.seconds),
-        ceilings,
-        not options.quick,
-    )
+    names = options.only or SECTIONS
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        run(setting, Path(folder), results, options)
-    print(details(results))
-    if not options.no_table:
-        print(f"\n{table(results)}")
-    if results["skipped"] or (setting.compiles and any(aim.met is None for aim in aims(results))):
-        sys.exit("some figures are missing: the reasons are above")
+        sizes = TINY if options.tiny else FULL
+        checkpoint = random_checkpoint(Path(folder), **checkpoint_sizes(sizes)) if set(names) & set(MODELS) else None
+        begin = time.monotonic()
+        deadline = min(wait_for_turn(options.await_turn), begin + options.seconds)
+        effort = Effort(options.rounds, options.block_ms / 1e3, deadline)
+        setting = Setting.on(device, sizes, effort)
+        sections = {name: functools.partial(section, setting) for name, section in KERNELS.items()}
+        if checkpoint is not None:
+            models = Models(setting, checkpoint)
+            sections |= {name: functools.partial(section, models) for name, section in MODELS.items()}
+        broken = ""
+        for name in names:
+            if name == "record":
+                record(setting, options)
+            elif broken or setting.effort.seconds_left < 0:
+                skip(options.records, name, broken or NO_TIME)
+            else:
+                broken = measure(name, sections[name], options.records)
+    skipped = results_of(records.read(options.records)[0], names)["skipped"]
+    return 1 if any(entry["reason"] != NO_TIME for entry in skipped) else 0
 
 
-def run(setting: Setting, folder: Path, results: dict[str, Any], options: argparse.Namespace) -> None:
-    """Fill ``rows``, ``skipped`` and ``aims``, and write after each row, so that a run cut short leaves what it had."""
-    results |= {"rows": [], "skipped": [], "aims": []}
+def record(setting: Setting, options: argparse.Namespace) -> None:
+    """What the figures belong to; first without the ceilings, should these fail."""
+    about = machine.describe(setting.device, options.commit)
+    records.append(options.records, "record", about)
+    print(about, flush=True)
+    about["ceilings"] = machine.ceilings(setting.device, setting.dtype)
+    records.append(options.records, "record", about)
+    print(about["ceilings"], flush=True)
+
+
+def measure(name: str, section: Callable[[], Rows], output: Path) -> str:
+    """Add the rows of a section, and print its figures and aims; what broke the device, if it broke."""
+    rows: list[Row] = []
     broken = ""
-    for name, section in _sections(setting, folder):
-        if options.only and name not in options.only:
-            continue
-        if broken or setting.effort.seconds_left < 0:
-            results["skipped"].append({"section": name, "reason": broken or "no time was left"})
-            continue
-        try:
-            for row in section():
-                results["rows"].append(row)
-                results["aims"] = [aim._asdict() | {"met": aim.met} for aim in aims(results)]
-                save(results, options.output)
-        except Exception as error:
-            print(f"{name}: {reason(error)}", file=sys.stderr)
-            results["skipped"].append({"section": name, "reason": reason(error)})
-            if "CUDA error" in str(error):
-                broken = f"the device failed in {name}"
-    save(results, options.output)
-
-
-def _sections(setting: Setting, folder: Path) -> Iterator[Section]:
-    yield "attention", functools.partial(attention.without_scores, setting)
-    yield "scores", functools.partial(attention.with_scores, setting)
-    yield "drops", functools.partial(attention.dropping, setting)
-    yield "steps", functools.partial(steps, setting)
-    checkpoint = random_checkpoint(folder, **checkpoint_sizes(setting.sizes))
-    yield from model.sections(setting, checkpoint)
-
-
-SECTIONS = ("attention", "scores", "drops", "steps", "schedule", "model", "latency", "squad")
-
-
-def save(results: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-
-
-def describe(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What the figures belong to: date, commit, device, versions and arguments."""
-    kept = ("rounds", "block_ms", "seconds", "quick", "tiny", "only")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": options.commit or commit(),
-        "device": _device(device),
-        "versions": {
-            "python": platform.python_version(),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-            **{name: version(name) for name in ("torch", "triton", "transformers")},
-        },
-        "arguments": {name: getattr(options, name) for name in kept},
-    }
-
-
-def _device(device: torch.device) -> dict[str, Any]:
-    if device.type != "cuda":
-        return {"name": platform.processor() or platform.machine()}
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "memory_bytes": properties.total_memory,
-        "driver": _driver(),
-    }
-
-
-def _driver() -> str:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=20).stdout.split("\n")[0]
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        for row in section():
+            rows.append(row)
+            records.append(output, "row", row)
+    except Exception as error:
+        print(f"{name}: {reason(error)}", file=sys.stderr)
+        skip(output, name, reason(error))
+        if "CUDA error" in str(error):
+            broken = f"the device failed in {name}"
+    # Whatever else is in the file, by this section's rows alone.
+    results = results_of(records.read(output)[0], (name,))
+    print("\n".join([details({"rows": rows}), "", *verdicts(aims(results))]), flush=True)
+    return broken
+
+
+def skip(output: Path, section: str, why: str) -> None:
+    records.append(output, "skipped", {"section": section, "reason": why})
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Time dtbert's kernels and its whole model on a GPU against PyTorch, transformers, torch.compile.",
-        epilog="example: python scripts/bench_gpu.py --only attention scores --rounds 15",
+        epilog="example: python scripts/bench_gpu.py --records bench_gpu.jsonl --only record attention scores",
     )
-    parser.add_argument("--output", type=Path, default=Path("bench_gpu.json"), help="JSON to write (%(default)s)")
+    add_part_arguments(parser)
     parser.add_argument("--rounds", type=int, default=9, help="blocks of each contender (%(default)s)")
     parser.add_argument("--block-ms", type=float, default=10, help="length of a block, about (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=300, help="in which all sections start (%(default)s)")
-    parser.add_argument("--quick", action="store_true", help="without torch.compile, 5 rounds")
+    parser.add_argument("--seconds", type=float, default=600, help="in which all sections start (%(default)s)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections")
-    parser.add_argument("--commit", help="for the JSON, where there is no repository to ask")
-    parser.add_argument("--no-table", action="store_true", help="print the figures, and leave the aims to report.py")
-    parser.add_argument("--device", default="cuda", help="where to run (%(default)s)")
-    parser.add_argument(
-        "--tiny", action="store_true", help="small sizes: for a trial of this script, with --device cpu"
-    )
+    parser.add_argument("--commit", help="for the record, where there is no repository to ask")
     options = parser.parse_args()
-    if options.quick:
-        options.rounds = min(options.rounds, 5)
     for name in ("rounds", "block_ms", "seconds"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(options, name)}")
@@ -176,4 +144,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main(arguments())
+    raise SystemExit(main(arguments()))

@@ -4,9 +4,10 @@
     python scripts/compile_report.py --arch sm_90 --only attention
     python scripts/compile_report.py --brief            # float32 and bfloat16, published sizes: what `make test` runs
 
-A problem is an error of the compiler, a spill in a kernel that runs in every layer, or more shared memory than a block
-has. Columns: registers a thread, bytes of spilled registers a thread, shared memory a block, and the matrix
-instructions that were chosen. Nothing is run and nothing is timed.
+A problem is an error of the compiler, a spill in a kernel that runs in every layer, more shared memory than a block
+has, or a copy that may overwrite what another warpgroup still multiplies (`barriers`). Columns: registers a thread,
+bytes of spilled registers a thread, shared memory a block, and the matrix instructions that were chosen. Nothing is run
+and nothing is timed.
 
 What is compiled is what a launch asks Triton for: the launchers are called on CPU tensors, and Triton is stopped before
 it compiles.
@@ -30,6 +31,7 @@ from unittest.mock import patch
 
 import torch
 import triton
+from barriers import barrier_problem
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -64,6 +66,7 @@ class Row:
     spilled: int | None = None  # bytes a thread
     shared: int | None = None  # bytes a block
     matrix: str = ""
+    barrier: str = ""  # how it breaks the rule of `barriers`
     error: str = ""
 
     @property
@@ -74,7 +77,7 @@ class Row:
             return "spills"
         if self.shared is not None and self.shared > SHARED_MEMORY[self.arch]:
             return f"needs more than {SHARED_MEMORY[self.arch]} bytes of shared memory"
-        return ""
+        return self.barrier
 
 
 class Launch(NamedTuple):
@@ -159,6 +162,8 @@ def cases() -> list[Case]:
             found += [Case("attention", size, context), Case("cls logits", size, cls)]
             if (kind, head_size) != ("bf16", 64):
                 found.append(Case("attention", f"{size} received", scored["received"]))
+                alone = partial(steps.significance, *packed, "received")
+                found.append(Case("attention", f"{size} received alone", alone))
                 continue
             for score, step in scored.items():
                 if score not in ("cls", "from_question"):
@@ -171,6 +176,7 @@ def cases() -> list[Case]:
                 Case("combine_partials", "sum", scored["received"]),
                 Case("combine_partials", "sum one token", scored["received"], ("tokens", "token_blocks")),
                 Case("combine_partials", "maximum", scored["received_max"]),
+                Case("combine_partials", "value_norm", scored["value_norm"]),
                 Case("cls sum", "", cls),
             ]
     return sorted(found, key=lambda case: case.kernel)
@@ -189,7 +195,9 @@ def compile_case(arch: str, name: str) -> Row:
     text = compiled.asm["amdgcn"] if "amdgcn" in compiled.asm else compiled.asm["ptx"]
     matrix = next((name for name in MATRIX_INSTRUCTIONS if name in text), "")
     registers, spilled = _amd_usage(text) if "amdgcn" in compiled.asm else _nvidia_usage(compiled.asm["cubin"])
-    return Row(**about, registers=registers, spilled=spilled, shared=compiled.metadata.shared, matrix=matrix)
+    barrier = barrier_problem(text) if matrix == "wgmma" and num_warps > 4 else ""
+    shared = compiled.metadata.shared
+    return Row(**about, registers=registers, spilled=spilled, shared=shared, matrix=matrix, barrier=barrier)
 
 
 def _amd_usage(text: str) -> tuple[int, int]:

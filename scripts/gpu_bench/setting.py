@@ -13,7 +13,6 @@ from torch import Tensor
 from dtbert.kernels import Activation, Backend, get_backend
 from dtbert.kernels.parameters import LayerNorm, Linear, of_tensors
 from dtbert.model import Packing
-from dtbert.profiling.ceilings import Ceilings
 from gpu_bench.timing import Effort
 
 Row = dict[str, Any]
@@ -34,8 +33,10 @@ class Sizes(NamedTuple):
     feed_forward: int
     equal: tuple[int, int]  # sequences x tokens
     windows: int  # of SQuAD
+    tuned_windows: int  # on which configurations are timed
     step_tokens: tuple[int, ...]
     alone: int  # tokens of the single sequence
+    small_batches: tuple[tuple[int, int], ...]  # sequences x tokens, on which CUDA graphs are measured
     lengths: tuple[int, ...]  # after each layer
     batch_tokens: tuple[int, ...]  # that dtbert tries on SQuAD
     batch_windows: tuple[int, ...]  # that its peers try
@@ -52,8 +53,10 @@ FULL = Sizes(
     feed_forward=3072,
     equal=(32, 384),
     windows=256,
+    tuned_windows=64,
     step_tokens=(384, 3072, 12288, 49152),
     alone=128,
+    small_batches=((1, 128), (1, 384), (8, 384), (32, 384)),
     lengths=(269, 253, 252, 202, 104, 34),
     batch_tokens=(8192, 16384, 65536),
     batch_windows=(32, 64, 256),
@@ -64,8 +67,10 @@ TINY = Sizes(
     feed_forward=48,
     equal=(2, 24),
     windows=3,
+    tuned_windows=0,
     step_tokens=(20,),
     alone=12,
+    small_batches=((1, 12),),
     lengths=(20, 18, 12, 8, 4, 2),
     batch_tokens=(400,),
     batch_windows=(2,),
@@ -94,8 +99,12 @@ class Setting:
     launchers: Launchers
     sizes: Sizes
     effort: Effort
-    ceilings: Ceilings
-    compiles: bool  # whether torch.compile is a peer
+
+    @classmethod
+    def on(cls, device: torch.device, sizes: Sizes, effort: Effort) -> "Setting":
+        """In bfloat16 on the kernels, without a GPU in float32."""
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        return cls(device, dtype, *backend_for(device), sizes, effort)
 
     @property
     def works(self) -> dict[str, list[int]]:

@@ -1,14 +1,11 @@
 """Interleaved timing on a device: every contender in turn, in blocks, round after round."""
 
-import contextlib
 import gc
 import math
-import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -37,6 +34,7 @@ class Contender:
         view: from what ``run`` returns to the tensor that must agree with ``expected``.
         expected: the right result for input set 0, or None where there is nothing to compare with.
         extra: fields for its result.
+        tolerance: instead of that of its row.
     """
 
     name: str
@@ -44,6 +42,7 @@ class Contender:
     view: Callable[[Any], Tensor] = lambda out: out
     expected: Tensor | None = None
     extra: tuple[tuple[str, Any], ...] = ()
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def compare(
     results, not_timed, blocks = [], [], []
     for contender in contenders:
         try:
-            error = _error(contender, tolerance)
+            error = _error(contender, contender.tolerance or tolerance)
             blocks.append(_Blocks(contender, device, effort, sets, launch))
         except Exception as failure:
             not_timed.append({"provider": contender.name, "reason": reason(failure)})
@@ -210,26 +209,3 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
     torch.cuda.synchronize(device)
     del kept
     return torch.cuda.max_memory_allocated(device) - before
-
-
-class TimeUp(BaseException):
-    """The time of a call is up. No Exception, so that nobody on the way swallows it."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError when the block takes longer; only in the main thread."""
-
-    def ring(_: int, __: FrameType | None) -> None:
-        raise TimeUp
-
-    before = signal.signal(signal.SIGALRM, ring)
-    # Once more should something that was under way have caught the first.
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 10)
-    try:
-        yield
-    except TimeUp:
-        raise TimeoutError(f"took longer than the {seconds:.0f} s it was given") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

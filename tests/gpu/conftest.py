@@ -1,13 +1,28 @@
 """These tests need a CUDA GPU: scripts/gpu_check.sh runs them on one. Elsewhere they are collected and left out."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.gpu.plugin import BrokenDevice, Recorder, device_is_broken
+
 _left_out = pytest.StashKey[int]()
 _POISON = {torch.int64: -(2**40), torch.int32: -(2**20)}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--records", type=Path, help="JSON Lines to which each outcome is added at once")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        if torch.cuda.is_available():
+            config.pluginmanager.register(BrokenDevice(device_is_broken))
+    elif config.getoption("--records", default=None):
+        config.pluginmanager.register(Recorder(config.getoption("--records")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

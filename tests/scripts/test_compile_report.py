@@ -1,6 +1,7 @@
 """Every kernel compiles for GPUs that are not there, without spills and within their shared memory."""
 
 import importlib
+import itertools
 import os
 import pkgutil
 import subprocess
@@ -13,6 +14,7 @@ from triton import knobs
 from triton.runtime.jit import JITFunction
 
 from dtbert.kernels import triton as kernels
+from dtbert.kernels.triton import configs
 from dtbert.kernels.triton.launch import ARCHITECTURES, architecture
 from scripts.compile_report import cases, recording
 
@@ -60,6 +62,23 @@ def test_cases_are_launches(arch: str) -> None:
     assert dict(one.items() - some.items()) == {"tokens": "constexpr", "token_blocks": "constexpr"}
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_row_of_a_table_has_a_case(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = set()
+
+    def chosen(arch: str, kernel: str, dtype: torch.dtype, size: int, variant: str) -> configs.Config:
+        asked.add((kernel, configs.dtype_name(dtype), configs.padded_size(size), variant))
+        return configs.candidates(kernel, dtype, size, variant)[0]
+
+    monkeypatch.setattr(configs, "_chosen", chosen)
+    for case in cases():
+        case.launch(arch)
+    kinds = itertools.product(("float32", "bfloat16", "float16"), (32, 64, 128), configs.variants("attention"))
+    assert {("attention", *kind) for kind in kinds} <= asked
+    path = configs.TABLES / f"{arch}.json"
+    assert not path.exists() or {row.key for row in configs.read_table(path).rows} <= asked
+
+
 def test_nothing_is_pretended_after_a_recording() -> None:
     hook = knobs.runtime.jit_cache_hook
     with recording("gfx942"):
@@ -76,13 +95,20 @@ def test_problems_are_told_and_fail_the_report(tmp_path: Path) -> None:
         "import compile_report as report\n"
         "row = lambda **figures: report.Row('sm_80', 'some kernel', True, 4, 2, 255, **figures)\n"
         "rows = [row(spilled=8, shared=0), row(spilled=0, shared=200_000), row(error='no such type')]\n"
+        "rows.append(row(spilled=0, shared=0, barrier='no barrier'))\n"
         "report.report = lambda *_: rows\n"
         "sys.argv = ['compile_report.py']\n"
         "sys.exit(report.main())\n"
     )
     result = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert result.returncode == 1, result.stderr
-    for problem in ("spills", "needs more than 166912 bytes of shared memory", "no such type", "3 with a problem"):
+    for problem in (
+        "spills",
+        "needs more than 166912 bytes of shared memory",
+        "no such type",
+        "no barrier",
+        "4 with a problem",
+    ):
         assert problem in result.stdout
 
 

@@ -3,58 +3,25 @@
 # Triton's kernels carry no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
-from collections.abc import Mapping
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, next_power_of_2, operator, wrap_triton
-from dtbert.kernels.triton.significance import LOG2_E, cls_significance, combine_partials, load_rows, sequence_bounds
+from dtbert.kernels.triton.configs import attention_config, padded_size
+from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.significance import (
+    LOG2_E,
+    cls_significance,
+    combine_partials,
+    load_rows,
+    load_whole_rows,
+    sequence_bounds,
+)
 
 MAX_HEAD_SIZE = 128
 # Within a sequence the kernels address by 32-bit offsets.
 MAX_SEQUENCE_SPAN = 2**31 - 1
-
-
-class Config(NamedTuple):
-    """How `_attention_kernel` is launched: ``block_m`` queries a program, ``block_n`` keys at a time."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-# By architecture, for 16 bit and for float32, each for heads of at most 64 and of at most 128. Chosen by arithmetic and
-# by what compiles without spills; none of them has been measured on a GPU yet. On sm_90, 16 bit, heads of 64: 8 warps
-# of at most 128 registers let two programs share a multiprocessor, so that one multiplies while the other takes powers.
-#
-# Hopper's product of probabilities and values takes the probabilities from registers. ptxas before 13.3 miscompiles
-# such a product where it is still under way when the next iteration begins. Here none is: the kernel adds it to the
-# context by a step of its own, so the code waits for it at once (wgmma.wait_group 0).
-_OTHERS = "others"
-_CONFIGS: Mapping[str, tuple[tuple[Config, Config], tuple[Config, Config]]] = {
-    "sm_80": ((Config(128, 64, 8, 2), Config(64, 64, 8, 2)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
-    "sm_90": ((Config(128, 64, 8, 2), Config(128, 64, 8, 2)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
-    "sm_100": ((Config(128, 64, 8, 2), Config(128, 64, 8, 2)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
-    "gfx942": ((Config(128, 64, 4, 1), Config(64, 64, 4, 1)), (Config(32, 32, 4, 1), Config(32, 32, 4, 1))),
-    # Large and not square: few steps for the tests, which mistaking rows for columns would fail.
-    "interpreter": ((Config(128, 64, 4, 1), Config(128, 64, 4, 1)), (Config(128, 64, 4, 1), Config(128, 64, 4, 1))),
-    _OTHERS: ((Config(64, 64, 4, 1), Config(64, 64, 8, 1)), (Config(32, 32, 4, 1), Config(32, 32, 8, 1))),
-}
-
-
-def config_for(arch: str, dtype: torch.dtype, head_size: int) -> Config:
-    """The configuration for an architecture (``"sm_90"``), dtype and head size: fixed, so that results are too."""
-    return _CONFIGS.get(arch, _CONFIGS[_OTHERS])[dtype == torch.float32][head_size > 64]
-
-
-def block_of(head_size: int) -> int:
-    """Columns of a head's tile: a power of two, 16 at least."""
-    return max(16, next_power_of_2(head_size))
 
 
 @triton.jit(
@@ -81,6 +48,7 @@ def _attention_kernel(
     upcast: tl.constexpr,
     block_m: tl.constexpr,
     block_n: tl.constexpr,
+    second_n: tl.constexpr,
     block_d: tl.constexpr,
 ):
     # Query blocks of one sequence and head are neighbours: they read the same keys and values.
@@ -94,6 +62,7 @@ def _attention_kernel(
     if i_m * block_m >= queries:
         return
 
+    scale = tl.cast(scale, tl.float32)  # torch.compile passes float64
     o_m, o_n, o_d = i_m * block_m + tl.arange(0, block_m), tl.arange(0, block_n), tl.arange(0, block_d)
     m_m = o_m < queries
     if gather:
@@ -114,22 +83,27 @@ def _attention_kernel(
     else:
         m_counts = m_m
 
-    # First look: online softmax in powers of two.
+    # First look: online softmax in powers of two. Past the end of the sequence its last row is loaded again, so that
+    # loads need no mask; the scores of that block alone get one.
     b_highest = tl.full([block_m], float("-inf"), tl.float32)
     b_total = tl.zeros([block_m], tl.float32)
     b_context = tl.zeros([block_m, block_d], tl.float32)
     for start in range(0, length, block_n):
-        m_n = start + o_n < length
-        b_k = load_rows(p_key, start + o_n, m_n, qkv_stride, head_size, block_d, upcast)
-        b_s = tl.where(m_n[None, :], tl.dot(b_q, tl.trans(b_k), input_precision="ieee"), float("-inf"))
+        i_key = tl.minimum(start + o_n, length - 1)
+        b_k = load_whole_rows(p_key, i_key, qkv_stride, head_size, block_d, upcast)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+        if start + block_n > length:
+            b_s = tl.where((start + o_n < length)[None, :], b_s, float("-inf"))
         above = tl.maximum(b_highest, tl.max(b_s, 1) * scale)
         b_p = tl.exp2(b_s * scale - above[:, None])
         correction = tl.exp2(b_highest - above)
         b_total = b_total * correction + tl.sum(b_p, 1)
         b_highest = above
         if with_context:
-            b_v = load_rows(p_value, start + o_n, m_n, qkv_stride, head_size, block_d, upcast)
-            # With the context as its accumulator the product would run on into the next iteration: see _CONFIGS.
+            b_v = load_whole_rows(p_value, i_key, qkv_stride, head_size, block_d, upcast)
+            # With the context as its accumulator the product would run on into the next iteration, which ptxas before
+            # 13.3 miscompiles where it takes the probabilities from registers, as Hopper's does. Added to the context
+            # by a step of its own it is waited for at once (wgmma.wait_group 0).
             b_product = tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
             b_context = tl.fma(b_context, correction[:, None], b_product)
 
@@ -144,19 +118,17 @@ def _attention_kernel(
     if score != "":
         # A row that does not count has probability 2^-inf = 0 everywhere.
         b_lse = tl.where(m_counts, b_highest + tl.log2(b_total), float("inf"))
+        o_second = tl.arange(0, second_n)
         p_partial = partials + (i_m.to(tl.int64) * num_heads + i_head) * tokens + begin
-        for start in range(0, length, block_n):
-            m_n = start + o_n < length
-            b_k = load_rows(p_key, start + o_n, m_n, qkv_stride, head_size, block_d, upcast)
+        for start in range(0, length, second_n):
+            i_key = start + o_second
+            b_k = load_whole_rows(p_key, tl.minimum(i_key, length - 1), qkv_stride, head_size, block_d, upcast)
             # Keys as rows: sums along a row cross few threads, those along a column would cross all warps.
             b_p = tl.exp2(tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * scale - b_lse[None, :])
             if score == "received_off_diagonal":
-                b_p = tl.where((start + o_n)[:, None] == o_m[None, :], 0.0, b_p)
+                b_p = tl.where(i_key[:, None] == o_m[None, :], 0.0, b_p)
             b_partial = tl.max(b_p, 1) if score == "received_max" else tl.sum(b_p, 1)
-            if score == "value_norm":
-                b_v = load_rows(p_value, start + o_n, m_n, qkv_stride, head_size, block_d, True)
-                b_partial *= tl.sqrt(tl.sum(b_v * b_v, 1))
-            tl.store(p_partial + start + o_n, b_partial, mask=m_n)
+            tl.store(p_partial + i_key, b_partial, mask=i_key < length)
 
 
 @operator("attention")
@@ -199,7 +171,8 @@ def attention(
         return context, significance
     if score == "cls":
         return context, cls_significance(qkv, cu_seqlens, max_seqlen, num_heads)
-    config = config_for(architecture(qkv.device), qkv.dtype, head_size)
+    variant = "context" if not score else "received" if with_context else "alone"
+    config = attention_config(architecture(qkv.device), qkv.dtype, head_size, variant)
     query_blocks = cdiv(max_seqlen, config.block_m)
     # Blocks without a query of segment 0 leave theirs as they are.
     allocate = torch.zeros if score == "from_question" else torch.empty
@@ -226,12 +199,11 @@ def attention(
         upcast=INTERPRETED and qkv.dtype == torch.bfloat16,
         block_m=config.block_m,
         block_n=config.block_n,
-        block_d=block_of(head_size),
+        second_n=config.second_n,
+        block_d=padded_size(head_size),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
     if score:
-        significance = combine_partials(
-            partials, cu_seqlens, max_seqlen, config.block_m, maximum=score == "received_max"
-        )
+        significance = combine_partials(partials, qkv, cu_seqlens, max_seqlen, config.block_m, score)
     return context, significance

@@ -4,7 +4,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,27 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dtbert.kernels.reference import Activation
+from dtbert.kernels.triton.configs import linear_config
 from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, operator, wrap_triton
-
-
-class _Config(NamedTuple):
-    block_m: int  # tokens
-    block_n: int  # outputs
-    block_k: int  # inputs
-    num_warps: int
-    num_stages: int
-
-
-# Products in 16 bit and in float32, by architecture. Chosen by arithmetic and by what compiles without spills; none of
-# them has been measured on a GPU yet.
-_OTHERS = "others"
-_CONFIGS: Mapping[str, tuple[_Config, _Config]] = {
-    "sm_80": (_Config(128, 128, 32, 8, 3), _Config(64, 64, 32, 8, 2)),
-    "sm_90": (_Config(128, 128, 64, 8, 3), _Config(64, 64, 32, 8, 2)),
-    "sm_100": (_Config(128, 128, 64, 8, 3), _Config(64, 64, 32, 8, 2)),
-    "gfx942": (_Config(128, 128, 32, 4, 2), _Config(64, 64, 32, 4, 2)),
-    _OTHERS: (_Config(64, 128, 32, 4, 2), _Config(64, 64, 32, 8, 2)),
-}
 
 # From how many tokens on the one kernel beats cuBLAS and a pass, by architecture and dtype. Empty: nothing has been
 # measured on a GPU yet, so `linear` always takes cuBLAS and a pass.
@@ -108,11 +88,6 @@ def _fused_linear_kernel(
     tl.store(p_output, b_output, mask=m_m[:, None] & m_n[None, :])
 
 
-def _config(arch: str, dtype: torch.dtype) -> _Config:
-    half, single = _CONFIGS.get(arch, _CONFIGS[_OTHERS])
-    return single if dtype == torch.float32 else half
-
-
 @operator("fused_linear")
 def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """`Backend.linear` with an activation in one kernel, whether or not that is the faster way here.
@@ -121,7 +96,7 @@ def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
     Does 2 T in out FLOPs, reads T in + out in and writes T out values; cuBLAS and a pass move 2 T out more.
     """
     (tokens, inputs), outputs = x.shape, weight.shape[0]
-    config = _config(architecture(x.device), x.dtype)
+    config = linear_config(architecture(x.device), x.dtype, inputs)
     output = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     grid = cdiv(tokens, config.block_m) * cdiv(outputs, config.block_n)
     wrap_triton(_fused_linear_kernel)[(grid,)](

@@ -1,14 +1,15 @@
 """Context of the fused attention against the reference in float64, and exact answers."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtbert.kernels import Kept
-from dtbert.kernels.triton import MAX_HEAD_SIZE
-from dtbert.kernels.triton.attention import block_of, config_for
-from dtbert.kernels.triton.launch import ARCHITECTURES, FLOAT_DTYPES
+from dtbert.kernels import ATTENTION_SCORES, Kept
+from dtbert.kernels.triton.attention import attention
+from dtbert.kernels.triton.configs import candidates, forcing
 from tests.kernels.packings import packing as packing_of
 from tests.kernels.triton.cases import DTYPES, ORACLE, TOKENS, TRITON, assert_close, far_apart
 from tests.kernels.triton.packing import Packed, among_others, keep, looking_at, pack
@@ -79,6 +80,19 @@ def test_uniform_attention_over_integers_is_exact(tokens: int, dtype: torch.dtyp
     assert torch.equal(significance, torch.ones(tokens))
 
 
+@pytest.mark.parametrize("dtype", DTYPES[::2])
+def test_every_candidate_is_exact_on_integers(dtype: torch.dtype) -> None:
+    tokens = 128
+    qkv = torch.randint(-3, 4, (tokens + 64, 3 * 64)).to(dtype)
+    qkv[:, :64] = 0
+    mean = qkv[:tokens, 128:].float().mean(0).to(dtype)
+    for config in candidates("attention", dtype, 64, "received"):
+        with forcing("attention", config):
+            context, significance = TRITON.scored_attention(qkv, packing_of([tokens, 64]), 1, "received")
+        assert torch.equal(context[:tokens], mean.expand(tokens, -1)), config
+        assert torch.equal(significance, torch.ones(tokens + 64)), config
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [63, 200])
 def test_attention_to_one_token_is_exact(tokens: int, dtype: torch.dtype) -> None:
@@ -122,6 +136,42 @@ def test_attention_addresses_rows_beyond_32_bit() -> None:
     assert torch.equal(TRITON.significance(*packed, "cls"), torch.ones(5))
 
 
+@pytest.mark.parametrize("score", ["", *ATTENTION_SCORES])
+def test_an_understated_longest_sequence_touches_nothing_outside(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fences: list[torch.Tensor] = []
+
+    def fenced(*shape: int | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        sizes = shape[0] if isinstance(shape[0], tuple) else shape
+        storage = torch.full((math.prod(sizes) + 8192,), torch.nan, dtype=dtype, device=device)
+        fences.extend((storage[:4096], storage[-4096:]))
+        return storage[4096:-4096].view(sizes)
+
+    lengths, longest, heads = [150, 0, 200], 128, 2
+    qkv, packing, _ = pack(lengths, heads, 16)
+    seen = torch.cat([torch.arange(length) < longest for length in lengths])
+    segments = torch.zeros(350, dtype=torch.int64)
+    with_context = score not in ("cls", "from_question")
+    monkeypatch.setattr(torch, "empty", fenced)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **options: fenced(*shape, **options).zero_())
+    rest = with_context, score, segments if score == "from_question" else None, None, None
+    context, significance = attention(qkv, packing.cu_seqlens, longest, heads, *rest)
+    monkeypatch.undo()
+    assert all(fence.isnan().all() for fence in fences)
+    if with_context:
+        want = ORACLE.attention(qkv.double(), packing, heads)
+        assert_close(context[seen], want[seen], torch.float32)
+    if score in ("received", "from_question"):
+        # The queries of the blocks that there are.
+        parts = [rows for rows in packing.slices if rows.stop > rows.start]
+        queries, keys = (qkv[:, i * 32 : (i + 1) * 32].double().unflatten(1, (heads, 16)) for i in range(2))
+        for rows in parts:
+            logits = torch.einsum("qhd,khd->hqk", queries[rows][:longest], keys[rows]) / 4
+            want = logits.softmax(-1).sum((0, 1))
+            assert_close(significance[rows][:longest], want[:longest], torch.float32)
+    elif score:
+        assert significance[seen].isfinite().all()
+
+
 def test_attention_reads_no_row_beyond_its_tensor() -> None:
     storage = torch.full((40, 96), torch.nan)
     storage[:20] = torch.randn(20, 96)
@@ -139,12 +189,3 @@ def test_attention_reads_no_row_beyond_its_tensor() -> None:
     beyond = TRITON.attention(*right, Kept(torch.tensor([3, 25, -7]), packing_of([3, 30])))
     assert beyond.isfinite().all()
     assert torch.equal(beyond[0], context[3])
-
-
-def test_every_configuration_fits_the_sizes_of_a_product() -> None:
-    for arch in (*ARCHITECTURES, "sm_75"):
-        for dtype in FLOAT_DTYPES:
-            for head_size in range(1, MAX_HEAD_SIZE + 1):
-                config = config_for(arch, dtype, head_size)
-                assert min(config.block_m, config.block_n, block_of(head_size)) >= 16
-                assert head_size <= block_of(head_size) < max(17, 2 * head_size)

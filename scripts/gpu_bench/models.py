@@ -1,0 +1,123 @@
+"""Whole models on the device, dtbert's and its peers', and what is timed of them."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from bench.checkpoints import Checkpoint, logits_of, reason
+from bench.windows import Batch, Logits
+from torch import Tensor
+
+from dtbert.kernels import BackendName
+from dtbert.model import BertForQuestionAnswering, LengthSchedule
+from dtbert.weights import load_model
+from gpu_bench.attention import OWN
+from gpu_bench.setting import Setting
+from gpu_bench.timing import Contender
+
+EAGER, SDPA = "transformers eager", "transformers sdpa"
+GRAPHS, FP8 = "dtbert, graphs", "dtbert, fp8"
+# Of the logits of a whole model in half precision; fp8 is judged by its F1, and here by not being nonsense.
+TOLERANCE, FP8_TOLERANCE = 5e-2, 0.2
+
+Model = Callable[[Batch], Logits]
+
+
+class Models:
+    """Each loaded when it is first asked for."""
+
+    def __init__(self, setting: Setting, checkpoint: Checkpoint) -> None:
+        self.setting, self._checkpoint = setting, checkpoint
+
+    @functools.cached_property
+    def own(self) -> BertForQuestionAnswering:
+        return self._own(graphs=False)
+
+    @functools.cached_property
+    def graphs(self) -> BertForQuestionAnswering:
+        """Whose kernels are replayed from CUDA graphs."""
+        return self._own(graphs=True)
+
+    @functools.cached_property
+    def fastest(self) -> BertForQuestionAnswering:
+        """With CUDA graphs where there are any: without, launches cost more than the work that dropping leaves."""
+        try:
+            return self.graphs
+        except ValueError:
+            return self.own
+
+    @functools.cached_property
+    def fp8(self) -> BertForQuestionAnswering:
+        return self._own(graphs=False, dtype=torch.float8_e4m3fn)
+
+    def _own(self, *, graphs: bool, dtype: torch.dtype | None = None) -> BertForQuestionAnswering:
+        setting, options = self.setting, dict[str, Any]()
+        backend: BackendName = "triton" if setting.device.type == "cuda" else "reference"
+        if "graphs" in inspect.signature(load_model).parameters:
+            options["graphs"] = graphs
+        elif graphs:
+            raise ValueError("this dtbert has no CUDA graphs")
+        folder, dtype = self._checkpoint.folder, dtype or setting.dtype
+        return load_model(folder, device=setting.device, dtype=dtype, backend=backend, **options)
+
+    @functools.cached_property
+    def peers(self) -> dict[str, Model]:
+        return {EAGER: logits_of(self._peer("eager")), SDPA: logits_of(self.sdpa)}
+
+    @functools.cached_property
+    def sdpa(self) -> Any:
+        """transformers' model on PyTorch's own attention."""
+        return self._peer("sdpa")
+
+    def _peer(self, attention: str) -> Any:
+        return self._checkpoint.transformers(attention, self.setting.dtype).to(self.setting.device)
+
+    @functools.cached_property
+    def reference(self) -> Model:
+        """transformers in float32."""
+        return logits_of(self._checkpoint.transformers("eager").to(self.setting.device))
+
+    @property
+    def config(self) -> Any:
+        return self.own.config
+
+    def executed(self, tokens: int, schedule: LengthSchedule | None = None) -> int:
+        """MACs of a sequence as the kernels compute them; without a schedule, of all its tokens."""
+        schedule = schedule or LengthSchedule.absolute([tokens] * self.config.num_hidden_layers)
+        return schedule.macs(self.config, tokens, backend="triton").executed
+
+
+def own_contenders(models: Models, batch: Batch, expected: Tensor, names: Sequence[str]) -> Iterator[Contender | str]:
+    """dtbert's models of these names on a packed batch; in the place of one that does not load, why."""
+    for name in names:
+        try:
+            model = {OWN: lambda: models.own, GRAPHS: lambda: models.graphs, FP8: lambda: models.fp8}[name]()
+        except (TypeError, ValueError, RuntimeError) as error:
+            yield reason(error)
+            continue
+        run = functools.partial(forward, model, batch)
+        yield Contender(name, run, packed, expected, tolerance=FP8_TOLERANCE if name == FP8 else None)
+
+
+def peer_contenders(peers: dict[str, Model], batch: Batch, expected: Tensor) -> Iterator[Contender]:
+    for name, peer in peers.items():
+        yield Contender(name, functools.partial(ignore_index, peer, batch), padded, expected)
+
+
+def forward(model: BertForQuestionAnswering, batch: Batch, _: int) -> Logits:
+    return model.forward_packed(batch.packed)
+
+
+def ignore_index(model: Model, batch: Batch, _: int) -> Logits:
+    return model(batch)
+
+
+def packed(logits: Logits) -> Tensor:
+    return torch.stack([part.float() for part in logits], -1)
+
+
+def padded(logits: Logits) -> Tensor:
+    """Of a batch without padding: its rows end to end."""
+    return packed(logits).flatten(0, 1)
