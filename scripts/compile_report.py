@@ -176,7 +176,7 @@ def cases() -> list[Case]:
                 Case("combine_partials", "sum", scored["received"]),
                 Case("combine_partials", "sum one token", scored["received"], ("tokens", "token_blocks")),
                 Case("combine_partials", "maximum", scored["received_max"]),
-                Case("combine_partials", "value_norm", scored["value_norm"]),
+                Case("value_norms", "", scored["value_norm"]),
                 Case("cls sum", "", cls),
             ]
     return sorted(found, key=lambda case: case.kernel)

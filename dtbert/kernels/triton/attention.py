@@ -17,6 +17,7 @@ from dtbert.kernels.triton.significance import (
     load_rows,
     load_whole_rows,
     sequence_bounds,
+    value_norms,
 )
 
 MAX_HEAD_SIZE = 128
@@ -33,6 +34,7 @@ def _attention_kernel(
     query_indices,  # [K], or anything without gather
     cu_seqlens_q,  # [B + 1], or anything without gather
     token_type_ids,  # [T], or anything without the score from_question
+    norms,  # [N, T], of values; anything without the score value_norm
     context,  # [T, H] or [K, H], out; anything without with_context
     partials,  # [query blocks, N, T], out; anything without a score
     scale,  # log2(e) / sqrt(D)
@@ -128,6 +130,9 @@ def _attention_kernel(
             if score == "received_off_diagonal":
                 b_p = tl.where(i_key[:, None] == o_m[None, :], 0.0, b_p)
             b_partial = tl.max(b_p, 1) if score == "received_max" else tl.sum(b_p, 1)
+            if score == "value_norm":
+                p_norm = norms + i_head.to(tl.int64) * tokens + begin
+                b_partial *= tl.load(p_norm + i_key, mask=i_key < length, other=0.0)
             tl.store(p_partial + i_key, b_partial, mask=i_key < length)
 
 
@@ -143,7 +148,9 @@ def attention(
     query_indices: Tensor | None,
     cu_seqlens_q: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Context and significance in one kernel; a score takes a second, small one. What was not asked for is empty.
+    """Context and significance in one kernel; a score takes a second, small one, ``value_norm`` a third, smaller.
+
+    What was not asked for is empty.
 
     Grid: a program a sequence, head and block of queries; those past the end of their sequence return at once.
     Products accumulate in float32, which float32 inputs keep exactly (no TF32); softmax and scores are float32. In
@@ -153,7 +160,8 @@ def attention(
     values again from cache for every block of queries, and writes T H. A score writes and reads 4 N T bytes a block.
 
     The same sequence gives the same bits in every run and in every batch: no atomics, and configurations that
-    depend on architecture, dtype and head size alone.
+    depend on architecture, dtype, head size and what is asked for alone. Where ``max_seqlen`` is understated, rows past
+    it are undefined, and nothing outside the tensors is touched.
 
     Args:
         qkv, cu_seqlens, max_seqlen, num_heads: as `Backend.attention`. Rows outside every sequence are undefined.
@@ -183,6 +191,7 @@ def attention(
         qkv if query_indices is None else query_indices,
         cu_seqlens if cu_seqlens_q is None else cu_seqlens_q,
         qkv if token_type_ids is None else token_type_ids,
+        value_norms(qkv, num_heads) if score == "value_norm" else qkv,
         context,
         partials,
         LOG2_E * head_size**-0.5,
@@ -205,5 +214,7 @@ def attention(
         num_stages=config.num_stages,
     )
     if score:
-        significance = combine_partials(partials, qkv, cu_seqlens, max_seqlen, config.block_m, score)
+        significance = combine_partials(
+            partials, cu_seqlens, max_seqlen, config.block_m, maximum=score == "received_max"
+        )
     return context, significance
