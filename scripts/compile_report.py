@@ -181,7 +181,6 @@ def cases() -> list[Case]:
                 Case("combine_partials", "sum", scored["received"]),
                 Case("combine_partials", "sum one token", scored["received"], ("tokens", "token_blocks")),
                 Case("combine_partials", "maximum", scored["received_max"]),
-                Case("value_norms", "", scored["value_norm"]),
                 Case("cls sum", "", cls),
             ]
     return sorted(found, key=lambda case: case.kernel)

@@ -17,7 +17,6 @@ from dtbert.kernels.triton.significance import (
     load_rows,
     load_whole_rows,
     sequence_bounds,
-    value_norms,
 )
 
 MAX_HEAD_SIZE = 128
@@ -34,7 +33,6 @@ def _attention_kernel(
     query_indices,  # [K], or anything without gather
     cu_seqlens_q,  # [B + 1], or anything without gather
     token_type_ids,  # [T], or anything without the score from_question
-    norms,  # [N, T], of values; anything without the score value_norm
     context,  # [T, H] or [K, H], out; anything without with_context
     partials,  # [query blocks, N, T], out; anything without a score
     scale,  # log2(e) / sqrt(D)
@@ -124,6 +122,10 @@ def _attention_kernel(
         p_partial = partials + (i_m.to(tl.int64) * num_heads + i_head) * tokens + begin
         for start in range(0, length, second_n):
             i_key = start + o_second
+            if score == "value_norm":
+                # Before the product, which needs the registers that the values hold.
+                b_v = load_whole_rows(p_value, tl.minimum(i_key, length - 1), qkv_stride, head_size, block_d, True)
+                b_norm = tl.sqrt(tl.sum(b_v * b_v, 1))
             b_k = load_whole_rows(p_key, tl.minimum(i_key, length - 1), qkv_stride, head_size, block_d, upcast)
             # Keys as rows: sums along a row cross few threads, those along a column would cross all warps.
             b_p = tl.exp2(tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * scale - b_lse[None, :])
@@ -131,8 +133,7 @@ def _attention_kernel(
                 b_p = tl.where(i_key[:, None] == o_m[None, :], 0.0, b_p)
             b_partial = tl.max(b_p, 1) if score == "received_max" else tl.sum(b_p, 1)
             if score == "value_norm":
-                p_norm = norms + i_head.to(tl.int64) * tokens + begin
-                b_partial *= tl.load(p_norm + i_key, mask=i_key < length, other=0.0)
+                b_partial *= b_norm
             tl.store(p_partial + i_key, b_partial, mask=i_key < length)
 
 
@@ -148,9 +149,7 @@ def attention(
     query_indices: Tensor | None,
     cu_seqlens_q: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Context and significance in one kernel; a score takes a second, small one, ``value_norm`` a third, smaller.
-
-    What was not asked for is empty.
+    """Context and significance in one kernel; a score takes a second, small one. What was not asked for is empty.
 
     Grid: a program a sequence, head and block of queries; those past the end of their sequence return at once.
     Products accumulate in float32, which float32 inputs keep exactly (no TF32); softmax and scores are float32. In
@@ -191,7 +190,6 @@ def attention(
         qkv if query_indices is None else query_indices,
         cu_seqlens if cu_seqlens_q is None else cu_seqlens_q,
         qkv if token_type_ids is None else token_type_ids,
-        value_norms(qkv, num_heads) if score == "value_norm" else qkv,
         context,
         partials,
         LOG2_E * head_size**-0.5,

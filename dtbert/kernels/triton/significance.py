@@ -158,46 +158,6 @@ def _cls_sum_kernel(
     tl.store(significance + begin + o_n, tl.sum(probability, 0), mask=m_n)
 
 
-@triton.jit(do_not_specialize=["tokens"])
-def _value_norms_kernel(
-    qkv,  # [T, 3 * H]
-    norms,  # [N, T], out
-    qkv_stride,
-    tokens,
-    num_heads: tl.constexpr,
-    head_size: tl.constexpr,
-    block_d: tl.constexpr,
-    block_n: tl.constexpr,
-):
-    i_head, i_n = tl.program_id(0) % num_heads, tl.program_id(0) // num_heads
-    o_n = i_n.to(tl.int64) * block_n + tl.arange(0, block_n)
-    m_n = o_n < tokens
-    p_value = qkv + (2 * num_heads + i_head) * head_size
-    b_v = load_rows(p_value, o_n, m_n, qkv_stride, head_size, block_d, True)
-    tl.store(norms + i_head.to(tl.int64) * tokens + o_n, tl.sqrt(tl.sum(b_v * b_v, 1)), mask=m_n)
-
-
-def value_norms(qkv: Tensor, num_heads: int) -> Tensor:
-    """The norm of each token's values in each head, float32 ``[N, T]``.
-
-    Grid: a program a head and block of 64 tokens. In float32. Reads T H values and writes 4 N T bytes.
-    """
-    tokens, head_size = qkv.shape[0], qkv.shape[1] // (3 * num_heads)
-    norms = torch.empty(num_heads, tokens, dtype=torch.float32, device=qkv.device)
-    wrap_triton(_value_norms_kernel)[(cdiv(tokens, _BLOCK_TOKENS) * num_heads,)](
-        qkv,
-        norms,
-        qkv.stride(0),
-        tokens,
-        num_heads=num_heads,
-        head_size=head_size,
-        block_d=next_power_of_2(head_size),
-        block_n=_BLOCK_TOKENS,
-        num_warps=_NUM_WARPS,
-    )
-    return norms
-
-
 def combine_partials(
     partials: Tensor, cu_seqlens: Tensor, max_seqlen: int, block_m: int, *, maximum: bool = False
 ) -> Tensor:
