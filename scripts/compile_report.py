@@ -114,6 +114,7 @@ class Case(NamedTuple):
     variant: str
     step: Callable[[], object]  # launches the kernel, among others
     one: tuple[str, ...] = ()  # arguments that torch.compile makes constants where they are 1
+    double: tuple[str, ...] = ()  # and those that it passes in float64
 
     @property
     def name(self) -> str:
@@ -132,6 +133,8 @@ class Case(NamedTuple):
         for name in self.one:
             launch.source.signature[name] = "constexpr"
             launch.source.constants[(launch.source.fn.arg_names.index(name),)] = 1
+        for name in self.double:
+            launch.source.signature[name] = "fp64"
         return launch
 
 
@@ -173,10 +176,11 @@ def cases() -> list[Case]:
                     found.append(Case("attention", f"{size} {score} alone", alone))
             found += [
                 Case("attention", f"{size} kept", partial(context, Kept(ids, packing))),
+                Case("attention", f"{size} received doubled", scored["received"], double=("scale",)),
+                Case("cls logits", f"{size} doubled", cls, double=("scale",)),
                 Case("combine_partials", "sum", scored["received"]),
                 Case("combine_partials", "sum one token", scored["received"], ("tokens", "token_blocks")),
                 Case("combine_partials", "maximum", scored["received_max"]),
-                Case("combine_partials", "value_norm", scored["value_norm"]),
                 Case("cls sum", "", cls),
             ]
     return sorted(found, key=lambda case: case.kernel)
@@ -242,7 +246,7 @@ def table(rows: list[Row]) -> str:
 
 
 # float16 takes the code of bfloat16, no published model has heads of 128, and a width changes no LayerNorm's code.
-_NOT_BRIEF = re.compile("fp16|head 128|H768|cls logits bf16|bf16 head 32")
+_NOT_BRIEF = re.compile("fp16|head 128|H768|cls logits bf16 head ..$|bf16 head 32")
 
 
 def report(architectures: list[str], only: str, brief: bool, processes: int) -> list[Row]:

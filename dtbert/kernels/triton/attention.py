@@ -122,12 +122,18 @@ def _attention_kernel(
         p_partial = partials + (i_m.to(tl.int64) * num_heads + i_head) * tokens + begin
         for start in range(0, length, second_n):
             i_key = start + o_second
+            if score == "value_norm":
+                # Before the product, which needs the registers that the values hold.
+                b_v = load_whole_rows(p_value, tl.minimum(i_key, length - 1), qkv_stride, head_size, block_d, True)
+                b_norm = tl.sqrt(tl.sum(b_v * b_v, 1))
             b_k = load_whole_rows(p_key, tl.minimum(i_key, length - 1), qkv_stride, head_size, block_d, upcast)
             # Keys as rows: sums along a row cross few threads, those along a column would cross all warps.
             b_p = tl.exp2(tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * scale - b_lse[None, :])
             if score == "received_off_diagonal":
                 b_p = tl.where(i_key[:, None] == o_m[None, :], 0.0, b_p)
             b_partial = tl.max(b_p, 1) if score == "received_max" else tl.sum(b_p, 1)
+            if score == "value_norm":
+                b_partial *= b_norm
             tl.store(p_partial + i_key, b_partial, mask=i_key < length)
 
 
@@ -153,7 +159,8 @@ def attention(
     values again from cache for every block of queries, and writes T H. A score writes and reads 4 N T bytes a block.
 
     The same sequence gives the same bits in every run and in every batch: no atomics, and configurations that
-    depend on architecture, dtype and head size alone.
+    depend on architecture, dtype, head size and what is asked for alone. Where ``max_seqlen`` is understated, rows past
+    it are undefined, and nothing outside the tensors is touched.
 
     Args:
         qkv, cu_seqlens, max_seqlen, num_heads: as `Backend.attention`. Rows outside every sequence are undefined.
@@ -205,5 +212,7 @@ def attention(
         num_stages=config.num_stages,
     )
     if score:
-        significance = combine_partials(partials, qkv, cu_seqlens, max_seqlen, config.block_m, score)
+        significance = combine_partials(
+            partials, cu_seqlens, max_seqlen, config.block_m, maximum=score == "received_max"
+        )
     return context, significance

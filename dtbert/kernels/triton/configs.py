@@ -211,11 +211,11 @@ _OTHERS = "others"
 
 # Attention in 16 bit and in float32, each for heads of at most 64 and of at most 128. On sm_90, 16 bit, heads of 64: 8
 # warps of at most 128 registers let two programs share a multiprocessor, so that one multiplies while the other takes
-# powers.
+# powers; blocks of 64 queries would read keys and values, from the cache that all share, twice as often.
 _SINGLE = (AttentionConfig(32, 32, 32, 4, 1), AttentionConfig(32, 32, 32, 8, 1))
 _ATTENTION: Mapping[str, tuple[tuple[AttentionConfig, AttentionConfig], tuple[AttentionConfig, AttentionConfig]]] = {
     "sm_80": ((AttentionConfig(128, 64, 64, 8, 2), AttentionConfig(64, 64, 64, 8, 2)), _SINGLE),
-    "sm_90": ((AttentionConfig(128, 64, 64, 8, 3), AttentionConfig(128, 64, 64, 8, 2)), _SINGLE),
+    "sm_90": ((AttentionConfig(128, 64, 128, 8, 3), AttentionConfig(128, 64, 128, 8, 2)), _SINGLE),
     "sm_100": ((AttentionConfig(128, 64, 64, 8, 2), AttentionConfig(128, 64, 64, 8, 2)), _SINGLE),
     "gfx942": (
         (AttentionConfig(128, 64, 64, 4, 1), AttentionConfig(64, 64, 64, 4, 1)),
@@ -248,8 +248,9 @@ def _attention_candidates(dtype: torch.dtype, size: int, variant: str) -> Iterat
     else:
         looks = [(64, 64, 4, 3), (64, 128, 4, 2), (64, 128, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 3)]
     for block_m, block_n, num_warps, num_stages in looks:
-        # Without a second look its blocks make no difference.
-        for second_n in [block_n] if variant == "context" else (32, 64) if dtype == torch.float32 else (64, 128):
+        # Without a second look its blocks make no difference; with one, a warpgroup sums rows of 64 keys without help.
+        rows = (32, 64) if dtype == torch.float32 else (64, 128) if num_warps == 4 else (128,)
+        for second_n in (block_n,) if variant == "context" else rows:
             yield AttentionConfig(block_m, block_n, second_n, num_warps, num_stages)
 
 

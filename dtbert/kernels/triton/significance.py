@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dtbert.kernels.triton.launch import cdiv, next_power_of_2, wrap_triton
 
-# Tokens a program. None of these has been measured on a GPU yet.
+# Tokens a program.
 _BLOCK_TOKENS = 64
 _NUM_WARPS = 4
 
@@ -53,56 +53,36 @@ def sequence_bounds(cu_seqlens, i_sequence, tokens):
 @triton.jit(do_not_specialize=["tokens", "token_blocks", "query_blocks"], do_not_specialize_on_alignment=["cu_seqlens"])
 def _combine_partials_kernel(
     partials,  # [query blocks, N, T]
-    qkv,  # [T, 3 * H]; anything but for the score value_norm
     cu_seqlens,  # [B + 1]
     significance,  # [T], out
-    qkv_stride,
     tokens,
     token_blocks,
     query_blocks,
     num_heads: tl.constexpr,
-    head_size: tl.constexpr,
-    score: tl.constexpr,
+    maximum: tl.constexpr,
     block_m: tl.constexpr,
     block_h: tl.constexpr,
     block_n: tl.constexpr,
-    block_d: tl.constexpr,
 ):
     i_program = tl.program_id(0)
     i_n, i_sequence = i_program % token_blocks, i_program // token_blocks
     begin, length = sequence_bounds(cu_seqlens, i_sequence, tokens)
     if i_n * block_n >= length:
         return
-    o_n = i_n * block_n + tl.arange(0, block_n)
+    o_h, o_n = tl.arange(0, block_h), i_n * block_n + tl.arange(0, block_n)
     m_n = o_n < length
-    # The sequence's own query blocks in their order, and the heads: the same sums whatever else is in the batch. Those
-    # past the longest sequence, as it was said to be, there are not.
-    last = tl.minimum(length, query_blocks * block_m)
-    # By tl.cast: torch.compile makes a constant of 1, whatever the decorator says, and a constant has no `to`.
-    head_stride = tl.cast(tokens, tl.int64)
-    p_partial = partials + begin + o_n
-    if score == "value_norm":
-        p_value = qkv + begin * qkv_stride + 2 * num_heads * head_size
-        b_score = tl.zeros([block_n], tl.float32)
-        for i_head in range(num_heads):
-            b_v = load_rows(p_value + i_head * head_size, o_n, m_n, qkv_stride, head_size, block_d, True)
-            b_sum = tl.zeros([block_n], tl.float32)
-            p_sum = p_partial + i_head * head_stride
-            for _ in range(0, last, block_m):
-                b_sum += tl.load(p_sum, mask=m_n, other=0.0)
-                p_sum += head_stride * num_heads
-            b_score += b_sum * tl.sqrt(tl.sum(b_v * b_v, 1))
-    else:
-        o_h = tl.arange(0, block_h)
-        p_partial = p_partial[None, :] + o_h[:, None] * head_stride
-        mask = (o_h < num_heads)[:, None] & m_n[None, :]
-        b_heads = tl.zeros([block_h, block_n], tl.float32)
-        for _ in range(0, last, block_m):
-            b_partial = tl.load(p_partial, mask=mask, other=0.0)
-            b_heads = tl.maximum(b_heads, b_partial) if score == "received_max" else b_heads + b_partial
-            p_partial += head_stride * num_heads
-        b_score = tl.max(b_heads, 0) if score == "received_max" else tl.sum(b_heads, 0)
-    tl.store(significance + begin + o_n, b_score, mask=m_n)
+    mask = (o_h < num_heads)[:, None] & m_n[None, :]
+    p_partial = partials + begin + o_h.to(tl.int64)[:, None] * tokens + o_n[None, :]
+    # The sequence's own query blocks in their order, then the heads: the same sums whatever else is in the batch. Where
+    # the longest length was understated, there are fewer blocks than the sequence's length asks for.
+    b_score = tl.zeros([block_h, block_n], tl.float32)
+    for _ in range(0, tl.minimum(length, query_blocks * block_m), block_m):
+        b_partial = tl.load(p_partial, mask=mask, other=0.0)
+        b_score = tl.maximum(b_score, b_partial) if maximum else b_score + b_partial
+        # By tl.cast: torch.compile makes a constant of 1, whatever the decorator says, and a constant has no `to`.
+        p_partial += tl.cast(tokens, tl.int64) * num_heads
+    score = tl.max(b_score, 0) if maximum else tl.sum(b_score, 0)
+    tl.store(significance + begin + o_n, score, mask=m_n)
 
 
 @triton.jit(do_not_specialize=["tokens", "token_blocks"], do_not_specialize_on_alignment=["cu_seqlens"])
@@ -179,35 +159,27 @@ def _cls_sum_kernel(
 
 
 def combine_partials(
-    partials: Tensor, qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, block_m: int, score: str
+    partials: Tensor, cu_seqlens: Tensor, max_seqlen: int, block_m: int, *, maximum: bool = False
 ) -> Tensor:
     """Sum, or maximum, over heads and each sequence's own query blocks: float32 ``[query blocks, N, T]`` to ``[T]``.
 
-    ``value_norm`` weights a head's sum by the norm of the token's value.
-
-    Grid: a program a sequence and block of 64 tokens. Reads 4 N T bytes a query block, the values for ``value_norm``,
-    and writes 4 T.
+    Grid: a program a sequence and block of 64 tokens. Reads 4 N T bytes a query block and writes 4 T.
     """
     query_blocks, num_heads, tokens = partials.shape
-    head_size = qkv.shape[1] // (3 * num_heads)
     significance = torch.empty(tokens, dtype=torch.float32, device=partials.device)
     token_blocks = cdiv(max_seqlen, _BLOCK_TOKENS)
     wrap_triton(_combine_partials_kernel)[(token_blocks * (cu_seqlens.shape[0] - 1),)](
         partials,
-        qkv,
         cu_seqlens,
         significance,
-        qkv.stride(0),
         tokens,
         token_blocks,
         query_blocks,
         num_heads=num_heads,
-        head_size=head_size,
-        score=score,
+        maximum=maximum,
         block_m=block_m,
         block_h=next_power_of_2(num_heads),
         block_n=_BLOCK_TOKENS,
-        block_d=next_power_of_2(head_size),
         num_warps=_NUM_WARPS,
     )
     return significance
