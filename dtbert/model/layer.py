@@ -2,7 +2,6 @@
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from dtbert.kernels import Backend, Kept, Left, Packing

@@ -163,7 +163,7 @@ class StepWork:
         states: Tensor,
         context: Tensor | None = None,
     ) -> Work:
-        """`select`; the kept rows of a context moved together, and from the second time on the other states put aside."""
+        """`select`; a context's kept rows moved together, and from the second time on the other states put aside."""
         kept, row = target.num_tokens, states.shape[1] * states.element_size()
         moved = 0 if context is None else 2 * kept * row
         if left.rows is not None:

@@ -35,7 +35,7 @@ def _config(max_seqlen: int) -> _Config:
     # One for all usual lengths: they differ from layer to layer, and each is another compiled kernel.
     block_tokens = max(MAX_SUMMED, next_power_of_2(max_seqlen))
     if INTERPRETED:  # a program takes as long as its operations are many
-        return _Config(block_tokens, block_tokens // 4, 1, 4)
+        return _Config(block_tokens, block_tokens // 2, 1, 4)
     return _Config(block_tokens, 32, block_tokens // 512, min(16, max(4, block_tokens // 256)))
 
 
