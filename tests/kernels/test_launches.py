@@ -44,7 +44,7 @@ def test_protecting_the_question_launches_nothing() -> None:
 def test_forward_compiles_one_variant_of_a_kernel_and_its_constants(keep_question: bool) -> None:
     config = BertConfig(hidden_size=96, num_hidden_layers=6, num_attention_heads=3, intermediate_size=96, vocab_size=50)
     ratios = [0.9, 0.7, 0.5, 0.4, 0.3, 0.1]
-    keys, names = defaultdict(set), Counter()
+    keys = defaultdict(set)
     with as_on_a_gpu(), torch.inference_mode(), recording("sm_90") as made:
         model = BertForQuestionAnswering(config, backend="triton").eval().requires_grad_(False)
         # Counts that 16 divides and others, and 1; in rows of one tensor, offsets and ids of every alignment.
@@ -56,12 +56,11 @@ def test_forward_compiles_one_variant_of_a_kernel_and_its_constants(keep_questio
     for launch in made:
         constants = tuple(sorted((name, str(value)) for name, value in launch.source.constants.items()))
         keys[launch.source.name, constants].add(launch.key)
-        names[launch.source.name] += 1
-    assert set(names) >= {"_embed_kernel", "_attention_kernel", "_select_kernel", "_add_norm_kernel", "_scatter_kernel"}
     for kernel, variants in keys.items():
         assert len(variants) == 1, kernel
     # With and without a gather, a score, tokens dropped before, a context to move.
     counted = Counter(name for name, _ in keys)
     assert counted["_embed_kernel"] == counted["_scatter_kernel"] == 1
     assert counted["_add_norm_kernel"] == 2
-    assert counted["_select_kernel"] == counted["_attention_kernel"] == 4
+    assert counted["_attention_kernel"] == 3
+    assert counted["_select_kernel"] == 4
