@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dtbert.kernels.overlap import question_overlap
 from dtbert.kernels.packing import Kept, Left, Packing, Partials, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.kernels.reference import (
@@ -144,6 +145,20 @@ class Backend:
             residual = residual.index_select(0, rows)
         summed = F.linear(x, layer.weight, layer.bias) + residual
         return F.layer_norm(summed, norm.weight.shape, norm.weight, norm.bias, norm.eps)
+
+    def question_overlap(self, ids: TokenIds, packing: Packing) -> Tensor:
+        """How many words of the question stand near each token, float32 ``[T]``, at least 0.
+
+        Each distinct token of segment 0 shares one unit out among its places in segment 1, so one that is everywhere
+        says little anywhere. A place counts in full for its own token, and for others the less the further they are,
+        down to nothing at `OVERLAP_REACH` tokens. The first and the last token of segment 0, [CLS] and [SEP], ask for
+        nothing. 0 for all tokens of a sequence that has one segment.
+
+        Args:
+            ids: of a batch as it enters the network; positions ascend in each sequence.
+            packing: of the batch.
+        """
+        return question_overlap(ids, packing)
 
     def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
         """The tokens of highest significance of each sequence, ties to the lower position, in text order.

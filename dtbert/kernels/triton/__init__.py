@@ -17,6 +17,7 @@ from dtbert.kernels.triton.embed import embed
 from dtbert.kernels.triton.launch import FLOAT_DTYPES, INTERPRETED
 from dtbert.kernels.triton.layer_norm import MAX_HIDDEN_SIZE
 from dtbert.kernels.triton.linear import linear
+from dtbert.kernels.triton.overlap import question_overlap
 from dtbert.kernels.triton.scatter import scatter
 from dtbert.kernels.triton.select import MAX_SEQLEN, MAX_SUMMED, select
 
@@ -74,6 +75,9 @@ class Triton(Backend):
     ) -> Tensor:
         weight, bias = layer.weight_and_bias
         return add_norm(F.linear(x, weight), bias, residual, *norm.weight_and_bias, norm.eps, rows)
+
+    def question_overlap(self, ids: TokenIds, packing: Packing) -> Tensor:
+        return question_overlap(*ids, packing.cu_seqlens, packing.max_seqlen)
 
     def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
         offsets = packing.cu_seqlens, target.cu_seqlens

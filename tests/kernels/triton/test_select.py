@@ -171,7 +171,7 @@ def test_dropping_moves_rows_in_many_programs_as_on_a_gpu(monkeypatch: pytest.Mo
 
 def test_dropping_without_a_context_moves_states_alone() -> None:
     packing, states = packing_of([6]), torch.randn(6, 8)
-    rows, left, context = TRITON.drop(Left(packing), packing_of([4]), torch.arange(6.0), states)
+    _, left, context = TRITON.drop(Left(packing), packing_of([4]), torch.arange(6.0), states)
     assert context is None
     assert left.final is states
     _, left, context = TRITON.drop(left, packing_of([1]), torch.tensor([0.0, 3, 2, 1]), torch.ones(4, 8))
