@@ -148,14 +148,14 @@ def cases() -> list[Case]:
         floats = partial(torch.empty, dtype=dtype)
         for width in (384, 768):
             size, x, norm = f"{kind} H{width}", floats(2, width), (floats(width), floats(width), 1e-12)
-            scores, again = [Partials(torch.empty(1, 12, 2), 128, False)], Left(packing, ids, x, ids, True)
+            parts, again = Partials(torch.empty(1, 12, 2), 128, False), Left(packing, ids, x, ids, True)
             found += [
                 Case("add_norm", size, partial(add_norm, x, floats(width), x, *norm, None)),
                 Case("add_norm", f"{size} gather", partial(add_norm, x, floats(width), x, *norm, ids)),
                 Case("embed", size, partial(embed, ids, ids, ids, x, x, x, *norm)),
                 Case("scatter", size, partial(steps.scatter, x, ids, x)),
-                Case("select", f"{size} drops", partial(steps.drop, Left(packing), packing, *scores, x, x)),
-                Case("select", f"{size} drops again", partial(steps.drop, again, packing, *scores, x, x)),
+                Case("select", f"{size} drops", partial(steps.drop, Left(packing), packing, parts, x, x)),
+                Case("select", f"{size} drops again", partial(steps.drop, again, packing, parts, x, x)),
             ]
         # bfloat16 also for a width that the kernel's blocks do not divide.
         for width in (312, 768) if kind == "bf16" else (768,):

@@ -39,6 +39,7 @@ def inputs(device: str, tokens: int = T, kept: int = K) -> dict[str, Tensor]:
         "significance": rand(tokens, dtype=torch.float32),
         "cu_seqlens": rand(3, dtype=torch.int32),
         "target_cu_seqlens": rand(3, dtype=torch.int32),
+        "left_significance": rand(kept, dtype=torch.float32),
         "last_cu_seqlens": rand(3, dtype=torch.int32),
         "ids": rand(tokens, dtype=torch.int64),
         "qkv": rand(tokens, 3 * H),
@@ -75,7 +76,7 @@ def drops(x: dict[str, Tensor], packing: Packing, kept: Kept) -> list[Tensor]:
     context, parts = triton.partial_attention(x["qkv"], packing, 3, "received")
     rows, left, first = triton.drop(left, kept.packing, parts, x["states"].clone(), context)
     last = Packing((1, 1), x["last_cu_seqlens"])
-    again, left, second = triton.drop(left, last, x["x"][:, 0].float(), x["x"], x["x"])
+    again, left, second = triton.drop(left, last, x["left_significance"], x["x"], x["x"])
     assert left.rows is not None
     assert left.final is not None
     assert first is not None
