@@ -18,8 +18,8 @@ MAX_SEQLEN = 16384
 # Up to so many tokens a program sums a score's parts itself: it reads all of them, as do the others of its sequence.
 MAX_SUMMED = 512
 
-# Columns of states that a program moves at a time.
-_BLOCK_COLUMNS = 256
+# Bytes of a row that a program moves at a time.
+_BLOCK_BYTES = 256
 
 
 class _Config(NamedTuple):
@@ -216,7 +216,7 @@ def select(
     moved = states if context is None else context
     hidden_size = 0 if moved is None else moved.shape[1]
     shape = (0 if context is None else num_kept, hidden_size)
-    dtype = significance.dtype if context is None else context.dtype
+    dtype = significance.dtype if moved is None else moved.dtype
     next_context = torch.empty(shape, dtype=dtype, device=device)
     config = _config(max_seqlen)
     wrap_triton(_select_kernel)[(sequences, cdiv(max_seqlen, config.chunks * config.block_rows))](
@@ -245,7 +245,7 @@ def select(
         block_tokens=config.block_tokens,
         block_rows=config.block_rows,
         chunks=config.chunks,
-        block_h=_BLOCK_COLUMNS,
+        block_h=_BLOCK_BYTES // dtype.itemsize,
         num_warps=config.num_warps,
     )
     return rows, next_rows, next_context

@@ -1,5 +1,7 @@
 """Choice and compaction: indices, and rows that are moved as they are, so every one must be the same."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -162,7 +164,7 @@ def test_parts_of_a_score_are_summed_over_the_blocks_of_each_sequence(maximum: b
 
 
 def test_dropping_moves_rows_in_many_programs_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dtbert.kernels.triton.select.INTERPRETED", False)
+    monkeypatch.setattr(sys.modules["dtbert.kernels.triton.select"], "INTERPRETED", False)
     for lengths, counts in (([150, 3], [70, 3]), ([1030], [600])):
         dropping = Dropping(lengths, torch.bfloat16)
         for layer in (counts, [count // 2 + 1 for count in counts]):
