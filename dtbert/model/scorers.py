@@ -243,6 +243,6 @@ def _checked(name: str, score: Tensor, view: LayerView) -> Tensor:
     if score.isnan().any():
         raise ValueError(f"the scorer {name!r} returned NaN for {int(score.isnan().sum())} of {tokens} tokens")
     if score.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        return score.float()
+        return score.float().contiguous()
     # float32 would round them: their ranks have the same order, and the same equals.
     return score.unique(return_inverse=True)[1].float()
