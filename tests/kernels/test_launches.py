@@ -1,25 +1,45 @@
 """What a forward asks of a GPU that is not there: how many launches, and how many compiled variants of each kernel."""
 
 from collections import Counter, defaultdict
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import triton
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
 from scripts.compile_report import recording
-from scripts.host_bench.stand_ins import as_on_a_gpu, model_without_weights, recorded
+from scripts.host_bench.stand_ins import as_on_a_gpu, model_without_weights
 
 LENGTHS = (269, 253, 252, 202, 104, 34)
-# Calls that launch nothing.
-ALLOCATIONS = "allocations"
+
+
+class Operations(TorchDispatchMode):
+    """Counts torch's operations that launch something on a GPU: all but views, allocations and transfers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = result if isinstance(result, tuple | list) else [result]
+        on_a_gpu = any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in tensors)
+        if on_a_gpu and not func.is_view and func._schema.name not in ("aten::empty", "aten::_to_copy"):
+            self.counted[func._schema.name] += 1
+        return result
 
 
 def launches(schedule: LengthSchedule | None) -> int:
     batch = PackedBatch.from_lists([list(range(384))] * 32, device="meta")
-    with as_on_a_gpu(), torch.inference_mode():
+    with as_on_a_gpu(), torch.inference_mode(), Operations() as operations:
         model = model_without_weights(num_hidden_layers=len(LENGTHS))
-        _, calls = recorded(lambda: model.forward_packed(batch, schedule))
-    return sum(count for name, count in calls.items() if name != ALLOCATIONS)
+        operations.counted.clear()
+        with mock.patch.object(triton.JITFunction, "run") as run:
+            model.forward_packed(batch, schedule)
+    return run.call_count + operations.counted.total()
 
 
 def test_forward_launches_eight_times_a_layer() -> None:
@@ -38,6 +58,13 @@ def test_protecting_the_question_launches_nothing() -> None:
     one, other = (LengthSchedule.absolute(LENGTHS, scorer="cls", keep_question=keep) for keep in (False, True))
     # Two more a layer for the score itself.
     assert launches(one) == launches(other) == launches(None) + 6 * 3 + 1
+
+
+def test_words_of_the_question_are_found_in_one_launch() -> None:
+    schedule = LengthSchedule.absolute(LENGTHS, scorer="answer_overlap", keep_question=True)
+    # Twice a constant and a logarithm; in a layer span head, the greater logit, overlap, sum, and selection: after
+    # the first, the overlap is gathered.
+    assert launches(schedule) == launches(None) + 1 + 2 + 6 * 4 + 5 + 1
 
 
 @pytest.mark.parametrize("keep_question", [False, True])
