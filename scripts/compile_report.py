@@ -35,13 +35,14 @@ from barriers import barrier_problem
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dtbert.kernels import Kept, Packing
+from dtbert.kernels import Kept, Left, Packing, Partials, TokenIds
 from dtbert.kernels.reference import ATTENTION_SCORES
 from dtbert.kernels.triton import Triton
 from dtbert.kernels.triton.add_norm import add_norm
 from dtbert.kernels.triton.embed import embed
 from dtbert.kernels.triton.launch import ARCHITECTURES, INTERPRETED, SHARED_MEMORY, pretending
 from dtbert.kernels.triton.linear import fused_linear
+from dtbert.kernels.triton.select import MAX_SEQLEN
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -123,7 +124,7 @@ class Case(NamedTuple):
     @property
     def hot(self) -> bool:
         """Whether it runs in every layer, so that a register spill there is a defect."""
-        return self.kernel not in ("embed", "scatter")
+        return self.kernel not in ("embed", "question overlap", "scatter")
 
     def launch(self, arch: str) -> Launch:
         with recording(arch) as launches:
@@ -143,16 +144,24 @@ def cases() -> list[Case]:
     # Nobody looks at the values; to fill large tensors would start threads, which a forked process waits for in vain.
     steps, ids = Triton(), torch.empty(2, dtype=torch.int64)
     packing = Packing((2,), torch.empty(2, dtype=torch.int32))
-    found = [Case("select", "", partial(steps.select, torch.empty(2), packing, packing))]
+    long = Packing((MAX_SEQLEN,), torch.empty(2, dtype=torch.int32))
+    found = [
+        Case("question overlap", "", partial(steps.question_overlap, TokenIds(ids, ids, ids), packing)),
+        Case("select", "", partial(steps.select, torch.empty(2), packing, packing)),
+        Case("select", "long", partial(steps.select, torch.empty(2), long, packing)),
+    ]
     for dtype, kind in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
         floats = partial(torch.empty, dtype=dtype)
         for width in (384, 768):
             size, x, norm = f"{kind} H{width}", floats(2, width), (floats(width), floats(width), 1e-12)
+            parts, again = Partials(torch.empty(1, 12, 2), 128, False), Left(packing, ids, x, ids, True)
             found += [
                 Case("add_norm", size, partial(add_norm, x, floats(width), x, *norm, None)),
                 Case("add_norm", f"{size} gather", partial(add_norm, x, floats(width), x, *norm, ids)),
                 Case("embed", size, partial(embed, ids, ids, ids, x, x, x, *norm)),
                 Case("scatter", size, partial(steps.scatter, x, ids, x)),
+                Case("select", f"{size} drops", partial(steps.drop, Left(packing), packing, parts, x, x)),
+                Case("select", f"{size} drops again", partial(steps.drop, again, packing, parts, x, x)),
             ]
         # bfloat16 also for a width that the kernel's blocks do not divide.
         for width in (312, 768) if kind == "bf16" else (768,):

@@ -16,7 +16,7 @@ from dtbert.kernels.checked import (
     restore,
     select_tokens,
 )
-from dtbert.kernels.packing import Kept, Packing, TokenIds
+from dtbert.kernels.packing import Kept, Left, Packing, Partials, TokenIds
 from dtbert.kernels.reference import ATTENTION_SCORES, Activation, AttentionScore
 
 __all__ = [
@@ -27,7 +27,9 @@ __all__ = [
     "Backend",
     "BackendName",
     "Kept",
+    "Left",
     "Packing",
+    "Partials",
     "ScoreCost",
     "Sizes",
     "TokenIds",

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtbert.kernels.packing import Kept, Packing, TokenIds
+from dtbert.kernels.overlap import question_overlap
+from dtbert.kernels.packing import Kept, Left, Packing, Partials, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.kernels.reference import (
     Activation,
@@ -105,6 +106,12 @@ class Backend:
             scores.append(score_of(score, probabilities, value))
         return torch.cat(contexts), torch.cat(scores)
 
+    def partial_attention(
+        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore
+    ) -> tuple[Tensor, Tensor | Partials]:
+        """`scored_attention`, whose significance may be left in parts, for `drop` to sum."""
+        return self.scored_attention(qkv, packing, num_heads, score)
+
     def significance(
         self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore, segments: Tensor | None = None
     ) -> Tensor:
@@ -139,6 +146,20 @@ class Backend:
         summed = F.linear(x, layer.weight, layer.bias) + residual
         return F.layer_norm(summed, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
+    def question_overlap(self, ids: TokenIds, packing: Packing) -> Tensor:
+        """How many words of the question stand near each token, float32 ``[T]``, at least 0.
+
+        Each distinct token of segment 0 shares one unit out among its places in segment 1, so one that is everywhere
+        says little anywhere. A place counts in full for its own token, and for others the less the further they are,
+        down to nothing at `OVERLAP_REACH` tokens. The first and the last token of segment 0, [CLS] and [SEP], ask for
+        nothing. 0 for all tokens of a sequence that has one segment.
+
+        Args:
+            ids: of a batch as it enters the network; positions ascend in each sequence.
+            packing: of the batch.
+        """
+        return question_overlap(ids, packing)
+
     def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
         """The tokens of highest significance of each sequence, ties to the lower position, in text order.
 
@@ -152,6 +173,41 @@ class Backend:
             for rows, count in zip(packing.slices, target.seqlens, strict=True)
         ]
         return Kept(torch.cat([significance.new_zeros(0, dtype=torch.int64), *kept]), target)
+
+    def drop(
+        self,
+        left: Left,
+        target: Packing,
+        significance: Tensor | Partials,
+        states: Tensor,
+        context: Tensor | None = None,
+    ) -> tuple[Tensor, Left, Tensor | None]:
+        """`select`, and what follows from it: the states of the tokens that are not kept become final.
+
+        Args:
+            left: the tokens that entered the layer; its ``final`` may be changed in place.
+            target: the same sequences afterwards.
+            significance: float32 ``[T]``, or what `partial_attention` left in parts.
+            states: ``[T, H]``, those that entered the layer, which become the first ``final``.
+            context: ``[T, H]``, if the kept tokens' is wanted.
+
+        Returns:
+            Rows of the kept tokens among those that entered, int64 ``[K]``; what is left; and their context.
+        """
+        assert isinstance(significance, Tensor), "parts are for the backend that left them"
+        rows = left.rows
+        if left.segments is not None:
+            segments = left.segments if rows is None else left.segments.index_select(0, rows)
+            significance = significance.masked_fill(segments == 0, torch.inf)
+        if left.keep_first:
+            significance = significance.index_fill(0, left.packing.cu_seqlens[:-1].long(), torch.inf)
+        kept = self.select(significance, left.packing, target).rows
+        if rows is None or left.final is None:
+            left = left._replace(packing=target, rows=kept, final=states)
+        else:
+            final = self.scatter(left.final, rows, states)
+            left = left._replace(packing=target, rows=rows.index_select(0, kept), final=final)
+        return kept, left, None if context is None else context.index_select(0, kept)
 
     def scatter(self, final: Tensor, rows: Tensor, states: Tensor) -> Tensor:
         """``final`` ``[T, H]`` with ``states`` ``[K, H]`` in its ``rows``; in inference in place."""

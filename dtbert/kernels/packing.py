@@ -53,6 +53,38 @@ class Kept(NamedTuple):
     packing: Packing
 
 
+class Left(NamedTuple):
+    """The tokens of a batch that are left, and the final states of the others.
+
+    Attributes:
+        packing: of the T tokens that are left.
+        rows: int64 ``[T]``, where these stand in the batch; None while all are left.
+        final: the states ``[., H]`` of the batch, those that are not left as they will stay; None while all are left.
+        segments: int64, of the batch: tokens of segment 0 stay whatever their significance; None: they need not.
+        keep_first: the first token of each sequence stays.
+    """
+
+    packing: Packing
+    rows: Tensor | None = None
+    final: Tensor | None = None
+    segments: Tensor | None = None
+    keep_first: bool = False
+
+
+class Partials(NamedTuple):
+    """Significance in parts, as a backend may leave it for its own `Backend.drop`.
+
+    Attributes:
+        values: float32 ``[P, N, T]``, for blocks of queries and heads; a sequence has as many blocks as it needs.
+        block: queries in a block.
+        maximum: a token's significance is the greatest of its parts, else their sum.
+    """
+
+    values: Tensor
+    block: int
+    maximum: bool
+
+
 class TokenIds(NamedTuple):
     """What a token enters the network as: three int64 ``[T]``."""
 

@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         for index, layer in enumerate(self.layers):
             if index not in skip_layers:
                 states = layer(states, tokens, backend)
-            kept.append(tokens.rows)
+            kept.append(tokens.left.rows)
             if keep_hidden_states:
                 hidden_states.append(states)
         return PackedEncoding(tokens.restore(states), tuple(kept), tuple(hidden_states) if keep_hidden_states else ())

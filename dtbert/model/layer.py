@@ -2,10 +2,9 @@
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import Backend, Packing
+from dtbert.kernels import Backend, Kept, Left, Packing
 from dtbert.kernels.parameters import LayerNorm, Linear
 from dtbert.model.batch import PackedBatch
 from dtbert.model.config import BertConfig
@@ -38,7 +37,7 @@ class Layer(nn.Module):
         if tokens.drops_at(self.index):
             context, rows = tokens.drop(self, states, qkv)
         else:
-            context, rows = backend.attention(qkv, tokens.packing, self.num_heads), None
+            context, rows = backend.attention(qkv, tokens.left.packing, self.num_heads), None
         states = backend.add_norm(context, attention_output, states, attention_norm, rows)
         wide = backend.linear(states, intermediate, self.activation)
         return backend.add_norm(wide, output, states, output_norm)
@@ -56,8 +55,7 @@ class TokensLeft:
         spare_inputs: leave the states that enter a layer as they are: somebody else reads them.
 
     Attributes:
-        packing: of the tokens that are left.
-        rows: int64 ``[K]``, where these stand among the batch's; None while all are left.
+        left: the tokens, and where they stand in the batch.
     """
 
     def __init__(
@@ -69,12 +67,12 @@ class TokensLeft:
         span_head: SpanHead | None = None,
         spare_inputs: bool = False,
     ) -> None:
-        self.packing = batch.packing
-        self.rows: Tensor | None = None
+        self.left = Left(batch.packing)
         self._schedule, self._backend, self._span_head = schedule, backend, span_head
         self._spare_inputs = spare_inputs
-        self._final: Tensor | None = None
         if schedule is not None:
+            segments = batch.token_type_ids if schedule.keep_question else None
+            self.left = Left(batch.packing, segments=segments, keep_first=schedule.keep_cls)
             schedule.check_layers(num_layers)
             self._text = Text(batch)
             of_length = {length: schedule.lengths(length) for length in batch.packing.seqlens}
@@ -86,44 +84,32 @@ class TokensLeft:
 
     def drops_at(self, layer: int) -> bool:
         """Whether some of the tokens that are left do not leave this layer."""
-        return self._schedule is not None and self._targets[layer].seqlens != self.packing.seqlens
+        return self._schedule is not None and self._targets[layer].seqlens != self.left.packing.seqlens
 
     def drop(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the tokens that a layer keeps: their context ``[K, H]``, and their rows among those that entered it.
 
         From here on the others' states are final: those that entered the layer.
         """
-        backend, packing = self._backend, self.packing
+        backend, left, num_heads = self._backend, self.left, layer.num_heads
         scorer, target = self._scorers[layer.index], self._targets[layer.index]
-        view = LayerView(
-            layer.index, states, qkv, packing, layer.num_heads, self._text, self.rows, backend, self._span_head
-        )
+        if left.final is None and self._spare_inputs:
+            states = states.clone()
         if scorer.with_context and scorer.attention is not None:
-            context, significance = backend.scored_attention(qkv, packing, layer.num_heads, scorer.attention)
-            kept = backend.select(self._protect(significance, view), packing, target)
-            context = context.index_select(0, kept.rows)
+            context, significance = backend.partial_attention(qkv, left.packing, num_heads, scorer.attention)
+            rows, self.left, kept_context = backend.drop(left, target, significance, states, context)
         else:
-            kept = backend.select(self._protect(scorer.function(view), view), packing, target)
+            view = LayerView(
+                layer.index, states, qkv, left.packing, num_heads, self._text, left.rows, backend, self._span_head
+            )
+            rows, self.left, _ = backend.drop(left, target, scorer.function(view), states)
             # The choice did not need every query's attention: compute the kept ones alone.
-            context = backend.attention(qkv, packing, layer.num_heads, kept)
-        if self._final is None or self.rows is None:
-            self._final, self.rows = states.clone() if self._spare_inputs else states, kept.rows
-        else:
-            self._final = backend.scatter(self._final, self.rows, states)
-            self.rows = self.rows.index_select(0, kept.rows)
-        self.packing = target
-        return context, kept.rows
+            kept_context = backend.attention(qkv, left.packing, num_heads, Kept(rows, target))
+        assert kept_context is not None
+        return kept_context, rows
 
     def restore(self, states: Tensor) -> Tensor:
         """The final states of all tokens, ``[T, H]``, from those of the tokens that are left."""
-        if self._final is None or self.rows is None:
+        if self.left.final is None or self.left.rows is None:
             return states
-        return self._backend.scatter(self._final, self.rows, states)
-
-    def _protect(self, significance: Tensor, view: LayerView) -> Tensor:
-        assert self._schedule is not None
-        if self._schedule.keep_question:
-            significance = significance.masked_fill(view.token_type_ids == 0, torch.inf)
-        if self._schedule.keep_cls:
-            significance = significance.index_fill(0, self.packing.cu_seqlens[:-1].long(), torch.inf)
-        return significance
+        return self._backend.scatter(self.left.final, self.left.rows, states)

@@ -1,54 +1,11 @@
 """Where a text speaks of what is asked: known from the words alone, before any layer has read them."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from dtbert.kernels import Backend
 from dtbert.model.batch import PackedBatch
-
-# Tokens at which a word of the question is no longer near.
-OVERLAP_REACH = 32
-
-# Sums are of whole numbers, so that a token's value does not depend on what else is in the batch.
-_UNIT = 2**20
-# Ids and positions are below it.
-_APART = 2**32
 
 
 def question_overlap(batch: PackedBatch) -> Tensor:
-    """How many words of the question stand near each token, float32 ``[T]``, at least 0.
-
-    Each distinct token of segment 0 shares one unit out among its places in segment 1, so one that is everywhere says
-    little anywhere. A place counts in full for its own token, and for others the less the further they are, down to
-    nothing at `OVERLAP_REACH` tokens. The first and the last token of segment 0, [CLS] and [SEP], ask for nothing.
-    0 for all tokens of a sequence that has one segment.
-    """
-    positions, in_question = batch.position_ids, batch.token_type_ids == 0
-    lengths = batch.packing.cu_seqlens.diff().long()
-    sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=len(positions))
-    words = sequence * _APART + batch.input_ids
-    neighbours = in_question[1:] & in_question[:-1] & (sequence[1:] == sequence[:-1])
-    asks = F.pad(neighbours, (1, 0)) & F.pad(neighbours, (0, 1))  # all of the question but its ends
-    share = _UNIT // _count(words, ~in_question).clamp(min=1)
-    share = share.where(~in_question & (_count(words, asks) > 0), 0)
-
-    # A place at distance x counts (reach - |x|) / reach: two sums, of the shares and of the shares times their places.
-    total, moment = _sums(share), _sums(share * positions)
-    places = sequence * _APART + positions  # ascending, each sequence out of the others' reach
-    here = torch.arange(1, len(positions) + 1, device=positions.device)
-    left = torch.searchsorted(places, places - OVERLAP_REACH, right=True)
-    right = torch.searchsorted(places, places + OVERLAP_REACH)
-    before = (OVERLAP_REACH - positions) * (total[here] - total[left]) + moment[here] - moment[left]
-    after = (OVERLAP_REACH + positions) * (total[right] - total[here]) - moment[right] + moment[here]
-    return (before + after).float() / (OVERLAP_REACH * _UNIT)
-
-
-def _count(words: Tensor, where: Tensor) -> Tensor:
-    """How often each word is among the words at the places ``where``, int64 ``[T]``."""
-    among = words.where(where, -1).sort().values
-    return torch.searchsorted(among, words, right=True) - torch.searchsorted(among, words)
-
-
-def _sums(values: Tensor) -> Tensor:
-    """Sums of the first 0, 1, ... T values, ``[T + 1]``."""
-    return torch.cat([values.new_zeros(1), values.cumsum(0)])
+    """How many words of the question stand near each token, float32 ``[T]``: `Backend.question_overlap`."""
+    return Backend().question_overlap(batch.ids, batch.packing)

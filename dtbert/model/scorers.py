@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Packing, ScoreCost
 from dtbert.model.batch import PackedBatch
-from dtbert.model.overlap import question_overlap
 
 SpanHead = Callable[[Tensor], Tensor]
 
@@ -82,7 +81,11 @@ class LayerView:
 
     def question_overlap(self) -> Tensor:
         """How many words of the question stand near each token, float32 ``[T]``: `dtbert.model.question_overlap`."""
-        return self._left(self.text.overlap())
+        return self._left(self.text.overlap(self.backend))
+
+    def log_overlap(self) -> Tensor:
+        """``(question_overlap() + 0.1).log()``."""
+        return self._left(self.text.log_overlap(self.backend))
 
     def _left(self, values: Tensor) -> Tensor:
         return values if self.rows is None else values.index_select(0, self.rows)
@@ -94,11 +97,17 @@ class Text:
     def __init__(self, batch: PackedBatch) -> None:
         self.batch = batch
         self._overlap: Tensor | None = None
+        self._log_overlap: Tensor | None = None
 
-    def overlap(self) -> Tensor:
+    def overlap(self, backend: Backend) -> Tensor:
         if self._overlap is None:
-            self._overlap = question_overlap(self.batch)
+            self._overlap = backend.question_overlap(self.batch.ids, self.batch.packing)
         return self._overlap
+
+    def log_overlap(self, backend: Backend) -> Tensor:
+        if self._log_overlap is None:
+            self._log_overlap = (self.overlap(backend) + 0.1).log()
+        return self._log_overlap
 
 
 class ScoredTokens(NamedTuple):
@@ -129,12 +138,12 @@ class Scorer:
 
 
 def _answer(view: LayerView) -> Tensor:
-    return view.span_logits().float().amax(1)
+    return view.span_logits().amax(1).float()
 
 
 def _answer_overlap(view: LayerView) -> Tensor:
     # As log-probabilities add up: what the state looks like, and where one would look for it.
-    return _answer(view) + 2 * (view.question_overlap() + 0.1).log()
+    return torch.add(view.span_logits().amax(1), view.log_overlap(), alpha=2)
 
 
 def _random(view: LayerView) -> Tensor:
@@ -234,6 +243,6 @@ def _checked(name: str, score: Tensor, view: LayerView) -> Tensor:
     if score.isnan().any():
         raise ValueError(f"the scorer {name!r} returned NaN for {int(score.isnan().sum())} of {tokens} tokens")
     if score.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        return score.float()
+        return score.float().contiguous()
     # float32 would round them: their ranks have the same order, and the same equals.
     return score.unique(return_inverse=True)[1].float()

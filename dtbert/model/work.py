@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from dtbert.kernels import SCORE_COSTS, Activation, AttentionScore, BackendName, Kept, Packing, ScoreCost, TokenIds
+from dtbert.kernels import (
+    SCORE_COSTS,
+    Activation,
+    AttentionScore,
+    BackendName,
+    Kept,
+    Left,
+    Packing,
+    Partials,
+    ScoreCost,
+    TokenIds,
+)
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.model.config import BertConfig
 from dtbert.model.scorers import ScoredTokens, scorer_named
@@ -117,6 +128,10 @@ class StepWork:
         macs = sum(scorer.macs(ScoredTokens(length, length, hidden_size), self._cost) for length in packing.seqlens)
         return Work(plain.flops + 2 * macs, plain.bytes + _SCORE_BYTES * packing.num_tokens)
 
+    def partial_attention(self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore) -> Work:
+        """`scored_attention`: that the parts of a score are written and read is an implementation's."""
+        return self.scored_attention(qkv, packing, num_heads, score)
+
     def significance(
         self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore, segments: Tensor | None = None
     ) -> Work:
@@ -139,6 +154,23 @@ class StepWork:
     def select(self, significance: Tensor, packing: Packing, target: Packing) -> Work:
         """A float32 score per token in, an index per kept token out."""
         return Work(0, _SCORE_BYTES * packing.num_tokens + _INDEX_BYTES * target.num_tokens)
+
+    def drop(
+        self,
+        left: Left,
+        target: Packing,
+        significance: Tensor | Partials,
+        states: Tensor,
+        context: Tensor | None = None,
+    ) -> Work:
+        """`select`; a context's kept rows moved together, and from the second time on the other states put aside."""
+        kept, row = target.num_tokens, states.shape[1] * states.element_size()
+        moved = 0 if context is None else 2 * kept * row
+        if left.rows is not None:
+            moved += 2 * (left.packing.num_tokens - kept) * row + _INDEX_BYTES * (left.packing.num_tokens + kept)
+        if left.segments is not None:
+            moved += _INDEX_BYTES * left.packing.num_tokens
+        return Work(0, _SCORE_BYTES * left.packing.num_tokens + _INDEX_BYTES * kept + moved)
 
     def scatter(self, final: Tensor, rows: Tensor, states: Tensor) -> Work:
         """The kept rows and their indices in, the rows written where they belong; the other rows stay in place."""

@@ -37,8 +37,10 @@ _STEPS: dict[str, StepName | None] = {
     "linear": None,
     "attention": "attention",
     "scored_attention": "attention",
+    "partial_attention": "attention",
     "significance": "significance",
     "select": "selection",
+    "drop": "selection",
     "add_norm": None,
     "scatter": "restore",
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dtbert.kernels import Kept, Packing, TokenIds
+from dtbert.kernels import Kept, Left, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear, of_tensors
 from dtbert.kernels.triton import INTERPRETED, Triton
 from dtbert.kernels.triton.launch import pretending
@@ -39,6 +39,8 @@ def inputs(device: str, tokens: int = T, kept: int = K) -> dict[str, Tensor]:
         "significance": rand(tokens, dtype=torch.float32),
         "cu_seqlens": rand(3, dtype=torch.int32),
         "target_cu_seqlens": rand(3, dtype=torch.int32),
+        "left_significance": rand(kept, dtype=torch.float32),
+        "last_cu_seqlens": rand(3, dtype=torch.int32),
         "ids": rand(tokens, dtype=torch.int64),
         "qkv": rand(tokens, 3 * H),
     }
@@ -63,7 +65,23 @@ def run_steps(x: dict[str, Tensor]) -> list[Tensor]:
         triton.add_norm(x["x"], linear, x["states"], norm, kept.rows),
         fused_linear(x["x"], *layer, "gelu"),
         triton.scatter(x["states"].clone(), kept.rows, x["x"]),
+        triton.question_overlap(TokenIds(ids, ids, ids), packing),
+        *drops(x, packing, kept),
     ]
+
+
+def drops(x: dict[str, Tensor], packing: Packing, kept: Kept) -> list[Tensor]:
+    """What a first and a later layer make of the states, and where the kept tokens stand."""
+    triton, left = Triton(), Left(packing, segments=x["ids"], keep_first=True)
+    context, parts = triton.partial_attention(x["qkv"], packing, 3, "received")
+    rows, left, first = triton.drop(left, kept.packing, parts, x["states"].clone(), context)
+    last = Packing((1, 1), x["last_cu_seqlens"])
+    again, left, second = triton.drop(left, last, x["left_significance"], x["x"], x["x"])
+    assert left.rows is not None
+    assert left.final is not None
+    assert first is not None
+    assert second is not None
+    return [rows, first, again, second, left.rows, left.final]
 
 
 EXPECTED = [
@@ -77,8 +95,15 @@ EXPECTED = [
     ((K, H), torch.bfloat16),
     ((K, H), torch.bfloat16),
     ((T, H), torch.bfloat16),
+    ((T,), torch.float32),
+    ((K,), torch.int64),
+    ((K, H), torch.bfloat16),
+    ((2,), torch.int64),
+    ((2, H), torch.bfloat16),
+    ((2,), torch.int64),
+    ((T, H), torch.bfloat16),
 ]
-OPERATORS = ["embed", "attention", "select", "add_norm", "fused_linear", "scatter"]
+OPERATORS = ["embed", "attention", "select", "add_norm", "fused_linear", "scatter", "question_overlap"]
 
 
 def test_kernels_are_compiled_here() -> None:
@@ -129,7 +154,7 @@ def test_export_of_the_whole_model_keeps_the_operators() -> None:
 
 def test_export_of_a_model_that_drops_tokens_keeps_the_operators() -> None:
     first = ["embed", "attention", "select", "add_norm", "add_norm"]
-    second = ["attention", "select", "scatter", "add_norm", "add_norm", "scatter"]
+    second = ["attention", "select", "add_norm", "add_norm", "scatter"]
     assert export_model(LengthSchedule.ratios([0.7, 0.3])) == [*first, *second]
 
 
@@ -146,7 +171,7 @@ def launches(x: dict[str, Tensor]) -> dict[str, list[str]]:
 @pytest.mark.parametrize(("tokens", "kept"), [(T, K), (32, 16), (16, 32), (17, 8)])
 def test_no_kernel_is_compiled_anew_for_other_offsets_or_counts(tokens: int, kept: int) -> None:
     want = launches(inputs("cpu", 48, 32))
-    assert len(want) == 9
+    assert len(want) == 10
     # Rows of one tensor: 12 bytes apart, so that 16 divides the address of every fourth.
     rows = torch.zeros(5, 3, dtype=torch.int32)
     assert {row.data_ptr() % 16 for row in rows} == {0, 4, 8, 12}

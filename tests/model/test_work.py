@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dtbert.kernels import SCORE_COSTS, Kept, Packing
+from dtbert.kernels import SCORE_COSTS, Kept, Left, Packing
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.model.batch import PackedBatch
 from dtbert.model.work import StepWork, Work
@@ -72,6 +72,12 @@ def test_scores_alone_take_the_products_of_their_queries() -> None:
 def test_steps_without_products_only_move_bytes() -> None:
     assert CPU.select(zeros(5), BOTH, packing(1, 2)) == Work(0, 5 * 4 + 3 * 8)
     assert CPU.scatter(zeros(5, H), torch.arange(3), zeros(3, H)) == Work(0, 2 * 3 * H * FLOAT + 3 * 8)
+    # At first the states stay where they are; later those of 2 tokens move, by 5 rows of which 3 are kept.
+    scores, states, target = zeros(5), zeros(5, H), packing(1, 2)
+    assert CPU.drop(Left(BOTH), target, scores, states) == CPU.select(scores, BOTH, target)
+    again = Left(BOTH, torch.arange(5), states, segments=torch.zeros(5).long())
+    moved = 2 * 3 * H * FLOAT + 2 * 2 * H * FLOAT + 8 * (5 + 3) + 8 * 5
+    assert CPU.drop(again, target, scores, states, states) == Work(0, 5 * 4 + 3 * 8 + moved)
     # Three ids a token; 5 word rows, all of the 3 positions and 2 segments, norm's weight and bias; 5 rows out.
     ids = PackedBatch.from_lists([[1, 2, 3, 4, 5]]).ids
     assert CPU.embed(ids, Embeddings(100, 3, 2, H, 1e-12)) == Work(0, 3 * 8 * 5 + (5 + 3 + 2 + 2 + 5) * H * FLOAT)

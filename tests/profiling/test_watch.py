@@ -101,9 +101,9 @@ def test_steps_belong_to_their_layers(model: BertForQuestionAnswering, batch: Pa
     names = [
         *["qkv", "significance", "selection", "attention", *kept],
         *["qkv", "attention", *kept],
-        *["qkv", "span_head", "selection", "attention", "restore", *kept],
+        *["qkv", "span_head", "selection", "attention", *kept],
     ]
-    layers = [0] * 7 + [1] * 5 + [2] * 8
+    layers = [0] * 7 + [1] * 5 + [2] * 7
     assert log.steps == [
         (None, "embeddings"),
         *zip(layers, names, strict=True),

@@ -31,8 +31,9 @@ def test_every_kernel_compiles_for_every_architecture() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     rows = result.stdout.splitlines()
     kernels = ("embed", "attention", "cls logits", "cls sum", "combine_partials", "select", "add_norm", "fused_linear")
+    kernels = (*kernels, "scatter", "question overlap")
     for arch, matrix in (("sm_80", "mma.sync"), ("sm_90", "wgmma"), ("sm_100", "tcgen05.mma"), ("gfx942", "v_mfma")):
-        for kernel in (*kernels, "scatter"):
+        for kernel in kernels:
             assert any(row.split()[:1] == [arch] and f"  {kernel}" in row for row in rows), f"no {kernel} for {arch}"
         assert any(row.startswith(f"{arch} ") and matrix in row for row in rows)
 

@@ -8,17 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dtbert.kernels.backend import Backend
-from dtbert.kernels.packing import Kept, Packing, TokenIds
+from dtbert.kernels.packing import Kept, Left, Packing, Partials, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.kernels.reference import Activation, AttentionScore
 from dtbert.kernels.triton.add_norm import add_norm
-from dtbert.kernels.triton.attention import MAX_HEAD_SIZE, MAX_SEQUENCE_SPAN, attention
+from dtbert.kernels.triton.attention import MAX_HEAD_SIZE, MAX_SEQUENCE_SPAN, attention, query_block
 from dtbert.kernels.triton.embed import embed
 from dtbert.kernels.triton.launch import FLOAT_DTYPES, INTERPRETED
 from dtbert.kernels.triton.layer_norm import MAX_HIDDEN_SIZE
 from dtbert.kernels.triton.linear import linear
+from dtbert.kernels.triton.overlap import question_overlap
 from dtbert.kernels.triton.scatter import scatter
-from dtbert.kernels.triton.select import MAX_SEQLEN, select
+from dtbert.kernels.triton.select import MAX_SEQLEN, MAX_SUMMED, select
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -53,6 +54,15 @@ class Triton(Backend):
     ) -> tuple[Tensor, Tensor]:
         return attention(qkv, packing.cu_seqlens, packing.max_seqlen, num_heads, True, score, None, None, None)
 
+    def partial_attention(
+        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore
+    ) -> tuple[Tensor, Tensor | Partials]:
+        if packing.max_seqlen > MAX_SUMMED:
+            return self.scored_attention(qkv, packing, num_heads, score)
+        asked = qkv, packing.cu_seqlens, packing.max_seqlen, num_heads, True, score, None, None, None, True
+        context, parts = attention(*asked)
+        return context, Partials(parts, query_block(qkv, num_heads), score == "received_max")
+
     def significance(
         self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore, segments: Tensor | None = None
     ) -> Tensor:
@@ -66,9 +76,42 @@ class Triton(Backend):
         weight, bias = layer.weight_and_bias
         return add_norm(F.linear(x, weight), bias, residual, *norm.weight_and_bias, norm.eps, rows)
 
+    def question_overlap(self, ids: TokenIds, packing: Packing) -> Tensor:
+        return question_overlap(*ids, packing.cu_seqlens, packing.max_seqlen)
+
     def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
-        rows = select(significance, packing.cu_seqlens, target.cu_seqlens, target.num_tokens)
-        return Kept(rows, target)
+        offsets = packing.cu_seqlens, target.cu_seqlens
+        return Kept(select(significance, *offsets, packing.max_seqlen, target.num_tokens)[0], target)
+
+    def drop(
+        self,
+        left: Left,
+        target: Packing,
+        significance: Tensor | Partials,
+        states: Tensor,
+        context: Tensor | None = None,
+    ) -> tuple[Tensor, Left, Tensor | None]:
+        """In one launch: `dtbert.kernels.triton.select`."""
+        parts = significance if isinstance(significance, Partials) else Partials(significance, MAX_SEQLEN, False)
+        packing, first = left.packing, left.rows is None
+        rows, next_rows, kept_context = select(
+            parts.values,
+            packing.cu_seqlens,
+            target.cu_seqlens,
+            packing.max_seqlen,
+            target.num_tokens,
+            parts.block,
+            parts.maximum,
+            left.keep_first,
+            left.segments,
+            left.rows,
+            left.final,
+            None if first else states,
+            context,
+        )
+        books = (rows, states) if first else (next_rows, left.final)
+        left = left._replace(packing=target, rows=books[0], final=books[1])
+        return rows, left, None if context is None else kept_context
 
     def scatter(self, final: Tensor, rows: Tensor, states: Tensor) -> Tensor:
         scatter(final, rows, states)

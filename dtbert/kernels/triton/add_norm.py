@@ -12,7 +12,7 @@ from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_trit
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
-@triton.jit(do_not_specialize=["kept"])
+@triton.jit(do_not_specialize=["kept", "tokens"], do_not_specialize_on_alignment=["keep_indices"])
 def _add_norm_kernel(
     product,  # [K, H]
     bias,  # [H]
@@ -22,6 +22,7 @@ def _add_norm_kernel(
     keep_indices,  # [K], or anything without gather
     states,  # [K, H], out
     kept,
+    tokens,
     product_stride,
     residual_stride,
     eps,
@@ -34,11 +35,13 @@ def _add_norm_kernel(
     columns = tl.arange(0, block_h)
     m_rows, m_columns = i_rows < kept, columns < hidden_size
     mask = m_rows[:, None] & m_columns[None, :]
-    i_residual = tl.load(keep_indices + i_rows, mask=m_rows, other=0) if gather else i_rows
+    i_residual = tl.load(keep_indices + i_rows, mask=m_rows, other=-1) if gather else i_rows
+    # An index outside the batch names nothing.
+    m_residual = mask & ((i_residual >= 0) & (i_residual < tokens))[:, None]
     o_residual = i_residual[:, None] * residual_stride + columns[None, :]
     rows = tl.load(product + i_rows[:, None] * product_stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
     rows += tl.load(bias + columns, mask=m_columns, other=0.0).to(tl.float32)[None, :]
-    rows += tl.load(residual + o_residual, mask=mask, other=0.0).to(tl.float32)
+    rows += tl.load(residual + o_residual, mask=m_residual, other=0.0).to(tl.float32)
     rows = normalize_rows(rows, m_columns, norm_weight, norm_bias, columns, hidden_size, eps)
     o_states = i_rows[:, None] * hidden_size + columns[None, :]
     tl.store(states + o_states, rows.to(states.dtype.element_ty), mask=mask)
@@ -57,7 +60,7 @@ def add_norm(
     """``LayerNorm(product + bias + residual[rows])``: what `Backend.add_norm` does after its product, ``[K, H]``.
 
     Grid: a program a kept token. Sum and statistics are float32. Reads 2 K H and writes K H values, and 8 K bytes of
-    rows; those of dropped tokens are never touched.
+    rows; those of dropped tokens are never touched. An index outside the batch adds no residual.
     """
     kept, hidden_size = product.shape
     config = row_config(hidden_size, architecture(product.device))
@@ -71,6 +74,7 @@ def add_norm(
         product if rows is None else rows,
         states,
         kept,
+        residual.shape[0],
         product.stride(0),
         residual.stride(0),
         eps,

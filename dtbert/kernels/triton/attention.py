@@ -148,6 +148,7 @@ def attention(
     token_type_ids: Tensor | None,
     query_indices: Tensor | None,
     cu_seqlens_q: Tensor | None,
+    in_parts: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Context and significance in one kernel; a score takes a second, small one. What was not asked for is empty.
 
@@ -168,6 +169,7 @@ def attention(
         score: an `AttentionScore`, or empty to ask for none.
         token_type_ids: int64 ``[T]``, for ``from_question``.
         query_indices, cu_seqlens_q: int64 ``[K]`` and int32 ``[B + 1]``, each sequence's queries; not with a score.
+        in_parts: leave a score in parts, ``[query blocks, N, T]``: `query_block` queries in each.
     """
     tokens, hidden_size = qkv.shape[0], qkv.shape[1] // 3
     sequences, head_size = cu_seqlens.shape[0] - 1, hidden_size // num_heads
@@ -211,8 +213,15 @@ def attention(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )
-    if score:
+    if in_parts:
+        significance = partials
+    elif score:
         significance = combine_partials(
             partials, cu_seqlens, max_seqlen, config.block_m, maximum=score == "received_max"
         )
     return context, significance
+
+
+def query_block(qkv: Tensor, num_heads: int) -> int:
+    """How many queries a part of a score is the sum of."""
+    return config_for(architecture(qkv.device), qkv.dtype, qkv.shape[1] // (3 * num_heads)).block_m

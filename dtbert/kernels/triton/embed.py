@@ -12,7 +12,21 @@ from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_trit
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
+def _row_of(ids, i_tokens, m_tokens, rows, columns, stride, mask, table):
+    """The rows of a table that ids name, float32; of an id outside of it NaN, which shows in what is made of it."""
+    i_row = tl.load(ids + i_tokens, mask=m_tokens, other=0)
+    m_row = (i_row >= 0) & (i_row < rows)
+    o_row = i_row[:, None] * stride + columns[None, :]
+    values = tl.load(table + o_row, mask=mask & m_row[:, None], other=0.0).to(tl.float32)
+    return tl.where(m_row[:, None], values, float("nan"))
+
+
+# Ids are rows of one tensor, and counts differ from batch to batch.
+@triton.jit(
+    do_not_specialize=["tokens", "words", "positions", "token_types"],
+    do_not_specialize_on_alignment=["input_ids", "position_ids", "token_type_ids"],
+)
 def _embed_kernel(
     input_ids,  # [T]
     position_ids,  # [T]
@@ -24,6 +38,9 @@ def _embed_kernel(
     norm_bias,  # [H]
     states,  # [T, H], out
     tokens,
+    words,  # V
+    positions,  # P
+    token_types,  # S
     word_stride,
     position_stride,
     token_type_stride,
@@ -36,12 +53,10 @@ def _embed_kernel(
     columns = tl.arange(0, block_h)
     m_tokens, m_columns = i_tokens < tokens, columns < hidden_size
     mask = m_tokens[:, None] & m_columns[None, :]
-    o_word = tl.load(input_ids + i_tokens, mask=m_tokens, other=0)[:, None] * word_stride + columns[None, :]
-    o_position = tl.load(position_ids + i_tokens, mask=m_tokens, other=0)[:, None] * position_stride + columns[None, :]
-    o_type = tl.load(token_type_ids + i_tokens, mask=m_tokens, other=0)[:, None] * token_type_stride + columns[None, :]
-    rows = tl.load(word + o_word, mask=mask, other=0.0).to(tl.float32)
-    rows += tl.load(token_type + o_type, mask=mask, other=0.0).to(tl.float32)
-    rows += tl.load(position + o_position, mask=mask, other=0.0).to(tl.float32)
+    rows = _row_of(input_ids, i_tokens, m_tokens, words, columns, word_stride, mask, word)
+    rows += _row_of(token_type_ids, i_tokens, m_tokens, token_types, columns, token_type_stride, mask, token_type)
+    rows += _row_of(position_ids, i_tokens, m_tokens, positions, columns, position_stride, mask, position)
+    rows = tl.where(m_columns[None, :], rows, 0.0)
     rows = normalize_rows(rows, m_columns, norm_weight, norm_bias, columns, hidden_size, eps)
     o_states = i_tokens[:, None] * hidden_size + columns[None, :]
     tl.store(states + o_states, rows.to(states.dtype.element_ty), mask=mask)
@@ -59,7 +74,7 @@ def embed(
     norm_bias: Tensor,
     eps: float,
 ) -> Tensor:
-    """`Backend.embed`; ids must lie in their tables, which nobody checks here.
+    """`Backend.embed`; a token with an id outside its table becomes NaN.
 
     Grid: a program a token. Sum and statistics are float32. Moves 24 T bytes of ids, reads 3 T H and writes T H values.
     """
@@ -77,6 +92,9 @@ def embed(
         norm_bias,
         states,
         tokens,
+        word.shape[0],
+        position.shape[0],
+        token_type.shape[0],
         word.stride(0),
         position.stride(0),
         token_type.stride(0),

@@ -11,12 +11,13 @@ from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_trit
 from dtbert.kernels.triton.layer_norm import row_config
 
 
-@triton.jit(do_not_specialize=["kept"])
+@triton.jit(do_not_specialize=["kept", "tokens"], do_not_specialize_on_alignment=["rows"])
 def _scatter_kernel(
     final,  # [T, H], changed
     rows,  # [K]
     states,  # [K, H]
     kept,
+    tokens,
     final_stride,
     states_stride,
     hidden_size: tl.constexpr,
@@ -28,15 +29,16 @@ def _scatter_kernel(
     m_rows = i_rows < kept
     mask = m_rows[:, None] & (columns < hidden_size)[None, :]
     values = tl.load(states + i_rows[:, None] * states_stride + columns[None, :], mask=mask)
-    targets = tl.load(rows + i_rows, mask=m_rows, other=0)
-    tl.store(final + targets[:, None] * final_stride + columns[None, :], values, mask=mask)
+    targets = tl.load(rows + i_rows, mask=m_rows, other=-1)
+    m_targets = mask & ((targets >= 0) & (targets < tokens))[:, None]
+    tl.store(final + targets[:, None] * final_stride + columns[None, :], values, mask=m_targets)
 
 
 @operator("scatter", mutates_args=("final",))
 def scatter(final: Tensor, rows: Tensor, states: Tensor) -> None:
     """`Backend.scatter`, in place.
 
-    Grid: a program a row. Reads and writes K H values, and reads 8 K bytes of rows, which nobody checks here.
+    Grid: a program a row. Reads and writes K H values, and reads 8 K bytes of rows; one outside ``final`` is left out.
     The span head is a product of its own: fused in, it would save one read of T H values in a whole model.
     """
     kept, hidden_size = states.shape
@@ -46,6 +48,7 @@ def scatter(final: Tensor, rows: Tensor, states: Tensor) -> None:
         rows,
         states,
         kept,
+        final.shape[0],
         final.stride(0),
         states.stride(0),
         hidden_size=hidden_size,

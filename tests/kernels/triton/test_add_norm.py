@@ -103,3 +103,12 @@ def test_add_norm_addresses_more_than_2_to_the_31_values() -> None:
 @pytest.mark.usefixtures("one_row_a_program")
 def test_add_norm_takes_one_row_a_program_as_on_a_gpu() -> None:
     check(inputs(3, 5, 40, torch.float32), torch.tensor([0, 2, 3]))
+
+
+def test_add_norm_follows_no_row_outside_the_residual() -> None:
+    given, none = inputs(3, 5, 40, torch.float32), inputs(3, 5, 40, torch.float32)
+    none.residual.zero_()
+    for outside in (-1, 5, 2**40, -(2**40)):
+        got = TRITON.add_norm(*given, torch.tensor([0, outside, 3]))
+        assert torch.equal(got[[0, 2]], TRITON.add_norm(*given, torch.tensor([0, 1, 3]))[[0, 2]])
+        assert torch.equal(got[1], TRITON.add_norm(*none, torch.tensor([0, 1, 3]))[1])

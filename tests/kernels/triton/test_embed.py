@@ -83,3 +83,17 @@ def test_embed_addresses_tables_of_more_than_2_to_the_31_values() -> None:
 @pytest.mark.usefixtures("one_row_a_program")
 def test_embed_takes_one_row_a_program_as_on_a_gpu() -> None:
     check(*inputs(5, 40, torch.float32))
+
+
+@pytest.mark.parametrize("table", range(3), ids=ROWS)
+def test_embed_reads_nothing_outside_its_tables(table: int) -> None:
+    ids, tables = inputs(5, 40, torch.float32)
+    want = TRITON.embed(ids, tables)
+    rows = list(ROWS.values())[table]
+    for outside in (-1, rows, 2**40, -(2**40)):
+        # Elsewhere a read that far away ends the process.
+        changed = [column.clone() for column in ids]
+        changed[table][2] = outside
+        got = TRITON.embed(TokenIds(*changed), tables)
+        assert got[2].isnan().all()
+        assert torch.equal(got[[0, 1, 3, 4]], want[[0, 1, 3, 4]])

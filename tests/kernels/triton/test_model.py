@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dtbert.kernels.triton import Triton
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
-from dtbert.model.scorers import BUILT_IN_SCORERS
+from dtbert.model.scorers import BUILT_IN_SCORERS, register_scorer
 from tests.model.test_agreement import assert_logits_agree, exactly, oracle, random_batch
 from tests.peer import make_config, make_dtbert, make_peer
 from tests.tolerances import assert_as_right_as_peer
@@ -81,6 +81,18 @@ def test_dropping_gives_the_same_bits_in_any_batch(small: tuple) -> None:
     alone = [torch.stack(model.forward_packed(PackedBatch.from_lists([ids]), schedule), 1) for ids in sequences]
     # Products are a library's, whose rounding depends on the number of rows.
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_scores_that_lie_apart_are_read_as_they_are(small: tuple) -> None:
+    peer, model = small
+    register_scorer("first_value", lambda view: view.hidden_states[:, 0])
+    schedule = LengthSchedule.ratios([0.6, 0.3], scorer="first_value")
+    batch = PackedBatch.from_lists([list(range(20)), list(range(30, 37))])
+    kept, wanted = (
+        one.encoder(batch, schedule, backend=one.backend).kept
+        for one in (model, make_dtbert(peer, backend="reference"))
+    )
+    assert [rows.tolist() for rows in kept] == [rows.tolist() for rows in wanted]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])

@@ -47,3 +47,9 @@ def test_scatter_addresses_more_than_2_to_the_31_values() -> None:
 @pytest.mark.usefixtures("one_row_a_program")
 def test_scatter_takes_one_row_a_program_as_on_a_gpu() -> None:
     check(5, [0, 2, 3], 40, torch.float32)
+
+
+def test_scatter_leaves_rows_outside_alone() -> None:
+    guarded = torch.zeros(5, 8)
+    TRITON.scatter(guarded[1:4], torch.tensor([-1, 1, 3, 2**40]), torch.ones(4, 8))
+    assert guarded.sum(1).tolist() == [0, 0, 8, 0, 0]
