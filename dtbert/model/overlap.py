@@ -24,13 +24,15 @@ def question_overlap(batch: PackedBatch) -> Tensor:
     0 for all tokens of a sequence that has one segment.
     """
     positions, in_question = batch.position_ids, batch.token_type_ids == 0
-    lengths = batch.packing.cu_seqlens.diff().long()
-    sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=len(positions))
+    ends = batch.packing.cu_seqlens[1:]
+    # Rows that lie in no sequence stand behind all that do, as if they were one more.
+    rows = torch.arange(len(positions), dtype=torch.int32, device=positions.device)
+    sequence = torch.searchsorted(ends, rows, right=True)
     words = sequence * _APART + batch.input_ids
     neighbours = in_question[1:] & in_question[:-1] & (sequence[1:] == sequence[:-1])
     asks = F.pad(neighbours, (1, 0)) & F.pad(neighbours, (0, 1))  # all of the question but its ends
     share = _UNIT // _count(words, ~in_question).clamp(min=1)
-    share = share.where(~in_question & (_count(words, asks) > 0), 0)
+    share = share.masked_fill(in_question | (_count(words, asks) == 0), 0)
 
     # A place at distance x counts (reach - |x|) / reach: two sums, of the shares and of the shares times their places.
     total, moment = _sums(share), _sums(share * positions)
@@ -45,7 +47,8 @@ def question_overlap(batch: PackedBatch) -> Tensor:
 
 def _count(words: Tensor, where: Tensor) -> Tensor:
     """How often each word is among the words at the places ``where``, int64 ``[T]``."""
-    among = words.where(where, -1).sort().values
+    # Filled: with a number for its other side, `where` copies that number to the device, and waits for it.
+    among = words.masked_fill(~where, -1).sort().values
     return torch.searchsorted(among, words, right=True) - torch.searchsorted(among, words)
 
 
