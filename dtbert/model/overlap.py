@@ -32,7 +32,7 @@ def question_overlap(batch: PackedBatch) -> Tensor:
     neighbours = in_question[1:] & in_question[:-1] & (sequence[1:] == sequence[:-1])
     asks = F.pad(neighbours, (1, 0)) & F.pad(neighbours, (0, 1))  # all of the question but its ends
     share = _UNIT // _count(words, ~in_question).clamp(min=1)
-    share = share.masked_fill(in_question | (_count(words, asks) == 0), 0)
+    share = share.where(~in_question & (_count(words, asks) > 0), 0)
 
     # A place at distance x counts (reach - |x|) / reach: two sums, of the shares and of the shares times their places.
     total, moment = _sums(share), _sums(share * positions)
@@ -47,8 +47,7 @@ def question_overlap(batch: PackedBatch) -> Tensor:
 
 def _count(words: Tensor, where: Tensor) -> Tensor:
     """How often each word is among the words at the places ``where``, int64 ``[T]``."""
-    # Filled: with a number for its other side, `where` copies that number to the device, and waits for it.
-    among = words.masked_fill(~where, -1).sort().values
+    among = words.where(where, -1).sort().values
     return torch.searchsorted(among, words, right=True) - torch.searchsorted(among, words)
 
 

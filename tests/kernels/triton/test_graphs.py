@@ -18,7 +18,7 @@ from tests.peer import make_config, make_dtbert, make_peer
 # Of one bucket each: the first is met, the second recorded, the third replayed.
 ONE = ([57], [50], [63])
 SEVERAL = ([5, 31, 9], [1, 60, 1, 1], [20, 20, 20])
-RATIOS, ABSOLUTE = (0.9, 0.55, 0.2), (40, 30, 3)
+RATIOS, ABSOLUTE = (0.6, 0.2), (40, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def _products_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> BertForQuestionAnswering:
-    return make_dtbert(make_peer(make_config(layers=3, heads=2, head_size=16)), backend="triton")
+    return make_dtbert(make_peer(make_config(layers=2, heads=2, head_size=16)), backend="triton")
 
 
 def batch_of(lengths: list[int], seed: int) -> PackedBatch:
@@ -58,17 +58,14 @@ def test_replays_have_the_bits_of_the_batch_alone(model: BertForQuestionAnswerin
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
 
-@pytest.mark.parametrize("batches", [ONE, SEVERAL], ids=["one", "several"])
 @pytest.mark.parametrize("scorer", BUILT_IN_SCORERS)
-def test_replays_that_drop_have_the_bits_of_the_batch_alone(
-    model: BertForQuestionAnswering, scorer: str, batches: tuple
-) -> None:
-    recorder = assert_same_bits(model, batches, LengthSchedule.ratios(RATIOS, scorer=scorer))
+def test_replays_that_drop_have_the_bits_of_the_batch_alone(model: BertForQuestionAnswering, scorer: str) -> None:
+    recorder = assert_same_bits(model, SEVERAL, LengthSchedule.ratios(RATIOS, scorer=scorer))
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
 
 @pytest.mark.parametrize("kept", [{"keep_cls": True}, {"keep_question": True}], ids=["cls", "question"])
-@pytest.mark.parametrize("batches", [([57], [50], [63]), ([5, 41, 9], [1, 60, 1, 1], [2, 48, 2])])
+@pytest.mark.parametrize("batches", [ONE, ([5, 41, 9], [1, 60, 1, 1], [2, 48, 2])], ids=["one", "several"])
 def test_absolute_schedules_and_kept_tokens_have_the_bits_of_the_batch_alone(
     model: BertForQuestionAnswering, batches: tuple, kept: dict
 ) -> None:
@@ -79,13 +76,13 @@ def test_absolute_schedules_and_kept_tokens_have_the_bits_of_the_batch_alone(
 def test_a_full_bucket_has_the_bits_of_the_batch_alone(model: BertForQuestionAnswering) -> None:
     # 64 tokens without dropping leave no row of padding; with it, one more row is needed, and comes.
     for schedule in (None, LengthSchedule.ratios(RATIOS, keep_cls=True)):
-        assert_same_bits(model, [[64], [64], [20, 20, 24], [20, 20, 24]], schedule)
+        assert_same_bits(model, [[64], [64]], schedule)
 
 
-@settings(max_examples=8)
+@settings(max_examples=3)
 @given(
     batches=st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5), min_size=1, max_size=2),
-    ratios=st.lists(st.floats(0.02, 1), min_size=3, max_size=3),
+    ratios=st.lists(st.floats(0.02, 1), min_size=2, max_size=2),
     scorer=st.sampled_from(["received", "cls", "answer_overlap"]),
     keep_cls=st.booleans(),
 )
