@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -115,6 +115,8 @@ LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=9)
 
 
 @given(lengths=LENGTHS, schedule=st.none() | SCHEDULES)
+@example([64], LengthSchedule.ratios([0.8, 0.5, 0.2], keep_cls=True))
+@example([20, 24, 20], LengthSchedule.ratios([0.8, 0.5, 0.2], scorer="cls", keep_cls=True))
 def test_padding_changes_no_bit_of_the_plain_steps(lengths: list[int], schedule: LengthSchedule | None) -> None:
     model, batch = make_model(), batch_of(lengths)
     want = model._forward(batch, schedule, Padded())
