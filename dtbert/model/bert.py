@@ -1,16 +1,17 @@
 """The models: an encoder with what stands on top of it, and the choice of who computes its steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import Backend, BackendName, Sizes, get_backend
+from dtbert.kernels import Backend, BackendName, Packing, Sizes, get_backend
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
 from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
+from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import SpanHead
 
@@ -25,6 +26,7 @@ class Bert(nn.Module):
         self._asked = backend
         self._chosen: Backend | None = None
         self._prepared = False
+        self._graphs: Graphs | None = None
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +71,7 @@ class Bert(nn.Module):
         self.requires_grad_(False)
         self.backend.prepare(self)
         self._prepared = True
+        self._graphs = self._make_graphs()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights as BERT's: normal with ``initializer_range``, biases 0, LayerNorm 1 and 0."""
@@ -86,7 +89,7 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
-            self._prepared = False
+            self._prepared, self._graphs = False, None
             for module in self.modules():
                 if isinstance(module, Linear):
                     module.to_plain()
@@ -100,10 +103,13 @@ class Bert(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
         # The model moves, or changes its dtype: the choice may be another one there.
-        self._chosen = None
+        self._chosen = self._graphs = None
         super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
         self._prepare_again()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_graphs": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -113,6 +119,9 @@ class Bert(nn.Module):
         # Layouts are given up where weights move, are copied or change.
         if self._prepared:
             self.prepare()
+
+    def _make_graphs(self) -> Graphs | None:
+        return None
 
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
@@ -198,10 +207,16 @@ class SpanLogits(NamedTuple):
 
 
 class BertForQuestionAnswering(Bert):
-    """Dynamic-TinyBERT: token scores for the start and the end of an answer, at any schedule."""
+    """Dynamic-TinyBERT: token scores for the start and the end of an answer, at any schedule.
 
-    def __init__(self, config: BertConfig, *, backend: BackendName | None = None) -> None:
+    With the backend ``triton`` on a GPU, once prepared, it replays CUDA graphs: of batches of at most 2,048 tokens, of
+    32,768 with ``graphs=True``, of none with ``graphs=False``. A batch then runs with rows of padding, so that its
+    products may be rounded otherwise than without graphs, as in a batch of another size.
+    """
+
+    def __init__(self, config: BertConfig, *, backend: BackendName | None = None, graphs: bool | None = None) -> None:
         super().__init__(config, backend)
+        self._wants_graphs = graphs
         self.span = Linear(config.hidden_size, 2, "span_head")
 
     def forward(
@@ -244,10 +259,32 @@ class BertForQuestionAnswering(Bert):
         return self._logits(batch, schedule, backend or self.backend)
 
     def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
-        span_head = self.span_head(backend)
-        encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head)
-        start, end = span_head(encoding.states).unbind(1)
+        logits = None
+        # Another backend than the model's own gives gradients, or watches.
+        if self._graphs is not None and not torch.compiler.is_compiling() and backend is self._chosen:
+            logits = self._graphs(self._forward, batch, schedule, backend)
+        if logits is None:
+            logits = self._forward(batch, schedule, backend)
+        start, end = logits.unbind(1)
         return SpanLogits(start, end)
+
+    def _forward(
+        self,
+        batch: PackedBatch,
+        schedule: LengthSchedule | None,
+        backend: Backend,
+        targets: Sequence[Packing] | None = None,
+    ) -> Tensor:
+        """Start and end logits side by side, ``[T, 2]``; ``targets`` as `TokensLeft` takes them."""
+        span_head = self.span_head(backend)
+        encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, targets=targets)
+        return span_head(encoding.states)
+
+    def _make_graphs(self) -> Graphs | None:
+        if self._wants_graphs is False or self.device.type != "cuda" or self.backend_name != "triton":
+            return None
+        tokens = LARGE if self._wants_graphs else SMALL
+        return Graphs(self.encoder, self.span, tokens, CudaRecorder(self.device))
 
     def span_head(self, backend: Backend) -> SpanHead:
         """The last step by ``backend``: of states ``[T, H]``, start and end logits side by side, ``[T, 2]``."""

@@ -1,11 +1,11 @@
 """The network: embeddings, then layers that may drop tokens; dropped tokens are restored at the end."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from dtbert.kernels import Backend
+from dtbert.kernels import Backend, Packing
 from dtbert.kernels.parameters import Embeddings
 from dtbert.model.batch import PackedBatch
 from dtbert.model.config import BertConfig
@@ -50,8 +50,9 @@ class Encoder(nn.Module):
         span_head: SpanHead | None = None,
         keep_hidden_states: bool = False,
         skip_layers: Collection[int] = (),
+        targets: Sequence[Packing] | None = None,
     ) -> PackedEncoding:
-        tokens = TokensLeft(batch, schedule, len(self.layers), backend, span_head, spare_inputs=keep_hidden_states)
+        tokens = TokensLeft(batch, schedule, len(self.layers), backend, span_head, keep_hidden_states, targets)
         states = backend.embed(batch.ids, self.embeddings)
         hidden_states, kept = [states], []
         for index, layer in enumerate(self.layers):

@@ -1,5 +1,6 @@
 """One layer, and the books of what the layers drop."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ class TokensLeft:
         backend: scores, selects and scatters.
         span_head: for scorers that read it; None where there is none.
         spare_inputs: leave the states that enter a layer as they are: somebody else reads them.
+        targets: the packing that leaves each layer; of the schedule and the batch's lengths by default.
 
     Attributes:
         left: the tokens, and where they stand in the batch.
@@ -66,6 +68,7 @@ class TokensLeft:
         backend: Backend,
         span_head: SpanHead | None = None,
         spare_inputs: bool = False,
+        targets: Sequence[Packing] | None = None,
     ) -> None:
         self.left = Left(batch.packing)
         self._schedule, self._backend, self._span_head = schedule, backend, span_head
@@ -75,9 +78,10 @@ class TokensLeft:
             self.left = Left(batch.packing, segments=segments, keep_first=schedule.keep_cls)
             schedule.check_layers(num_layers)
             self._text = Text(batch)
-            of_length = {length: schedule.lengths(length) for length in batch.packing.seqlens}
-            lengths = list(zip(*(of_length[length] for length in batch.packing.seqlens), strict=True))
-            self._targets = Packing.stack(lengths, batch.packing.cu_seqlens.device)
+            if targets is None:
+                packing = batch.packing
+                targets = Packing.stack(schedule.kept(packing.seqlens), packing.cu_seqlens.device)
+            self._targets = targets
             self._scorers = [scorer_named(name) for name in schedule.scorers]
             if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
                 raise ValueError(f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none")

@@ -118,6 +118,26 @@ class LengthSchedule:
         # Rounded first, so that 0.07 of 100 is 7 and not the 8 that binary fractions make of it.
         return tuple(max(1, math.ceil(round(ratio * sequence_length, 6))) for ratio in self.length_config)
 
+    def kept(self, seqlens: Sequence[int]) -> list[tuple[int, ...]]:
+        """Tokens that each layer keeps of each of several sequences: by layer, one number a sequence."""
+        of_length = {length: self.lengths(length) for length in seqlens}
+        return list(zip(*(of_length[length] for length in seqlens), strict=True))
+
+    def most_kept(self, sequences: int, tokens: int, longest: int) -> tuple[int, ...]:
+        """By layer, no fewer tokens than it keeps of any ``sequences`` or fewer.
+
+        Args:
+            sequences: how many there are at most.
+            tokens: that they have together at most.
+            longest: tokens of each at most.
+        """
+        of_each = [sequences * length for length in self.lengths(longest)]
+        if self.kind == "absolute":
+            return tuple(min(tokens, most) for most in of_each)
+        # Rounded up, a sequence keeps less than one token above its part; `lengths` rounds to a millionth first.
+        parts = (math.floor(ratio * tokens + 1.00001 * sequences) for ratio in self.length_config)
+        return tuple(min(tokens, most, part) for most, part in zip(of_each, parts, strict=True))
+
     def check_layers(self, num_layers: int) -> None:
         """Raise ValueError unless the schedule has one entry per layer of the model."""
         if self.num_layers != num_layers:

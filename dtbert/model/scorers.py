@@ -88,7 +88,8 @@ class LayerView:
         return self._left(self.text.log_overlap(self.backend))
 
     def _left(self, values: Tensor) -> Tensor:
-        return values if self.rows is None else values.index_select(0, self.rows)
+        # By `index`, which takes -1: the rows of padding, for which any value will do.
+        return values if self.rows is None else values[self.rows]
 
 
 class Text:

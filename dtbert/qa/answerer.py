@@ -100,6 +100,7 @@ class QuestionAnswerer:
         revision: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        graphs: bool | None = None,
         with_schedules: bool = True,
         **reading: Unpack[Reading],
     ) -> "QuestionAnswerer":
@@ -110,7 +111,7 @@ class QuestionAnswerer:
         Args:
             source: a local folder, or a hub id; by default the model that ships with dtbert.
             revision: of the hub id.
-            device, dtype: as `dtbert.load_model`.
+            device, dtype, graphs: as `dtbert.load_model`.
             with_schedules: False leaves `schedules.json` unread, whatever it holds.
             reading: window, stride, max_answer_tokens and batch_tokens, as the class.
 
@@ -119,7 +120,7 @@ class QuestionAnswerer:
             ValueError, TypeError: a file's content is wrong, or as the class.
         """
         path = resolve_source(source, revision)
-        model = load_model(path, device=device, dtype=dtype)
+        model = load_model(path, device=device, dtype=dtype, graphs=graphs)
         tokenizer = load_tokenizer(model_folder(path))
         front = schedules_of(path, model.config.num_hidden_layers) if with_schedules else None
         return cls(model, tokenizer, front=front, **reading)

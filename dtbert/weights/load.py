@@ -58,6 +58,7 @@ def load_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     backend: BackendName | None = None,
+    graphs: bool | None = None,
 ) -> BertForQuestionAnswering:
     """Load a span-answering BERT, ready for inference: no gradients, weights prepared for its device.
 
@@ -71,15 +72,22 @@ def load_model(
             the weights are rounded to the dtype, then held and computed in float32: `model.dtype` tells.
         backend: the kernels, ``"reference"``, ``"cpu"`` or ``"triton"``; by device if left out, and
             `model.backend_name` tells which.
+        graphs: whether the launches of a forward are recorded and replayed as one CUDA graph, where the backend is
+            ``"triton"`` on a GPU: those of batches of at most 2,048 tokens by default, of 32,768 with True.
 
     Raises:
         CheckpointError: weights that are damaged, refused, not finite, or do not fit the config; every tensor is named.
         OSError: files are missing, or the hub cannot be reached.
-        ValueError: a device or dtype that is not there, a config that is no BERT encoder's, or a malformed hub id.
+        ValueError: a device or dtype that is not there, graphs asked for where there are none, a config that is no BERT
+            encoder's, or a malformed hub id.
     """
     placement = Placement.of(device, dtype, backend)
+    if graphs:
+        _check_graphs(choose_backend(placement.device, backend), placement.device)
     checkpoint = open_checkpoint(resolve_source(source, revision))
-    model = _filled(BertForQuestionAnswering, checkpoint, placement, backend=backend)
+    model = _filled(BertForQuestionAnswering, checkpoint, placement, backend=backend, graphs=graphs)
+    if graphs:  # its sizes may be beyond the kernels
+        _check_graphs(model.backend_name, placement.device)
     model.prepare()
     return model.eval()
 
@@ -124,6 +132,14 @@ def load_trainable(
         model = model.to(placement.device)
         model.encoder = _filled(BertEncoder, checkpoint, placement).encoder
     return model.requires_grad_(True).train()
+
+
+def _check_graphs(backend: BackendName, device: torch.device) -> None:
+    if backend != "triton" or device.type != "cuda":
+        raise ValueError(
+            f"graphs=True needs the backend 'triton' on a GPU, not {backend!r} on {device}: give device='cuda', or "
+            "leave graphs out"
+        )
 
 
 def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -227,6 +227,12 @@ def test_weights_are_rounded_to_the_dtype_and_held_in_it_or_in_float32(
     assert_same(hub_tensors(model), {name: tensor.to(precision).to(held) for name, tensor in tensors.items()})
 
 
+def test_graphs_without_a_gpu_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(ValueError, match="graphs=True needs the backend 'triton' on a GPU, not 'cpu' on cpu"):
+        load_model("no/such-folder.bin", graphs=True)
+    assert load_model(graphs=False).backend_name == "cpu"
+
+
 @pytest.mark.parametrize("device", ["cuda:9", "meta", "toaster", "mps:3"])
 def test_device_that_is_not_there_is_an_error_before_anything_is_read(device: str) -> None:
     with pytest.raises(ValueError, match=f"device '{device}'"):
