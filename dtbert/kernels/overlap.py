@@ -19,8 +19,9 @@ def question_overlap(ids: TokenIds, packing: Packing) -> Tensor:
     """`Backend.question_overlap` in plain torch."""
     input_ids, token_type_ids, positions = ids
     in_question = token_type_ids == 0
-    lengths = packing.cu_seqlens.diff().long()
-    sequence = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths, output_size=len(positions))
+    # Rows that lie in no sequence stand behind all that do, as if they were one more.
+    rows = torch.arange(len(positions), dtype=torch.int32, device=positions.device)
+    sequence = torch.searchsorted(packing.cu_seqlens[1:], rows, right=True)
     words = sequence * _APART + input_ids
     neighbours = in_question[1:] & in_question[:-1] & (sequence[1:] == sequence[:-1])
     asks = F.pad(neighbours, (1, 0)) & F.pad(neighbours, (0, 1))  # all of the question but its ends

@@ -19,7 +19,7 @@ from dtbert.kernels import Backend, Packing
 from dtbert.kernels.parameters import Linear
 from dtbert.model.batch import PackedBatch
 from dtbert.model.encoder import Encoder
-from dtbert.model.padding import Bucket, PaddedInputs, PaddedSteps, Plan
+from dtbert.model.padding import Bucket, PaddedInputs, Plan
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import BUILT_IN_SCORERS
 
@@ -247,4 +247,4 @@ _BUILT_IN = frozenset(BUILT_IN_SCORERS)
 
 def _run(forward: Forward, inputs: PaddedInputs, plan: Plan, backend: Backend) -> Tensor:
     batch, targets = inputs.batch(plan)
-    return forward(batch, plan.bucket.schedule, cast(Backend, PaddedSteps(backend)), targets or None)
+    return forward(batch, plan.bucket.schedule, backend, targets or None)

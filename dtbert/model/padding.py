@@ -1,18 +1,18 @@
 """Batches brought to sizes that many share, so that one CUDA graph serves them all.
 
 Rows are added that belong to no sequence, and sequences without rows. What the steps make of such rows is undefined,
-and nobody reads it. Where tokens are dropped, the last row of what enters a layer is always one of them: it is what the
-choice of tokens names in its own added rows, so that gathers read and scatters write where nobody looks.
+and nobody reads it. Where a choice of tokens fills fewer rows than there are, it names -1 in the others, or the last
+row of what entered the layer, which is always an added one: gathers read and scatters write where nobody looks.
 """
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dtbert.kernels import Backend, Kept, Packing
+from dtbert.kernels import Packing
 from dtbert.model.batch import PackedBatch
 from dtbert.model.schedule import LengthSchedule
 
@@ -77,20 +77,13 @@ class Plan(NamedTuple):
 
 
 class PaddedPacking(Packing):
-    """A packing among more rows than its sequences fill, of which the last ones may be empty.
+    """A packing among more rows than its sequences fill, of which the last ones may be empty."""
 
-    Attributes:
-        beyond: bool ``[T]``, the rows that lie in no sequence; None where no tokens are dropped.
-    """
+    __slots__ = ()
 
-    __slots__ = ("beyond",)
-
-    def __init__(
-        self, seqlens: Sequence[int], cu_seqlens: Tensor, size: tuple[int, int], beyond: Tensor | None
-    ) -> None:
+    def __init__(self, seqlens: Sequence[int], cu_seqlens: Tensor, size: tuple[int, int]) -> None:
         super().__init__(seqlens, cu_seqlens)
         self.num_tokens, self.max_seqlen = size
-        self.beyond = beyond
 
 
 class PaddedInputs:
@@ -102,7 +95,6 @@ class PaddedInputs:
         self._ids = torch.zeros(3, bucket.tokens, dtype=torch.int64, device=device)
         shape = (len(self._sizes), bucket.sequences + 1)
         self._offsets = torch.zeros(shape, dtype=torch.int32, device=device)
-        self._rows = torch.arange(bucket.tokens, dtype=torch.int32, device=device)
 
     def fill(self, batch: PackedBatch, plan: Plan) -> None:
         """Put a batch in, with one transfer from the host."""
@@ -117,30 +109,11 @@ class PaddedInputs:
 
         ``seqlens`` are the plan's, for whoever reads them on the host. On the device all follows what is put in.
         """
-        beyond: Sequence[Tensor | None] = [None]
-        if self._bucket.schedule is not None:
-            beyond = (self._rows >= self._offsets[:, -1:]).unbind()
         empty = self._bucket.sequences - len(plan.lengths[0])
         lengths = [row + (0,) * empty for row in plan.lengths]
-        packings = [*map(PaddedPacking, lengths, self._offsets.unbind(), self._sizes, beyond)]
+        packings = [*map(PaddedPacking, lengths, self._offsets.unbind(), self._sizes)]
         input_ids, token_type_ids, position_ids = self._ids.unbind()
         return PackedBatch(input_ids, token_type_ids, position_ids, packings[0]), [*packings[1:]]
-
-
-class PaddedSteps:
-    """A `Backend` for padded batches: what it chooses in the rows of no sequence is the last row, which is another."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    def __getattr__(self, step: str) -> Any:
-        return getattr(self._backend, step)
-
-    def select(self, significance: Tensor, packing: Packing, target: PaddedPacking, *args: Any) -> Kept:
-        kept = self._backend.select(significance, packing, target, *args)
-        assert target.beyond is not None
-        beyond = target.beyond[: target.num_tokens]
-        return kept._replace(rows=kept.rows.masked_fill_(beyond, packing.num_tokens - 1))
 
 
 def _up(number: int, step: int) -> int:

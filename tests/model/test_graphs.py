@@ -17,7 +17,7 @@ from dtbert.kernels import Backend, Kept, Packing
 from dtbert.kernels.parameters import Linear
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, register_scorer
 from dtbert.model.graphs import SMALL, Graphs
-from dtbert.model.padding import Bucket, PaddedInputs, PaddedSteps, Plan
+from dtbert.model.padding import Bucket, PaddedInputs, Plan
 from dtbert.model.scorers import BUILT_IN_SCORERS
 from tests.graphs import StandIn, meet
 
@@ -51,7 +51,7 @@ def with_graphs(model: BertForQuestionAnswering, most: int = 32) -> StandIn:
 
 
 class Padded(Backend):
-    """Plain steps that take padded packings; what belongs to no sequence is NaN, or names no row at all."""
+    """Plain steps that take padded packings; what belongs to no sequence is NaN, or names the last row."""
 
     def linear(self, x: Tensor, layer: Linear, activation: Any = None) -> Tensor:
         # Row by row: a library rounds otherwise where there are more rows.
@@ -78,12 +78,13 @@ class Padded(Backend):
 
     def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
         kept = super().select(significance, packing, target)
-        return kept._replace(rows=filled(kept.rows, target.num_tokens))
+        rows = kept.rows.new_full((target.num_tokens,), packing.num_tokens - 1)
+        rows[: len(kept.rows)] = kept.rows
+        return kept._replace(rows=rows)
 
 
 def filled(values: Tensor, rows: int) -> Tensor:
-    fill = float("nan") if values.is_floating_point() else -(2**40)
-    return torch.cat([values, values.new_full((rows - len(values), *values.shape[1:]), fill)])
+    return torch.cat([values, values.new_full((rows - len(values), *values.shape[1:]), float("nan"))])
 
 
 def padded_logits(model: BertForQuestionAnswering, batch: PackedBatch, schedule: LengthSchedule | None) -> Tensor:
@@ -92,7 +93,7 @@ def padded_logits(model: BertForQuestionAnswering, batch: PackedBatch, schedule:
     inputs.fill(batch, plan)
     padded, targets = inputs.batch(plan)
     assert padded.packing.num_tokens == plan.bucket.tokens == len(padded.input_ids)
-    logits = model._forward(padded, plan.bucket.schedule, PaddedSteps(Padded()), targets)
+    logits = model._forward(padded, plan.bucket.schedule, Padded(), targets)
     assert len(logits) == plan.bucket.tokens
     return logits[: batch.packing.num_tokens]
 

@@ -19,7 +19,7 @@ from dtbert.kernels import Packing, backend
 from dtbert.kernels.triton import INTERPRETED, Triton, launch
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
 from dtbert.model.graphs import Graphs
-from dtbert.model.padding import PaddedInputs, PaddedSteps, Plan
+from dtbert.model.padding import PaddedInputs, Plan
 from dtbert.model.scorers import BUILT_IN_SCORERS
 from tests.graphs import StandIn
 
@@ -103,7 +103,7 @@ def test_recorded_forward_stays_on_the_device(schedule: LengthSchedule | None) -
     inputs.fill(batch, plan)
     with recorded():
         padded, targets = inputs.batch(plan)
-        logits = model._forward(padded, plan.bucket.schedule, PaddedSteps(model.backend), targets or None)
+        logits = model._forward(padded, plan.bucket.schedule, model.backend, targets or None)
     assert logits.shape == (plan.bucket.tokens, 2)
     assert logits.device.type == "meta"
 

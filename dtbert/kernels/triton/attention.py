@@ -224,4 +224,5 @@ def attention(
 
 def query_block(qkv: Tensor, num_heads: int) -> int:
     """How many queries a part of a score is the sum of."""
-    return config_for(architecture(qkv.device), qkv.dtype, qkv.shape[1] // (3 * num_heads)).block_m
+    head_size = qkv.shape[1] // (3 * num_heads)
+    return attention_config(architecture(qkv.device), qkv.dtype, head_size, "received").block_m
