@@ -19,13 +19,13 @@ start=$("$python" -c 'import importlib.util as u; print(u.find_spec("gt_all_mini
 
 train() {
     "$python" -m dtbert.cli train --train "$splits"/train-*.json "$splits/no-answer-squad.json" \
-        --device "$device" --bf16 --batch-tokens 16384 --save-every 500 "$@"
+        --device "$device" --bf16 --save-every 500 "$@"
 }
 
 # From the plain model, which also is the teacher.
 length_drop() {
-    train --model "$out/plain" --teacher "$out/plain" --hard-label-weight 1 --learning-rate 1e-4 --length-drop \
-        --num-sandwich 1 --ratio-bound 0.65,0.2,0.2,0.3,0.3,0.2 --answer-loss 1 "$@"
+    train --model "$out/plain" --teacher "$out/plain" --hard-label-weight 1 --batch-tokens 65536 --learning-rate 2e-4 \
+        --length-drop --num-sandwich 1 --ratio-bound 0.7,0.2,0.2,0.3,0.3,0.25 --answer-loss 1 "$@"
 }
 
 # In int8, as it is shipped: schedules carry the digest of their weights.
@@ -36,7 +36,7 @@ convert() {
 mkdir -p "$out"
 "$python" "$scripts/split_squad.py" "$data" "$splits" --no-answer 0.25
 for seed in 1 2; do
-    train --model "$start" --out "$out/plain-$seed" --epochs 3 --learning-rate 1.5e-4 --seed $seed
+    train --model "$start" --out "$out/plain-$seed" --epochs 3 --batch-tokens 16384 --learning-rate 1.5e-4 --seed $seed
 done
 [ -d "$out/plain" ] || "$python" "$scripts/average_models.py" "$out/plain" "$out"/plain-{1,2}/last
 length_drop --out "$out/length-drop" --epochs 4 --scorers answer_overlap+question --seed 11
