@@ -11,7 +11,7 @@ from torch import Tensor
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device; a GPU is not waited for."""
     # From memory that is not pinned a copy waits for all that the GPU was told before.
-    pinned = host.pin_memory() if device.type == "cuda" else host
+    pinned = host.pin_memory() if device.type == "cuda" and not torch.compiler.is_compiling() else host
     return pinned.to(device, non_blocking=True)
 
 
