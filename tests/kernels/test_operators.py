@@ -103,7 +103,7 @@ EXPECTED = [
     ((2,), torch.int64),
     ((T, H), torch.bfloat16),
 ]
-OPERATORS = ["embed", "attention", "select", "add_norm", "fused_linear", "scatter", "question_overlap"]
+OPERATORS = ["embed", "attention", "select", "drop_again", "add_norm", "fused_linear", "scatter", "question_overlap"]
 
 
 def test_kernels_are_compiled_here() -> None:
@@ -154,7 +154,7 @@ def test_export_of_the_whole_model_keeps_the_operators() -> None:
 
 def test_export_of_a_model_that_drops_tokens_keeps_the_operators() -> None:
     first = ["embed", "attention", "select", "add_norm", "add_norm"]
-    second = ["attention", "select", "add_norm", "add_norm", "scatter"]
+    second = ["attention", "drop_again", "add_norm", "add_norm", "scatter"]
     assert export_model(LengthSchedule.ratios([0.7, 0.3])) == [*first, *second]
 
 

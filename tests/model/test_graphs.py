@@ -294,7 +294,7 @@ def test_graphs_stay_out_of_the_way_of_who_watches(watch: Callable[..., Callable
 def test_graphs_are_for_the_models_own_backend_and_small_batches() -> None:
     model, batch = make_model(), batch_of([20])
     recorder = with_graphs(model)
-    large = batch_of([500] * 5)
+    large = batch_of([500] * (SMALL // 500 + 1))
     register_scorer("of_the_test", lambda view: view.position_ids)
     schedule = LengthSchedule.ratios([0.9, 0.5, 0.1], scorer="of_the_test")
     for _ in range(3):

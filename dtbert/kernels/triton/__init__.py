@@ -19,7 +19,7 @@ from dtbert.kernels.triton.layer_norm import MAX_HIDDEN_SIZE
 from dtbert.kernels.triton.linear import linear
 from dtbert.kernels.triton.overlap import question_overlap
 from dtbert.kernels.triton.scatter import scatter
-from dtbert.kernels.triton.select import MAX_SEQLEN, MAX_SUMMED, select
+from dtbert.kernels.triton.select import MAX_SEQLEN, MAX_SUMMED, drop_again, select
 
 __all__ = [
     "FLOAT_DTYPES",
@@ -93,24 +93,17 @@ class Triton(Backend):
     ) -> tuple[Tensor, Left, Tensor | None]:
         """In one launch: `dtbert.kernels.triton.select`."""
         parts = significance if isinstance(significance, Partials) else Partials(significance, MAX_SEQLEN, False)
-        packing, first = left.packing, left.rows is None
-        rows, next_rows, kept_context = select(
-            parts.values,
-            packing.cu_seqlens,
-            target.cu_seqlens,
-            packing.max_seqlen,
-            target.num_tokens,
-            parts.block,
-            parts.maximum,
-            left.keep_first,
-            left.segments,
-            left.rows,
-            left.final,
-            None if first else states,
-            context,
-        )
-        books = (rows, states) if first else (next_rows, left.final)
-        left = left._replace(packing=target, rows=books[0], final=books[1])
+        offsets = left.packing.cu_seqlens, target.cu_seqlens
+        sizes = left.packing.max_seqlen, target.num_tokens
+        kinds = parts.block, parts.maximum, left.keep_first, left.segments, context
+        if left.rows is None or left.final is None:
+            rows, kept_context = select(parts.values, *offsets, *sizes, *kinds)
+            left = left._replace(packing=target, rows=rows, final=states)
+        else:
+            rows, next_rows, kept_context = drop_again(
+                parts.values, *offsets, left.rows, left.final, states, *sizes, *kinds
+            )
+            left = left._replace(packing=target, rows=next_rows)
         return rows, left, None if context is None else kept_context
 
     def scatter(self, final: Tensor, rows: Tensor, states: Tensor) -> Tensor:

@@ -170,7 +170,15 @@ def _select_kernel(
                 tl.store(final + i_final[:, None] * hidden_size + columns[None, :], values, mask=mask)
 
 
-@operator("select", mutates_args=("final",))
+class _Left(NamedTuple):
+    """What of tokens that were dropped before goes on: see `drop_again`."""
+
+    rows: Tensor
+    final: Tensor
+    states: Tensor
+
+
+@operator("select")
 def select(
     significance: Tensor,
     cu_seqlens: Tensor,
@@ -181,12 +189,9 @@ def select(
     maximum: bool = False,
     keep_first: bool = False,
     segments: Tensor | None = None,
-    left_rows: Tensor | None = None,
-    final: Tensor | None = None,
-    states: Tensor | None = None,
     context: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`Backend.select` and, as far as it is given, what `Backend.drop` moves; NaN counts as infinity.
+) -> tuple[Tensor, Tensor]:
+    """`Backend.select` and, as far as it is given, the context that `Backend.drop` moves; NaN counts as infinity.
 
     Grid: a sequence, and up to 16 programs for it, each of which finds the lowest score that is kept, by 16 sums over
     the sequence (32 beyond 512 tokens), and moves its own tokens. Scores are float32, and counts integers, so the
@@ -201,45 +206,90 @@ def select(
         num_kept: K. Rows that no sequence fills are -1.
         keep_first: keep each sequence's first token whatever its score, as do ``segments`` those of segment 0.
         segments: int64, of the batch as it entered the network.
-        left_rows: int64 ``[T]``, where the tokens stand in that batch; None while all are left.
-        final, states: rows of that batch, where those ``[T, H]`` that are not kept go; with ``left_rows`` alone.
         context: ``[T, H]``.
 
     Returns:
-        The kept rows, int64 ``[K]``; with ``left_rows`` the kept ones of these; and with ``context`` that of the kept
-        rows, ``[K, H]``. What was not asked for is empty.
+        The kept rows, int64 ``[K]``; and with ``context`` that of the kept rows, ``[K, H]``, else nothing.
     """
-    device, sequences = significance.device, cu_seqlens.shape[0] - 1
+    scores = significance, query_block, maximum
+    rows, _, next_context = _launch(
+        scores, (cu_seqlens, target_cu_seqlens), max_seqlen, num_kept, keep_first, segments, None, context
+    )
+    return rows, next_context
+
+
+# `final` has no default: torch 2.11 leaves arguments at their defaults out, and then misses one that is changed.
+@operator("drop_again", mutates_args=("final",))
+def drop_again(
+    significance: Tensor,
+    cu_seqlens: Tensor,
+    target_cu_seqlens: Tensor,
+    left_rows: Tensor,
+    final: Tensor,
+    states: Tensor,
+    max_seqlen: int,
+    num_kept: int,
+    query_block: int = MAX_SEQLEN,
+    maximum: bool = False,
+    keep_first: bool = False,
+    segments: Tensor | None = None,
+    context: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`select` among tokens that are left, and `Backend.drop` of the others: their states become final.
+
+    Args:
+        left_rows: int64 ``[T]``, where the tokens stand in the batch that entered the network.
+        final, states: rows of that batch, where those ``[T, H]`` that are not kept go.
+
+    Returns:
+        The kept rows, the kept ones of ``left_rows``, both int64 ``[K]``, and the context as `select`.
+    """
+    scores, left = (significance, query_block, maximum), _Left(left_rows, final, states)
+    return _launch(scores, (cu_seqlens, target_cu_seqlens), max_seqlen, num_kept, keep_first, segments, left, context)
+
+
+def _launch(
+    scores: tuple[Tensor, int, bool],
+    offsets: tuple[Tensor, Tensor],
+    max_seqlen: int,
+    num_kept: int,
+    keep_first: bool,
+    segments: Tensor | None,
+    left: _Left | None,
+    context: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    significance, query_block, maximum = scores
+    device, sequences = significance.device, offsets[0].shape[0] - 1
     num_heads, tokens = (1, len(significance)) if significance.ndim == 1 else significance.shape[1:]
     rows = torch.empty(num_kept, dtype=torch.int64, device=device)
-    next_rows = torch.empty(0 if left_rows is None else num_kept, dtype=torch.int64, device=device)
-    moved = states if context is None else context
+    next_rows = torch.empty(0 if left is None else num_kept, dtype=torch.int64, device=device)
+    moved = context if context is not None else None if left is None else left.states
     hidden_size = 0 if moved is None else moved.shape[1]
     shape = (0 if context is None else num_kept, hidden_size)
     dtype = significance.dtype if moved is None else moved.dtype
     next_context = torch.empty(shape, dtype=dtype, device=device)
+    left_rows, final, states = (rows, next_context, next_context) if left is None else left
     config = _config(max_seqlen)
     wrap_triton(_select_kernel)[(sequences, cdiv(max_seqlen, config.chunks * config.block_rows))](
         significance,
-        cu_seqlens,
-        target_cu_seqlens,
-        rows if left_rows is None else left_rows,
+        *offsets,
+        left_rows,
         rows if segments is None else segments,
-        next_context if states is None else states,
+        states,
         next_context if context is None else context,
         rows,
         next_rows,
         next_context,
-        next_context if final is None else final,
+        final,
         tokens,
         num_kept,
         query_block,
-        tokens if final is None else len(final),
+        tokens if left is None else len(final),
         num_heads=num_heads,
         maximum=maximum,
         keep_first=keep_first,
         keep_question=segments is not None,
-        was_left=left_rows is not None,
+        was_left=left is not None,
         move_context=context is not None,
         hidden_size=hidden_size,
         block_tokens=config.block_tokens,
