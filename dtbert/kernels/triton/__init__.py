@@ -93,16 +93,16 @@ class Triton(Backend):
     ) -> tuple[Tensor, Left, Tensor | None]:
         """In one launch: `dtbert.kernels.triton.select`."""
         parts = significance if isinstance(significance, Partials) else Partials(significance, MAX_SEQLEN, False)
-        offsets = left.packing.cu_seqlens, target.cu_seqlens
-        sizes = left.packing.max_seqlen, target.num_tokens
-        kinds = parts.block, parts.maximum, left.keep_first, left.segments, context
+        now = left.packing
+        scores = parts.values, now.cu_seqlens, target.cu_seqlens
+        rest = now.max_seqlen, target.num_tokens, parts.block, parts.maximum, left.keep_first, left.segments, context
         if left.rows is None or left.final is None:
-            rows, kept_context = select(parts.values, *offsets, *sizes, *kinds)
+            first = (*scores, *rest)
+            rows, kept_context = select(*first)
             left = left._replace(packing=target, rows=rows, final=states)
         else:
-            rows, next_rows, kept_context = drop_again(
-                parts.values, *offsets, left.rows, left.final, states, *sizes, *kinds
-            )
+            again = (*scores, left.rows, left.final, states, *rest)
+            rows, next_rows, kept_context = drop_again(*again)
             left = left._replace(packing=target, rows=next_rows)
         return rows, left, None if context is None else kept_context
 
