@@ -1,62 +1,150 @@
 """Split the question files into parts for training, for choosing and for reporting.
 
-    python scripts/split_squad.py ../shared/data/squad splits
+    python scripts/split_squad.py ../shared/data/squad splits --no-answer 0.25
 
-Articles (paragraphs, where a file is one article) go by a hash of their title (their text), so the split never moves:
-about 1,500 questions of new-wiki are held out for choosing schedules, scorers and hyperparameters; about 1,000 each of
-reddit and amazon for reporting; all the rest is for training. The development set of SQuAD is left alone.
+Of SQuAD's training set ten articles are held out for choosing schedules, scorers, thresholds and hyperparameters, and
+about 1,500 questions of new-wiki; about 1,000 each of reddit and amazon for reporting; all the rest is for training.
+Those articles (paragraphs, where a file is one article) go by a hash of their title (their text), so the split never
+moves. The development set of SQuAD is left alone.
+
+With --no-answer a part of the questions of SQuAD's two sides is also set beside another paragraph of the same article:
+the one that shares the most of the question's words, rare ones first, and does not hold the answer. They are in SQuAD
+2.0's format, as no-answer-squad.json and no-answer-choose-articles.json.
 """
 
 import argparse
 import gzip
 import hashlib
 import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-# File, what is hashed, the part of it that is held out, and what the held-out part is for.
+
+class Source(NamedTuple):
+    """A file, and what of it is held out: articles by title, or a part by the hash of a title or a paragraph's text."""
+
+    file: str
+    train: str
+    held_out: str
+    hashed: str = "title"
+    part: float = 0.0
+    titles: frozenset[str] = frozenset()
+
+
+SQUAD = Source(
+    "squad-train-v1.1",
+    "train-squad",
+    "choose-articles",
+    titles=frozenset(
+        (
+            "Houston",
+            "Eritrea",
+            "Black_people",
+            "Infrared",
+            "Samurai",
+            "Software_testing",
+            "Nigeria",
+            "Biodiversity",
+            "Tajikistan",
+            "Immaculate_Conception",
+        )
+    ),
+)
 SOURCES = (
-    ("squadshifts-new-wiki", "title", 0.19, "choose-new-wiki"),
-    ("squadshifts-reddit", "context", 0.10, "report-reddit"),
-    ("squadshifts-amazon", "title", 0.10, "report-amazon"),
-    ("squad-train-v1.1-first-12-articles", "title", 0.0, ""),
+    SQUAD,
+    Source("squadshifts-new-wiki", "train-squadshifts-new-wiki", "choose-new-wiki", part=0.19),
+    Source("squadshifts-reddit", "train-squadshifts-reddit", "report-reddit", hashed="context", part=0.10),
+    Source("squadshifts-amazon", "train-squadshifts-amazon", "report-amazon", part=0.10),
 )
 
+_WORD = re.compile(r"\w+")
 
-def is_held_out(key: str, part: float) -> bool:
-    """Whether a title or paragraph falls into the held-out part: the first 32 bits of its SHA-256 as a fraction."""
+
+def is_in_part(key: str, part: float) -> bool:
+    """Whether a key falls into a part: the first 32 bits of its SHA-256 as a fraction."""
     return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32 < part
 
 
-def split(articles: list[dict[str, Any]], hashed: str, part: float) -> tuple[list[Any], list[Any]]:
-    """The articles to train on, and those held out; by paragraphs where ``hashed`` is ``context``."""
-    if hashed == "context":
+def split(articles: list[dict[str, Any]], source: Source) -> tuple[list[Any], list[Any]]:
+    """The articles to train on, and those held out; by paragraphs where the ``context`` is hashed."""
+    if source.hashed == "context":
         articles = [{**article, "paragraphs": [one]} for article in articles for one in article["paragraphs"]]
     sides: tuple[list[Any], list[Any]] = ([], [])
     for article in articles:
-        key = article["title"] if hashed == "title" else article["paragraphs"][0]["context"]
-        sides[is_held_out(key, part)].append(article)
+        title = article["title"]
+        key = title if source.hashed == "title" else article["paragraphs"][0]["context"]
+        sides[title in source.titles or is_in_part(key, source.part)].append(article)
     return sides
+
+
+def without_answers(articles: Iterable[dict[str, Any]], part: float) -> list[dict[str, Any]]:
+    """A part of the questions, by a hash of their ids, each beside a paragraph of its article that does not answer."""
+    found = []
+    for article in articles:
+        asked: dict[int, list[dict[str, Any]]] = {}
+        for place, qa in _elsewhere(article["paragraphs"], part):
+            asked.setdefault(place, []).append(qa)
+        paragraphs = [
+            {"context": article["paragraphs"][place]["context"], "qas": asked[place]} for place in sorted(asked)
+        ]
+        if paragraphs:
+            found.append({"title": article["title"], "paragraphs": paragraphs})
+    return found
+
+
+def _elsewhere(paragraphs: list[dict[str, Any]], part: float) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The questions, and the number of the paragraph that each is set beside."""
+    texts = [paragraph["context"].casefold() for paragraph in paragraphs]
+    words = [set(_WORD.findall(text)) for text in texts]
+    frequency = Counter(word for one in words for word in one)
+    for own, paragraph in enumerate(paragraphs):
+        for qa in paragraph["qas"]:
+            if not is_in_part(qa["id"], part):
+                continue
+            answers = [answer["text"].casefold() for answer in qa["answers"]]
+            asked = set(_WORD.findall(qa["question"].casefold()))
+            shared = {
+                place: sum(math.log(len(texts) / frequency[word]) for word in sorted(asked & words[place]))
+                for place, text in enumerate(texts)
+                if place != own and not any(answer in text for answer in answers)
+            }
+            best = max(shared, key=lambda place: (shared[place], -place), default=None)
+            if best is not None and shared[best] > 0:
+                yield (
+                    best,
+                    {"id": f"{qa['id']}-elsewhere", "question": qa["question"], "answers": [], "is_impossible": True},
+                )
 
 
 def count(articles: list[dict[str, Any]]) -> int:
     return sum(len(paragraph["qas"]) for article in articles for paragraph in article["paragraphs"])
 
 
+def write(folder: Path, name: str, version: str, articles: list[dict[str, Any]]) -> None:
+    (folder / f"{name}.json").write_text(json.dumps({"version": version, "data": articles}), "utf-8")
+    print(f"{name}.json: {len(articles)} articles, {count(articles)} questions")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="the folder with the .json.gz files")
     parser.add_argument("dest", type=Path, help="the folder to write")
+    parser.add_argument(
+        "--no-answer", type=float, default=0.0, metavar="PART", help="of SQuAD's questions (default: 0)"
+    )
     arguments = parser.parse_args()
     arguments.dest.mkdir(parents=True, exist_ok=True)
-    for name, hashed, part, held_out in SOURCES:
-        document = json.loads(gzip.decompress((arguments.source / f"{name}.json.gz").read_bytes()))
-        for side, articles in zip((f"train-{name}", held_out), split(document["data"], hashed, part), strict=True):
-            if not articles:
-                continue
-            text = json.dumps({"version": document["version"], "data": articles})
-            (arguments.dest / f"{side}.json").write_text(text, "utf-8")
-            print(f"{side}.json: {len(articles)} articles, {count(articles)} questions")
+    for source in SOURCES:
+        document = json.loads(gzip.decompress((arguments.source / f"{source.file}.json.gz").read_bytes()))
+        for name, articles in zip((source.train, source.held_out), split(document["data"], source), strict=True):
+            write(arguments.dest, name, document["version"], articles)
+            if source is SQUAD and arguments.no_answer > 0:
+                others = without_answers(articles, arguments.no_answer)
+                write(arguments.dest, f"no-answer-{name.removeprefix('train-')}", "v2.0", others)
 
 
 if __name__ == "__main__":

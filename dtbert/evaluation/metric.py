@@ -1,4 +1,4 @@
-"""The official metric of SQuAD 1.1 (Rajpurkar et al. 2016, section 6.1): exact match and F1."""
+"""The official metric of SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, section 6.1; 2018): exact match and F1."""
 
 import re
 import string
@@ -58,11 +58,11 @@ def f1(prediction: str, answer: str) -> float:
 def score_prediction(prediction: str, answers: Sequence[str]) -> Score:
     """The best exact match and the best F1 over the accepted answers, each on its own.
 
-    Raises:
-        ValueError: there are no answers.
+    Where there are no answers, the right prediction is one without words, as SQuAD 2.0 counts.
     """
     if not answers:
-        raise ValueError("answers is empty: the metric needs at least one accepted answer")
+        nothing = float(not normalize_answer(prediction))
+        return Score(nothing, nothing)
     return Score(
         max(exact_match(prediction, answer) for answer in answers), max(f1(prediction, answer) for answer in answers)
     )

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; a GPU is not waited for."""
+    # From memory that is not pinned a copy waits for all that the GPU was told before.
+    pinned = host.pin_memory() if device.type == "cuda" else host
+    return pinned.to(device, non_blocking=True)
+
+
 class Packing:
     """Where each of B sequences lies among T packed tokens.
 
@@ -30,9 +37,7 @@ class Packing:
     @classmethod
     def stack(cls, lengths: Sequence[Sequence[int]], device: torch.device) -> "list[Packing]":
         """One packing per row of ``lengths``, in one transfer to the device."""
-        sums = torch.tensor([[0, *accumulate(row)] for row in lengths], dtype=torch.int32)
-        if device.type != "cpu":
-            sums = sums.to(device, non_blocking=True)
+        sums = to_device(torch.tensor([[0, *accumulate(row)] for row in lengths], dtype=torch.int32), device)
         return [cls(row, cu_seqlens) for row, cu_seqlens in zip(lengths, sums.unbind(), strict=True)]
 
     @property

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dtbert.kernels import Packing, TokenIds
+from dtbert.kernels.packing import to_device
 from dtbert.model.config import BertConfig
 
 
@@ -57,7 +58,7 @@ class PackedBatch:
     def from_rows(cls, rows: Tensor, seqlens: Sequence[int], device: torch.device) -> "PackedBatch":
         """The batch of packed token, segment and position ids, int64 ``[3, T]`` on the host, in one transfer."""
         (packing,) = Packing.stack([seqlens], device)
-        input_ids, token_type_ids, position_ids = rows.to(device, non_blocking=True).unbind()
+        input_ids, token_type_ids, position_ids = to_device(rows, device).unbind()
         return cls(input_ids, token_type_ids, position_ids, packing, _ranges(rows))
 
     @property

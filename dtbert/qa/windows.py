@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dtbert.kernels.packing import to_device
 from dtbert.model import BertConfig, PackedBatch
 from dtbert.qa.tokenize import Tokens
 
@@ -169,7 +170,7 @@ def pack(
     firsts = ends - segment_lengths[1::2]
     counts = segment_lengths[1::2] - 1
     rows = torch.from_numpy(np.stack([input_ids, segments, positions]))
-    where = torch.from_numpy(np.stack([firsts, counts])).to(device)
+    where = to_device(torch.from_numpy(np.stack([firsts, counts])), device)
     return PackedBatch.from_rows(rows, seqlens.tolist(), device), where[0], where[1]
 
 

@@ -1,6 +1,6 @@
 """The steps of the network as training needs them: differentiable, with BERT's dropout."""
 
-from typing import NamedTuple
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from dtbert.kernels import AttentionScore, Backend, Kept, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.kernels.reference import attention_logits, score_of, split_heads
 from dtbert.training.options import AttentionTarget
+from dtbert.training.places import Places, places_of
 
 # One layer's attention for distillation: tensors [b, N, n, n] of b sequences each, 0 past a sequence's end.
 AttentionPieces = list[Tensor]
@@ -57,6 +58,9 @@ class TrainingBackend(Backend):
     def scored_attention(
         self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore
     ) -> tuple[Tensor, Tensor]:
+        if self._pads(qkv):
+            # Looked at twice, no probabilities are held for the gradient.
+            return self.attention(qkv, packing, num_heads), self.significance(qkv, packing, num_heads, score)
         context, scores = self._attention(qkv, packing, num_heads, score, None)
         return context, torch.cat(scores)
 
@@ -67,35 +71,37 @@ class TrainingBackend(Backend):
         """Without a gradient; ``cls`` computes its own query alone."""
         if score != "cls" and not self._pads(qkv):
             return super().significance(qkv, packing, num_heads, score, segments)
-        query, key, value = split_heads(qkv, num_heads)
-        places = _Places.of(packing)
-        query = places.pad(query)[:, :, :1] if score == "cls" else places.pad(query)
-        _, probabilities = _probabilities(query, places.pad(key), places.real[:, None, None])
+        places = places_of(packing)
+        query, key, value = _pad_heads(qkv, places, num_heads)
+        query = query[:, :, :1] if score == "cls" else query
+        _, probabilities = _probabilities(query, key, places.real[:, None, None])
         if score != "cls":
             probabilities = probabilities * places.real[:, None, :, None]
-        padded = None if segments is None else places.pad_ids(segments)
-        return places.unpad_scores(score_of(score, probabilities, places.pad(value), padded))
+        padded = None if segments is None else places.pad(segments)
+        return places.unpad(score_of(score, probabilities, value, padded))
 
     def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
         """All sequences at once."""
-        sequence = _sequences(packing)
-        order = torch.sort(significance, descending=True, stable=True).indices
-        order = order[torch.sort(sequence[order], stable=True).indices]
-        rank = torch.arange(len(order), device=order.device) - packing.cu_seqlens[sequence]
-        return Kept(order[rank < target.cu_seqlens.diff()[sequence]].sort().values, target)
+        places, after = places_of(packing), places_of(target)
+        # Padding comes last: it is lowest, and of equals the lower place stays before the higher.
+        order = places.pad(significance, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+        order = order[:, : target.max_seqlen].masked_fill(~after.real, packing.max_seqlen).sort(dim=1).values
+        return Kept(after.unpad(order + packing.cu_seqlens[:-1, None]), target)
 
     def _attention(
         self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore | None, queries: Kept | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Context, and scores in pieces, none where none are asked for."""
-        query, key, value = split_heads(qkv, num_heads)
-        if queries is not None:
-            query = query.index_select(1, queries.rows)
-        asked = packing if queries is None else queries.packing
-        if self._pads(qkv):
-            return self._padded_attention(query, key, value, (_Places.of(asked), _Places.of(packing)), score)
-        contexts, scores = [], []
         self._begin_layer()
+        asked = packing if queries is None else queries.packing
+        rows = None if queries is None else queries.rows
+        if self._pads(qkv):
+            attention = self._packed_attention if self._is_packed(qkv) else self._padded_attention
+            return attention(qkv, (asked, packing), num_heads, rows), []
+        query, key, value = split_heads(qkv, num_heads)
+        if rows is not None:
+            query = query.index_select(1, rows)
+        contexts, scores = [], []
         # Split, not sliced: the gradient of a slice is a tensor of the whole batch's size.
         seqlens = list(packing.seqlens)
         parts = query.split(list(asked.seqlens), 1), key.split(seqlens, 1), value.split(seqlens, 1)
@@ -108,29 +114,52 @@ class TrainingBackend(Backend):
             contexts.append((dropped @ one_value).transpose(0, 1).flatten(1))
         return torch.cat(contexts), scores
 
+    def _packed_attention(
+        self, qkv: Tensor, packings: tuple[Packing, Packing], num_heads: int, rows: Tensor | None
+    ) -> Tensor:
+        """By flash-attention: in half precision on a GPU, without padding and without a stored matrix."""
+        asked, packing = packings
+        query, key, value = qkv.unflatten(1, (3, num_heads, -1)).unbind(1)
+        if rows is not None:
+            query = query.index_select(0, rows)
+        # The operator of torch.nn.attention.varlen, which has no dropout.
+        context = torch.ops.aten._flash_attention_forward(
+            query,
+            key,
+            value,
+            asked.cu_seqlens,
+            packing.cu_seqlens,
+            asked.max_seqlen,
+            packing.max_seqlen,
+            self.attention_dropout,
+            False,
+            return_debug_mask=False,
+        )[0]
+        return cast(Tensor, context.flatten(1))
+
     def _padded_attention(
-        self, query: Tensor, key: Tensor, value: Tensor, places: "tuple[_Places, _Places]", score: AttentionScore | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        of_queries, of_keys = places
-        query, key, value = of_queries.pad(query), of_keys.pad(key), of_keys.pad(value)  # each [B, N, S, D]
+        self, qkv: Tensor, packings: tuple[Packing, Packing], num_heads: int, rows: Tensor | None
+    ) -> Tensor:
+        of_queries, of_keys = map(places_of, packings)
+        query, key, value = _pad_heads(qkv, of_keys, num_heads)
+        if rows is not None:
+            asked = qkv.unflatten(1, (3, num_heads, -1))[:, 0].index_select(0, rows)
+            query = of_queries.pad(asked).transpose(1, 2)
         real = of_keys.real[:, None, None]  # [B, 1, 1, S]
-        self._begin_layer()
-        if score is None and self.keep is None:
+        if self.keep is None:
             context = F.scaled_dot_product_attention(query, key, value, real, self.attention_dropout)
-            return of_queries.unpad(context).transpose(0, 1).flatten(1), []
-        logits, probabilities = _probabilities(query, key, real)
-        both = real & of_queries.real[:, None, :, None]
-        if self.keep is not None:
+        else:
+            logits, probabilities = _probabilities(query, key, real)
+            both = real & of_queries.real[:, None, :, None]
             self._keep(logits.masked_fill(~both, 0), probabilities * both)
-        dropped = F.dropout(probabilities, self.attention_dropout).to(value.dtype)
-        context = of_queries.unpad(dropped @ value).transpose(0, 1).flatten(1)
-        if score is None:
-            return context, []
-        scores = score_of(score, probabilities.detach() * both, value.detach())
-        return context, [of_keys.unpad_scores(scores)]
+            context = F.dropout(probabilities, self.attention_dropout).to(value.dtype) @ value
+        return of_queries.unpad(context.transpose(1, 2)).flatten(1)
 
     def _pads(self, x: Tensor) -> bool:
         return not x.is_cpu if self.padded is None else self.padded
+
+    def _is_packed(self, qkv: Tensor) -> bool:
+        return qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and self.keep is None
 
     def _begin_layer(self) -> None:
         if self.keep is not None:
@@ -141,42 +170,10 @@ class TrainingBackend(Backend):
             self.kept[-1].append(logits if self.keep == "scores" else probabilities)
 
 
-class _Places(NamedTuple):
-    """Where packed tokens go in a padded batch: rows of ``[B * S]``, and which of ``[B, S]`` are real."""
-
-    rows: Tensor
-    real: Tensor
-
-    @classmethod
-    def of(cls, packing: Packing) -> "_Places":
-        longest, sequence = packing.max_seqlen, _sequences(packing)
-        columns = torch.arange(packing.num_tokens, device=sequence.device) - packing.cu_seqlens[sequence]
-        real = torch.arange(longest, device=sequence.device) < packing.cu_seqlens.diff()[:, None]
-        return cls(sequence * longest + columns, real)
-
-    def pad(self, packed: Tensor) -> Tensor:
-        """``[N, T, D]`` to ``[B, N, S, D]``, 0 past each sequence's end."""
-        padded = packed.new_zeros(len(packed), self.real.numel(), packed.shape[2]).index_copy(1, self.rows, packed)
-        return padded.unflatten(1, self.real.shape).transpose(0, 1)
-
-    def unpad(self, padded: Tensor) -> Tensor:
-        """``[B, N, S, D]`` to ``[N, T, D]``."""
-        return padded.transpose(0, 1).flatten(1, 2).index_select(1, self.rows)
-
-    def pad_ids(self, ids: Tensor) -> Tensor:
-        """``[T]`` to ``[B, S]``."""
-        return self.pad(ids[None, :, None])[:, 0, :, 0]
-
-    def unpad_scores(self, scores: Tensor) -> Tensor:
-        """``[B, S]`` to ``[T]``."""
-        return scores.flatten().index_select(0, self.rows)
-
-
-def _sequences(packing: Packing) -> Tensor:
-    """Which sequence each packed token is of, int64 ``[T]``."""
-    lengths = packing.cu_seqlens.diff().long()
-    numbers = torch.arange(len(lengths), device=lengths.device)
-    return numbers.repeat_interleave(lengths, output_size=packing.num_tokens)
+def _pad_heads(qkv: Tensor, places: Places, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, each ``[B, N, S, D]``, from ``[T, 3 * H]``."""
+    query, key, value = places.pad(qkv).unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return query, key, value
 
 
 def _probabilities(query: Tensor, key: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dtbert.evaluation import SquadQuestion
+from dtbert.kernels.packing import to_device
 from dtbert.model import BertConfig, PackedBatch
 from dtbert.qa.reading import read_examples
 from dtbert.qa.tokenize import Tokens, special_ids
@@ -67,6 +68,8 @@ class TrainingSet:
     ) -> "TrainingSet":
         """Tokenize questions and label their windows with the first accepted answer whose place is known.
 
+        The windows of a question that has no answer are labelled with [CLS].
+
         Args:
             questions: of `dtbert.evaluation.read_squad`.
             tokenizer: made plain, as `dtbert.qa.load_tokenizer` gives it.
@@ -85,14 +88,14 @@ class TrainingSet:
             try:
                 if isinstance(example, PairError):
                     raise example
-                span = _answer_tokens(example.context, *_characters(one))
+                span = None if one.is_impossible else _answer_tokens(example.context, *_characters(one))
             except ValueError as error:
                 found.unusable.append(f"{one.id}: {error}")
                 continue
             found.ids.append(one.id)
             found.parts.extend(parts_of(len(found.examples), example))
             found.examples.append(example)
-            labels += _labels(example, *span)
+            labels += [(0, 0)] * len(example.parts) if span is None else _labels(example, *span)
         if not found.parts:
             raise ValueError(f"none of {len(questions)} questions can be trained on: {'; '.join(found.unusable[:3])}")
         return replace(found, labels=np.array(labels, np.int64))
@@ -125,7 +128,7 @@ class TrainingSet:
         """The packed batch of some windows."""
         parts = [self.parts[index] for index in indices]
         batch, _, _ = pack(self.examples, parts, *self.special, device)
-        labels = torch.from_numpy(self.labels[list(indices)]).to(device)
+        labels = to_device(torch.from_numpy(self.labels[list(indices)]), device)
         return LabelledBatch(batch, labels[:, 0], labels[:, 1], tuple(self.ids[part.row] for part in parts))
 
 

@@ -2,10 +2,11 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,9 +26,26 @@ from dtbert.training.step import Pass, SpanModel, losses_of_step
 # Measures the model that is trained; `main` decides when it is best, larger is better.
 Measure = Callable[[], Mapping[str, float]]
 
+# A GPU is given so many steps before the first one's loss is looked at, so that it never waits for the next.
+_STEPS_AHEAD = 2
+
 
 class TrainingError(ValueError):
     """Training cannot go on: the loss or its gradient is not a number."""
+
+
+class _Taken(NamedTuple):
+    """A step that has been taken, or that a GPU has been told to take.
+
+    ``numbers``, of the loss of each pass and the gradient's norm, are on the host once ``arrived``.
+    """
+
+    step: int
+    epoch: int
+    indices: list[int]
+    learning_rate: float
+    numbers: Tensor
+    arrived: torch.cuda.Event | None
 
 
 class Trainer:
@@ -111,27 +129,34 @@ class Trainer:
         return True
 
     def _take_steps(self, report: Callable[[dict[str, Any]], None] | None) -> None:
+        taken: deque[_Taken] = deque()
+        ahead = _STEPS_AHEAD if self.model.device.type == "cuda" else 0
+        clock = time.perf_counter()
         while self.step < self.num_steps:
-            start = time.perf_counter()
-            record = self._take_step(*self._plan[self.step])
+            taken.append(self._take_step(*self._plan[self.step]))
             self.step += 1
-            record = {"step": self.step, **record, "seconds": time.perf_counter() - start}
             last = self.step == self.num_steps
-            if self._folder is not None:
-                if last or self._is_due(self.options.eval_every):
-                    record |= self._measure(self._folder)
-                self._folder.log(record)
-                if last or self._is_due(self.options.save_every):
-                    self._save(self._folder)
-            if report is not None:
-                report(record)
+            measures, saves = (
+                last or self._is_due(every) for every in (self.options.eval_every, self.options.save_every)
+            )
+            while len(taken) > (0 if measures or saves else ahead):
+                record = self._record(taken.popleft()) | {"seconds": time.perf_counter() - clock}
+                if self._folder is not None:
+                    if measures and not taken:
+                        record |= self._measure(self._folder)
+                    self._folder.log(record)
+                    if saves and not taken:
+                        self._save(self._folder)
+                if report is not None:
+                    report(record)
+                clock = time.perf_counter()
 
     def _is_due(self, every: int) -> bool:
         if every == 0:
             return self._plan[self.step - 1][0] != self._plan[self.step][0]
         return self.step % every == 0
 
-    def _take_step(self, epoch: int, indices: list[int]) -> dict[str, Any]:
+    def _take_step(self, epoch: int, indices: list[int]) -> _Taken:
         options = self.options
         # A process without a window of its own goes through the motions, for the others wait for it.
         own = indices[self._rank :: self._world]
@@ -141,31 +166,44 @@ class Trainer:
         drawn = []
         if options.length_drop is not None:
             drawn = sub_models(options.length_drop, self.model.config.num_hidden_layers, options.seed, self.step)
+        rate = options.learning_rate_at(self.step, self.num_steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = options.learning_rate_at(self.step, self.num_steps)
+            group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         losses = self._backward(labelled, drawn, weight)
         if self._world > 1:
             # Each process's gradient counts for its part of the processes, for which the weight makes up.
             dist.all_reduce(losses)
             losses /= self._world
-        loss = losses.sum().item()
-        norm = nn.utils.clip_grad_norm_(self._span_model.parameters(), options.max_grad_norm).item()
+        norm = nn.utils.clip_grad_norm_(self._span_model.parameters(), options.max_grad_norm)
+        self._optimizer.step()
+        numbers, arrived = torch.cat([losses, norm[None]]), None
+        if numbers.is_cuda:
+            numbers, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
+            arrived.record()
+        return _Taken(self.step + 1, epoch, indices, rate, numbers, arrived)
+
+    def _record(self, taken: _Taken) -> dict[str, Any]:
+        """What is logged of a step; TrainingError where it went wrong."""
+        if taken.arrived is not None:
+            taken.arrived.synchronize()
+        *losses, norm = taken.numbers.tolist()
+        loss = sum(losses)
         if not math.isfinite(loss) or not math.isfinite(norm):
-            ids = dict.fromkeys(self.data.ids[self.data.parts[index].row] for index in indices)
+            ids = dict.fromkeys(self.data.ids[self.data.parts[index].row] for index in taken.indices)
             raise TrainingError(
-                f"step {self.step + 1}: the loss is {loss}, its gradient's norm {norm}; the last checkpoint stays as "
+                f"step {taken.step}: the loss is {loss}, its gradient's norm {norm}; the last checkpoint stays as "
                 f"it is. Try a lower learning rate. Questions: {', '.join(ids)}"
             )
-        self._optimizer.step()
         record = {
-            "epoch": epoch,
+            "step": taken.step,
+            "epoch": taken.epoch,
             "loss": loss,
             "gradient_norm": norm,
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
-            "tokens": sum(self.data.parts[index].num_tokens for index in indices),
+            "learning_rate": taken.learning_rate,
+            "tokens": sum(self.data.parts[index].num_tokens for index in taken.indices),
         }
-        return {**record, "full_loss": losses[0].item() * len(losses)} if drawn else record
+        return {**record, "full_loss": losses[0] * len(losses)} if len(losses) > 1 else record
 
     def _backward(self, labelled: LabelledBatch, drawn: list[SubModel], weight: float) -> Tensor:
         """The gradients of all passes; returns each pass's part of the loss."""

@@ -5,20 +5,19 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from dtbert.model import Packing, SpanLogits
 from dtbert.training.backend import AttentionPieces
 from dtbert.training.options import SubModelLoss
+from dtbert.training.places import places_of
 
 # exp of it is 0 in float32.
 _LOG_ZERO = -1e4
 
 
 def by_window(values: Tensor, packing: Packing) -> Tensor:
-    """Packed logits ``[T]`` as ``[W, S]`` in float32 or wider, -inf past each window's end."""
-    pieces = _wide(values).split(list(packing.seqlens))
-    return pad_sequence(list(pieces), batch_first=True, padding_value=-torch.inf)
+    """Packed logits ``[T, ...]`` as ``[W, S, ...]`` in float32 or wider, -inf past each window's end."""
+    return places_of(packing).pad(_wide(values), -torch.inf)
 
 
 def span_loss(logits: SpanLogits, packing: Packing, starts: Tensor, ends: Tensor) -> Tensor:
@@ -28,11 +27,8 @@ def span_loss(logits: SpanLogits, packing: Packing, starts: Tensor, ends: Tensor
         logits, packing: of the W windows, packed, ``[T]`` each.
         starts, ends: int64 ``[W]``, counted from the window's first token.
     """
-    losses = [
-        F.cross_entropy(by_window(values, packing), target, reduction="sum")
-        for values, target in zip(logits, (starts, ends), strict=True)
-    ]
-    return (losses[0] + losses[1]) / 2
+    log_probabilities = by_window(torch.stack(logits, 1), packing).log_softmax(1)
+    return F.nll_loss(log_probabilities, torch.stack([starts, ends], 1), reduction="sum") / 2
 
 
 def distillation_loss(
@@ -52,17 +48,13 @@ def distillation_loss(
             compares the two.
         temperature: divides both logits; the loss is not scaled back by its square.
     """
-    total = torch.zeros((), device=student.start_logits.device)
-    for own, other in zip(student, teacher, strict=True):
-        own_log = (by_window(own, packing) / temperature).log_softmax(1)
-        other_log = (by_window(other.detach(), packing) / temperature).log_softmax(1)
-        # Padding has probability 0 and log-probability -inf: their product must be 0.
-        own_log, other_log = own_log.clamp_min(_LOG_ZERO), other_log.clamp_min(_LOG_ZERO)
-        if kind == "kl":
-            total = total + (own_log.exp() * (own_log - other_log)).sum()
-        else:
-            total = total - (other_log.exp() * own_log).sum()
-    return total / 2
+    # Padding has probability 0 and log-probability -inf: their product must be 0.
+    own_log, other_log = (
+        (by_window(torch.stack(logits, 1), packing) / temperature).log_softmax(1).clamp_min(_LOG_ZERO)
+        for logits in (student, SpanLogits(*(values.detach() for values in teacher)))
+    )
+    terms = own_log.exp() * (own_log - other_log) if kind == "kl" else -other_log.exp() * own_log
+    return terms.sum() / 2
 
 
 def hidden_state_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], packing: Packing) -> Tensor:

@@ -75,8 +75,11 @@ def test_scores_of_a_pair_are_the_official_ones(prediction: str, answer: str, ex
 def test_score_prediction_takes_the_best_answer_for_each_measure() -> None:
     assert score_prediction("the", ["a", "x"]) == Score(1.0, 0.0)
     assert score_prediction("in Denver", ["Denver", "Broncos"]) == Score(0.0, pytest.approx(2 / 3))
-    with pytest.raises(ValueError, match="at least one"):
-        score_prediction("x", [])
+
+
+@pytest.mark.parametrize(("prediction", "right"), [("", 1.0), ("the", 1.0), (" - ", 1.0), ("Denver", 0.0)])
+def test_where_there_is_no_answer_none_is_right(prediction: str, right: float) -> None:
+    assert score_prediction(prediction, []) == Score(right, right)
 
 
 def test_evaluate_counts_a_missing_prediction_as_zero_and_names_it() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dtbert import load_model
+from dtbert.evaluation import read_squad
 from dtbert.weights import save_model
 from tests.qa.conftest import make_model
 
@@ -32,31 +33,80 @@ def test_split_loses_no_question_and_holds_whole_articles_out(tmp_path: Path, mo
         return {one["id"] for article in articles for part in article["paragraphs"] for one in part["qas"]}
 
     articles = [{"title": f"t{number}", "paragraphs": [paragraph(number)]} for number in range(400)]
-    for name, *_ in split_squad.SOURCES:
-        (tmp_path / f"{name}.json.gz").write_bytes(
+    articles += [{"title": title, "paragraphs": [paragraph(400)]} for title in split_squad.SQUAD.titles]
+    for source in split_squad.SOURCES:
+        (tmp_path / f"{source.file}.json.gz").write_bytes(
             gzip.compress(json.dumps({"version": "1", "data": articles}).encode())
         )
     monkeypatch.setattr("sys.argv", ["split_squad.py", str(tmp_path), str(tmp_path / "parts")])
     split_squad.main()
-    for name, hashed, part, held_out in split_squad.SOURCES:
-        train = json.loads((tmp_path / "parts" / f"train-{name}.json").read_text())["data"]
-        if not part:
-            assert ids(train) == ids(articles)
-            continue
-        held = json.loads((tmp_path / "parts" / f"{held_out}.json").read_text())["data"]
+    for source in split_squad.SOURCES:
+        train, held = (
+            json.loads((tmp_path / "parts" / f"{name}.json").read_text())["data"]
+            for name in (source.train, source.held_out)
+        )
+        assert len(train) + len(held) == len(articles)
         assert ids(train) | ids(held) == ids(articles)
-        assert not ids(train) & ids(held)
-        assert abs(len(held) / len(articles) - part) < 0.06
-        keys = [article["title"] if hashed == "title" else article["paragraphs"][0]["context"] for article in held]
-        assert all(split_squad.is_held_out(key, part) for key in keys)
+        titles = {article["title"] for article in held}
+        if source is split_squad.SQUAD:
+            assert titles == source.titles
+            assert len(titles) == 10
+            continue
+        assert abs(len(held) / len(articles) - source.part) < 0.06
+        keys = [
+            article["paragraphs"][0]["context"] if source.hashed == "context" else article["title"] for article in held
+        ]
+        assert all(split_squad.is_in_part(key, source.part) for key in keys)
 
 
 def test_paragraphs_of_one_article_may_be_split(monkeypatch: pytest.MonkeyPatch) -> None:
     split_squad = script("split_squad", monkeypatch)
     paragraphs = [{"context": f"text {number}", "qas": []} for number in range(200)]
-    train, held = split_squad.split([{"title": "all", "paragraphs": paragraphs}], "context", 0.5)
+    source = split_squad.Source("file", "train", "held", hashed="context", part=0.5)
+    train, held = split_squad.split([{"title": "all", "paragraphs": paragraphs}], source)
     assert len(train) + len(held) == 200
     assert 60 < len(held) < 140
+
+
+def test_question_without_an_answer_stands_beside_the_likest_paragraph_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split_squad = script("split_squad", monkeypatch)
+
+    def article(*paragraphs: tuple[str, list[tuple[str, str]]]) -> dict[str, Any]:
+        return {
+            "title": "t",
+            "paragraphs": [
+                {
+                    "context": context,
+                    "qas": [
+                        {"id": f"{number}{place}", "question": asked, "answers": [{"text": text, "answer_start": 0}]}
+                        for place, (asked, text) in enumerate(qas)
+                    ],
+                }
+                for number, (context, qas) in enumerate(paragraphs)
+            ],
+        }
+
+    made = split_squad.without_answers(
+        [
+            article(
+                ("Ada wrote the first program.", [("Who wrote the program?", "Ada"), ("Whence?", "the")]),
+                ("The program was first run by Ada.", []),
+                ("Grace wrote the compiler.", []),
+                ("The weather was fine.", []),
+            ),
+            article(("A text alone.", [("Which text?", "A text")])),
+        ],
+        1.0,
+    )
+    # The likest holds the answer; the second question shares no word with any other paragraph.
+    (paragraph,) = made[0]["paragraphs"]
+    assert paragraph["context"] == "Grace wrote the compiler."
+    assert [one["id"] for one in paragraph["qas"]] == ["00-elsewhere"]
+    (tmp_path / "made.json").write_text(json.dumps({"data": made}))
+    assert [one.is_impossible for one in read_squad(tmp_path / "made.json")] == [True]
+    assert len(made) == 1
 
 
 def test_average_is_the_mean_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,15 +82,17 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> list[SquadQuestion]:
 def make_trainer(model_folder: Path, questions: list[SquadQuestion], tmp_path: Path) -> MakeTrainer:
     """Makes a trainer that has not started."""
 
-    def make(name: str = "run", *, teacher: Path | None = None, evaluate: Any = None, **options: Any) -> Trainer:
-        model, tokenizer = load_trainable(model_folder), load_tokenizer(model_folder)
+    def make(
+        name: str = "run", *, teacher: Path | None = None, evaluate: Any = None, device: str = "cpu", **options: Any
+    ) -> Trainer:
+        model, tokenizer = load_trainable(model_folder, device=device), load_tokenizer(model_folder)
         chosen = TrainingOptions(**{"batch_tokens": 256, "epochs": 2.0, "save_every": 2, **options})
         data = TrainingSet.from_questions(questions, tokenizer, model.config, window=40, stride=8)
         folder = RunFolder(tmp_path / name, chosen.to_dict())
         shown = None
         if teacher is not None:
             assert chosen.distillation is not None
-            shown = Teacher(load_model(teacher, backend="reference"), chosen.distillation, model.config)
+            shown = Teacher(load_model(teacher, device=device, backend="reference"), chosen.distillation, model.config)
         return Trainer(model, data, chosen, folder, model_folder, evaluate, shown)
 
     return make

@@ -95,6 +95,14 @@ def test_question_without_a_trainable_answer_is_listed(
         TrainingSet.from_questions([bad], tokenizer, CONFIG, window=40, stride=0)
 
 
+def test_windows_of_a_question_without_an_answer_are_labelled_with_cls(tokenizer: Tokenizer) -> None:
+    none = SquadQuestion("none", "", "who was it?", "ada wrote it " * 20, ())
+    data = TrainingSet.from_questions([none, question("ada wrote it", "ada")], tokenizer, CONFIG, window=40, stride=0)
+    assert data.unusable == []
+    assert len(data.parts) > 2
+    assert data.labels.tolist() == [[0, 0]] * (len(data.parts) - 1) + [[6, 6]]
+
+
 def test_batches_hold_every_window_once_within_the_tokens(tokenizer: Tokenizer) -> None:
     contexts = ["ada wrote it " * (1 + index % 7) for index in range(40)]
     questions = [question(context, "ada", identifier=str(index)) for index, context in enumerate(contexts)]
