@@ -44,8 +44,8 @@ class SquadQuestion:
 def read_squad(path: str | PathLike[str]) -> list[SquadQuestion]:
     """All questions of a SQuAD file, in the file's order, each once.
 
-    An ``id`` may be a whole number, a ``title`` null. An ``answer_start`` may be missing, or count in units of UTF-16 or
-    in bytes; where it is wrong and the context has the answer's text only once, that is its place. A question has no
+    An ``id`` may be a whole number, a ``title`` null. An ``answer_start`` may be missing, or count in units of UTF-16
+    or in bytes; where it is wrong and the context has the answer's text only once, that is its place. A question has no
     answer where its list of answers is empty, as the official script counts, or missing beside ``is_impossible``. Of
     one that stands there twice, with other answers, all answers count.
 

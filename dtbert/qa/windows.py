@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dtbert.kernels.packing import to_device
 from dtbert.model import BertConfig, PackedBatch
-from dtbert.qa.tokenize import Tokens
+from dtbert.qa.tokenize import BEGINS, ENDS, Tokens
 
 # [CLS] question [SEP] context [SEP]
 _NUM_SPECIAL = 3
@@ -42,6 +43,10 @@ class Example(NamedTuple):
     question: Tokens
     context: Tokens
     parts: list[tuple[int, int]]
+
+    def at_any_token(self) -> "Example":
+        """This example, with answers that may begin and end inside of words."""
+        return self._replace(context=self.context._replace(edges=np.full_like(self.context.edges, BEGINS + ENDS)))
 
 
 @dataclass(frozen=True)
@@ -122,18 +127,28 @@ class WindowSize:
 
 
 class Part(NamedTuple):
-    """One window of a batch: the tokens ``begin`` to ``end`` of the context of example number ``row``."""
+    """One window of a batch: the tokens ``begin`` to ``end`` of the context of example number ``row``.
+
+    Of the spans that several windows read each is one window's own: that in which it stands most in the middle, so that
+    the model has seen most around it. ``own`` is the range of the sums ``first + last`` of this window's own spans,
+    counted from the context's first token.
+    """
 
     row: int
     begin: int
     end: int
     num_tokens: int
+    own: tuple[int, int]
 
 
 def parts_of(row: int, example: Example) -> list[Part]:
     """The windows of an example."""
     around = len(example.question.ids) + _NUM_SPECIAL
-    return [Part(row, begin, end, around + end - begin) for begin, end in example.parts]
+    # Twice the middle of what two windows share: its first and its last token.
+    cuts = [begin + end - 1 for (_, end), (begin, _) in pairwise(example.parts)]
+    owns = zip([0, *cuts], [*cuts, 2 * len(example.context.ids)], strict=True)
+    spans = zip(example.parts, owns, strict=True)
+    return [Part(row, begin, end, around + end - begin, own) for (begin, end), own in spans]
 
 
 def batches(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Part]]:
@@ -147,37 +162,66 @@ def batches(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Par
         begin = end
 
 
-def pack(
-    examples: Sequence[Example], parts: Sequence[Part], cls: int, sep: int, device: torch.device
-) -> tuple[PackedBatch, Tensor, Tensor]:
-    """The packed batch of some windows.
-
-    Returns:
-        The batch; the row of each window's first context token, and how many it has, int64 ``[W]``.
-    """
+def pack(examples: Sequence[Example], parts: Sequence[Part], cls: int, sep: int, device: torch.device) -> PackedBatch:
+    """The packed batch of some windows."""
     pieces: list[NDArray[np.int64] | list[int]] = []
     lengths: list[int] = []
-    for row, begin, end, _ in parts:
+    for row, begin, end, *_ in parts:
         question, context = examples[row].question.ids, examples[row].context.ids
         pieces += [[cls], question, [sep], context[begin:end], [sep]]
         lengths += [len(question) + 2, end - begin + 1]
     segment_lengths = np.array(lengths)
     seqlens = segment_lengths.reshape(-1, 2).sum(1)
-    ends = seqlens.cumsum()
     input_ids = np.concatenate(pieces, dtype=np.int64)
     segments = np.resize([0, 1], len(lengths)).repeat(segment_lengths)
-    positions = np.arange(len(input_ids)) - (ends - seqlens).repeat(seqlens)
-    firsts = ends - segment_lengths[1::2]
-    counts = segment_lengths[1::2] - 1
+    positions = np.arange(len(input_ids)) - (seqlens.cumsum() - seqlens).repeat(seqlens)
     rows = torch.from_numpy(np.stack([input_ids, segments, positions]))
-    where = to_device(torch.from_numpy(np.stack([firsts, counts])), device)
-    return PackedBatch.from_rows(rows, seqlens.tolist(), device), where[0], where[1]
+    return PackedBatch.from_rows(rows, seqlens.tolist(), device)
+
+
+class SpanPlaces(NamedTuple):
+    """Where spans may lie among the T rows of a packed batch of W windows.
+
+    Attributes:
+        cls: the row of each window's [CLS], int64 ``[W]``.
+        firsts, counts: the row of each window's first context token, and how many it has, int64 ``[W]``.
+        own: the range of ``first + last`` of each window's own spans, with its own first context token as 0, int64
+            ``[W]`` twice; None where each window is its question's only one.
+        edges: where words begin and end among the context's tokens, as `Tokens.edges`, int64 ``[T]``.
+        length: the most context tokens of a window.
+    """
+
+    cls: Tensor
+    firsts: Tensor
+    counts: Tensor
+    own: tuple[Tensor, Tensor] | None
+    edges: Tensor
+    length: int
+
+
+def span_places(examples: Sequence[Example], parts: Sequence[Part], device: torch.device) -> SpanPlaces:
+    """Where spans may lie among the rows of `pack`'s batch of these windows."""
+    edges: list[NDArray[np.int64]] = []
+    windows = np.empty((5, len(parts)), np.int64)
+    cls = 0
+    for window, (row, begin, end, num_tokens, (low, high)) in enumerate(parts):
+        first = len(examples[row].question.ids) + 2
+        edges += [np.zeros(first, np.int64), examples[row].context.edges[begin:end], np.zeros(1, np.int64)]
+        windows[:, window] = cls, cls + first, end - begin, low - 2 * begin, high - 2 * begin
+        cls += num_tokens
+    everything = to_device(torch.from_numpy(np.concatenate([windows.ravel(), *edges])), device)
+    cls_rows, firsts, counts, *own = everything[: windows.size].view(5, -1).unbind()
+    several = any(len(examples[part.row].parts) > 1 for part in parts)
+    length = int(windows[2].max())
+    return SpanPlaces(
+        cls_rows, firsts, counts, (own[0], own[1]) if several else None, everything[windows.size :], length
+    )
 
 
 def windows(example: Example, cls: int, sep: int) -> list[Window]:
     """The windows of one example, in order of the text."""
     parts = parts_of(0, example)
-    batch, _, _ = pack([example], parts, cls, sep, torch.device("cpu"))
+    batch = pack([example], parts, cls, sep, torch.device("cpu"))
     seqlens = list(batch.packing.seqlens)
     rows = zip(batch.input_ids.split(seqlens), batch.token_type_ids.split(seqlens), parts, strict=True)
     return [Window(ids.tolist(), segments.tolist(), part.begin) for ids, segments, part in rows]
