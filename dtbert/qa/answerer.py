@@ -282,7 +282,7 @@ class QuestionAnswerer:
         check_count("k", k, 1)
         check_choice("errors", errors, "raise", "skip")
         request, best = self._request(k, **asking), BestOfDocuments(k)
-        check_pair(question, "?")
+        self._example(question, "?")  # what is wrong with the question is wrong with no document
         names: deque[Any] = deque()
 
         def pairs() -> Iterator[Pair]:

@@ -82,19 +82,36 @@ def run_padded(peer: transformers.BertForQuestionAnswering, windows: list[Encodi
     return logits
 
 
+def edges_of_words(context: str) -> tuple[set[int], set[int]]:
+    """The characters at which words begin, and at which they end."""
+    tokenizer = Tokenizer.from_file(str(resolve_source(None) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    encoding = tokenizer.encode(context, add_special_tokens=False)
+    words, offsets = [None, *encoding.word_ids, None], encoding.offsets
+    begins = {start for token, (start, _) in enumerate(offsets) if words[token + 1] != words[token]}
+    return begins, {end for token, (_, end) in enumerate(offsets) if words[token + 1] != words[token + 2]}
+
+
 def decode(context: str, windows: list[Encoding], logits: dict[int, list[list[float]]]) -> Answer:
     """The best span of all windows by plain loops."""
-    best, place, total = -math.inf, (0, 0), 0.0
+    begins, ends = edges_of_words(context)
+    room = sum(sequence == 1 for sequence in windows[0].sequence_ids)
+    # By place: how much of its window is around the span at least, and its margin.
+    found: dict[tuple[int, int], tuple[float, float]] = {}
     for window in windows:
         start, end = logits[id(window)]
         inside = [i for i, sequence in enumerate(window.sequence_ids) if sequence == 1]
         for first in inside:
             for last in range(first, min(first + LONGEST, inside[-1] + 1)):
-                score = start[first] + end[last]
-                total += math.exp(score)
-                if score > best:
-                    best, place = score, (window.offsets[first][0], window.offsets[last][1])
-    return Answer(context[slice(*place)], *place, math.exp(best) / total)
+                place = window.offsets[first][0], window.offsets[last][1]
+                around = min(first - inside[0], room - 1 - (last - inside[0]))
+                # Of windows with as much around it the later.
+                if place[0] in begins and place[1] in ends and around >= found.get(place, (-1.0, 0.0))[0]:
+                    found[place] = around, start[first] + end[last] - start[0] - end[0]
+    total = 1 + sum(math.exp(margin) for _, margin in found.values())
+    place, (_, margin) = max(found.items(), key=lambda one: one[1][1])
+    return Answer(context[slice(*place)], *place, math.exp(margin) / total, margin)
 
 
 # Short paragraphs, for the time they take; and a few of any length, in many windows.
@@ -122,3 +139,4 @@ def test_answers_are_those_decoded_from_transformers_logits(
         expected = decode(question.context, windows, logits)
         assert answer[:3] == expected[:3], question
         assert answer.score == pytest.approx(expected.score, rel=1e-3)
+        assert answer.margin == pytest.approx(expected.margin, abs=1e-3)
