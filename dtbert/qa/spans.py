@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ class Span(NamedTuple):
 
 
 class WindowSpans:
-    """The spans of each window of a batch that begin and end at a word's edge, and are the window's own.
+    """The spans of each window of a batch that begin and end at a word's edge.
 
     A span's margin is start logit + end logit, less those of the window's [CLS]: within a window only differences of
     logits mean something, and [CLS], trained to be the answer of a window that holds none, is what all windows share.
@@ -51,7 +52,7 @@ class WindowSpans:
 
     Attributes:
         best: of each window, its tokens counted from the window's first one; among equals the earlier start, then the
-            shorter. Its margin is -inf where the window has no span of its own.
+            shorter. Its margin is -inf where the window has no span.
         log_totals: per window, the logarithm of the sum of ``exp(margin)`` over its spans.
 
     Raises:
@@ -70,10 +71,6 @@ class WindowSpans:
         # Entry [w, i, j] is the span that starts at i and has j + 1 tokens.
         ends = F.pad(ends, (0, width - 1), value=-math.inf).unfold(1, width, 1)
         self._margins = starts[:, :, None] + ends  # [W, length, width]
-        if places.own is not None:
-            both = 2 * column[:, None] + torch.arange(width, device=column.device)
-            low, high = (bound[:, None, None] for bound in places.own)
-            self._margins.masked_fill_((both < low) | (both >= high), -math.inf)
         flat = self._margins.flatten(1)
         totals = flat.logsumexp(1)
         # Of equal values, max names the first. All in one wait for the device; a place is exact in float32.
@@ -92,7 +89,11 @@ class WindowSpans:
 
     def margins(self, window: int, count: int) -> NDArray[np.float32]:
         """Of all spans of a window of so many context tokens, by first token and length - 1; -inf where none is."""
-        return self._margins[window, :count].cpu().numpy()
+        return self._on_host[window, :count]
+
+    @cached_property
+    def _on_host(self) -> NDArray[np.float32]:
+        return self._margins.cpu().numpy()
 
 
 class Found(NamedTuple):
@@ -128,40 +129,49 @@ def ranked(found: Sequence[Found], threshold: float | None) -> list[Found]:
 class BestAnswers:
     """The best answers to one question about one context, as its windows come in.
 
+    A span that several windows read counts once, with the margin of the window that is surest of it: one at whose edge
+    it stands has seen less of what is around it.
+
     Args:
         example: the question and the context.
         k: how many answers are wanted.
         max_answer_tokens: longest answer.
         overlap: whether an answer may share characters with a better one.
-
-    Attributes:
-        log_total: the logarithm of the sum of ``exp(margin)`` over the spans of all windows so far.
     """
 
     def __init__(self, example: Example, k: int, max_answer_tokens: int, overlap: bool) -> None:
         self._context, self._k, self._overlap = example.context, k, overlap
-        self.log_total = -math.inf
-        self._best = Span(-math.inf, 0, 0)
-        # For more than the best all are needed: one that another window has may overlap it.
-        width = min(max_answer_tokens, max(end - begin for begin, end in example.parts))
-        self._margins = None if k == 1 else np.full((len(self._context.ids), width), -np.inf, np.float32)
+        # The best span of a single window and its total are known; for all else each span's margin is needed.
+        self._best, self._log_total = Span(-math.inf, 0, 0), -math.inf
+        self._margins: NDArray[np.float32] | None = None
+        if k > 1 or len(example.parts) > 1:
+            width = min(max_answer_tokens, max(end - begin for begin, end in example.parts))
+            self._margins = np.full((len(self._context.ids), width), -np.inf, np.float32)
 
     def add(self, spans: WindowSpans, window: int, part: Part) -> None:
         """Take a window in."""
-        self.log_total = float(np.logaddexp(self.log_total, spans.log_totals[window]))
-        margin, first, last = spans.best[window]
-        found = Span(margin, part.begin + first, part.begin + last)
-        self._best = min(found, self._best, key=lambda span: (-span.margin, span.first, span.last))
-        if self._margins is not None:
-            # Either may be the wider: a batch is as wide as its longest window, a context as its own.
-            margins = spans.margins(window, part.end - part.begin)[:, : self._margins.shape[1]]
-            known = self._margins[part.begin : part.end, : margins.shape[1]]
-            np.maximum(known, margins, out=known)
+        if self._margins is None:
+            self._best, self._log_total = spans.best[window], spans.log_totals[window]
+            return
+        # Either may be the wider: a batch is as wide as its longest window, a context as its own.
+        margins = spans.margins(window, part.end - part.begin)[:, : self._margins.shape[1]]
+        known = self._margins[part.begin : part.end, : margins.shape[1]]
+        np.maximum(known, margins, out=known)
 
     @property
     def is_empty(self) -> bool:
         """Whether no window had a span at the edges of words."""
-        return self._best.margin == -math.inf
+        return self.log_total == -math.inf
+
+    @property
+    def log_total(self) -> float:
+        """The logarithm of the sum of ``exp(margin)`` over all spans."""
+        if self._margins is None:
+            return self._log_total
+        highest = float(self._margins.max())
+        if highest == -math.inf:
+            return highest
+        return highest + math.log(np.exp(self._margins - np.float32(highest)).sum(dtype=np.float64))
 
     def found(self) -> list[Found]:
         """Best first; fewer than ``k`` where the context has no more, none where none is at the edges of words."""

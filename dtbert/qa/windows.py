@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -127,28 +126,18 @@ class WindowSize:
 
 
 class Part(NamedTuple):
-    """One window of a batch: the tokens ``begin`` to ``end`` of the context of example number ``row``.
-
-    Of the spans that several windows read each is one window's own: that in which it stands most in the middle, so that
-    the model has seen most around it. ``own`` is the range of the sums ``first + last`` of this window's own spans,
-    counted from the context's first token.
-    """
+    """One window of a batch: the tokens ``begin`` to ``end`` of the context of example number ``row``."""
 
     row: int
     begin: int
     end: int
     num_tokens: int
-    own: tuple[int, int]
 
 
 def parts_of(row: int, example: Example) -> list[Part]:
     """The windows of an example."""
     around = len(example.question.ids) + _NUM_SPECIAL
-    # Twice the middle of what two windows share: its first and its last token.
-    cuts = [begin + end - 1 for (_, end), (begin, _) in pairwise(example.parts)]
-    owns = zip([0, *cuts], [*cuts, 2 * len(example.context.ids)], strict=True)
-    spans = zip(example.parts, owns, strict=True)
-    return [Part(row, begin, end, around + end - begin, own) for (begin, end), own in spans]
+    return [Part(row, begin, end, around + end - begin) for begin, end in example.parts]
 
 
 def batches(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Part]]:
@@ -166,7 +155,7 @@ def pack(examples: Sequence[Example], parts: Sequence[Part], cls: int, sep: int,
     """The packed batch of some windows."""
     pieces: list[NDArray[np.int64] | list[int]] = []
     lengths: list[int] = []
-    for row, begin, end, *_ in parts:
+    for row, begin, end, _ in parts:
         question, context = examples[row].question.ids, examples[row].context.ids
         pieces += [[cls], question, [sep], context[begin:end], [sep]]
         lengths += [len(question) + 2, end - begin + 1]
@@ -185,8 +174,6 @@ class SpanPlaces(NamedTuple):
     Attributes:
         cls: the row of each window's [CLS], int64 ``[W]``.
         firsts, counts: the row of each window's first context token, and how many it has, int64 ``[W]``.
-        own: the range of ``first + last`` of each window's own spans, with its own first context token as 0, int64
-            ``[W]`` twice; None where each window is its question's only one.
         edges: where words begin and end among the context's tokens, as `Tokens.edges`, int64 ``[T]``.
         length: the most context tokens of a window.
     """
@@ -194,28 +181,23 @@ class SpanPlaces(NamedTuple):
     cls: Tensor
     firsts: Tensor
     counts: Tensor
-    own: tuple[Tensor, Tensor] | None
     edges: Tensor
     length: int
 
 
 def span_places(examples: Sequence[Example], parts: Sequence[Part], device: torch.device) -> SpanPlaces:
-    """Where spans may lie among the rows of `pack`'s batch of these windows."""
+    """Where spans may lie among the rows of `pack`'s batch of these windows, in one transfer to the device."""
     edges: list[NDArray[np.int64]] = []
-    windows = np.empty((5, len(parts)), np.int64)
+    windows = np.empty((3, len(parts)), np.int64)
     cls = 0
-    for window, (row, begin, end, num_tokens, (low, high)) in enumerate(parts):
+    for window, (row, begin, end, num_tokens) in enumerate(parts):
         first = len(examples[row].question.ids) + 2
         edges += [np.zeros(first, np.int64), examples[row].context.edges[begin:end], np.zeros(1, np.int64)]
-        windows[:, window] = cls, cls + first, end - begin, low - 2 * begin, high - 2 * begin
+        windows[:, window] = cls, cls + first, end - begin
         cls += num_tokens
     everything = to_device(torch.from_numpy(np.concatenate([windows.ravel(), *edges])), device)
-    cls_rows, firsts, counts, *own = everything[: windows.size].view(5, -1).unbind()
-    several = any(len(examples[part.row].parts) > 1 for part in parts)
-    length = int(windows[2].max())
-    return SpanPlaces(
-        cls_rows, firsts, counts, (own[0], own[1]) if several else None, everything[windows.size :], length
-    )
+    cls_rows, firsts, counts = everything[: windows.size].view(3, -1).unbind()
+    return SpanPlaces(cls_rows, firsts, counts, everything[windows.size :], int(windows[2].max()))
 
 
 def windows(example: Example, cls: int, sep: int) -> list[Window]:

@@ -96,21 +96,18 @@ def edges_of_words(context: str) -> tuple[set[int], set[int]]:
 def decode(context: str, windows: list[Encoding], logits: dict[int, list[list[float]]]) -> Answer:
     """The best span of all windows by plain loops."""
     begins, ends = edges_of_words(context)
-    room = sum(sequence == 1 for sequence in windows[0].sequence_ids)
-    # By place: how much of its window is around the span at least, and its margin.
-    found: dict[tuple[int, int], tuple[float, float]] = {}
+    margins: dict[tuple[int, int], float] = {}
     for window in windows:
         start, end = logits[id(window)]
         inside = [i for i, sequence in enumerate(window.sequence_ids) if sequence == 1]
         for first in inside:
             for last in range(first, min(first + LONGEST, inside[-1] + 1)):
                 place = window.offsets[first][0], window.offsets[last][1]
-                around = min(first - inside[0], room - 1 - (last - inside[0]))
-                # Of windows with as much around it the later.
-                if place[0] in begins and place[1] in ends and around >= found.get(place, (-1.0, 0.0))[0]:
-                    found[place] = around, start[first] + end[last] - start[0] - end[0]
-    total = 1 + sum(math.exp(margin) for _, margin in found.values())
-    place, (_, margin) = max(found.items(), key=lambda one: one[1][1])
+                if place[0] in begins and place[1] in ends:
+                    margin = start[first] + end[last] - start[0] - end[0]
+                    margins[place] = max(margin, margins.get(place, -math.inf))
+    total = 1 + sum(map(math.exp, margins.values()))
+    place, margin = max(margins.items(), key=lambda one: one[1])
     return Answer(context[slice(*place)], *place, math.exp(margin) / total, margin)
 
 

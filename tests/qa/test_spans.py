@@ -38,25 +38,20 @@ def packed_logits(draw: st.DrawFn) -> Batch:
     start, end = (torch.tensor(draw(st.lists(LOGITS, min_size=tokens, max_size=tokens))).float() for _ in range(2))
     edges = torch.tensor(draw(st.lists(st.integers(0, 3), min_size=tokens, max_size=tokens)))
     rows = torch.tensor(cls)
-    own = None
-    if draw(st.booleans()):
-        low = torch.tensor(draw(st.lists(st.integers(0, 12), min_size=len(counts), max_size=len(counts))))
-        own = low, low + 6
     firsts = rows + torch.tensor(before)
-    return Batch(start, end, SpanPlaces(rows, firsts, torch.tensor(counts), own, edges, max(counts)))
+    return Batch(start, end, SpanPlaces(rows, firsts, torch.tensor(counts), edges, max(counts)))
 
 
 def enumerate_spans(batch: Batch, window: int, longest: int) -> list[tuple[float, int, int]]:
     """All spans of a window by two loops, best first, then the earlier start, then the shorter."""
     places = batch.places
     first, count, cls = (int(rows[window]) for rows in (places.firsts, places.counts, places.cls))
-    low, high = (0, 99) if places.own is None else (int(bound[window]) for bound in places.own)
     nothing = float(batch.start[cls] + batch.end[cls])
     spans = []
     for i in range(count):
         for j in range(i, min(i + longest, count)):
             edges = int(places.edges[first + i]) & BEGINS and int(places.edges[first + j]) & ENDS
-            if edges and low <= i + j < high:
+            if edges:
                 spans.append((float(batch.start[first + i] + batch.end[first + j]) - nothing, i, j))
     return sorted(spans, key=lambda span: (-span[0], span[1], span[2]))
 
@@ -81,7 +76,7 @@ def one_window(start: Tensor, end: Tensor) -> SpanPlaces:
     """The places of a window of [CLS] and context alone, each token a word."""
     count = len(start) - 1
     edges = torch.full((count + 1,), BEGINS + ENDS)
-    return SpanPlaces(torch.tensor([0]), torch.tensor([1]), torch.tensor([count]), None, edges, count)
+    return SpanPlaces(torch.tensor([0]), torch.tensor([1]), torch.tensor([count]), edges, count)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -131,8 +126,8 @@ def read_windows(
     """Each window's spans with random logits; and the margin of every distinct span by plain loops."""
     generator = torch.Generator().manual_seed(seed)
     parts = parts_of(0, example)
-    room = parts[0].end - parts[0].begin
-    read, margins = [], {}
+    read = []
+    margins: dict[tuple[int, int], float] = {}
     for part in parts:
         start, end = (torch.randint(-2, 3, (part.num_tokens,), generator=generator).float() for _ in range(2))
         read.append(WindowSpans(start, end, span_places([example], [part], CPU), longest))
@@ -140,11 +135,9 @@ def read_windows(
         for i in range(part.begin, part.end):
             for j in range(i, min(i + longest, part.end)):
                 if example.context.edges[i] & BEGINS and example.context.edges[j] & ENDS:
-                    around = min(i - part.begin, part.begin + room - 1 - j)
                     margin = float(start[3 + i - part.begin] + end[3 + j - part.begin]) - nothing
-                    # Of windows with as much around it the later.
-                    margins[i, j] = max((around, part.begin, margin), margins.get((i, j), (-1, 0, 0.0)))
-    return parts, read, sorted((-margin, i, j) for (i, j), (_, _, margin) in margins.items())
+                    margins[i, j] = max(margin, margins.get((i, j), -math.inf))
+    return parts, read, sorted((-margin, i, j) for (i, j), margin in margins.items())
 
 
 @given(
@@ -190,16 +183,6 @@ def test_best_answers_are_those_of_all_windows_sorted_at_once(
 def token_ids(context: Tokens, start: int, end: int) -> list[int]:
     inside = (context.offsets[:, 0] >= start) & (context.offsets[:, 1] <= end)
     return [int(one) for one in context.ids[inside]]
-
-
-@given(example=windowed(), longest=st.integers(1, 12))
-def test_span_that_several_windows_read_is_one_windows_own(example: Example, longest: int) -> None:
-    readers: dict[tuple[int, int], list[bool]] = {}
-    for part in parts_of(0, example):
-        for i in range(part.begin, part.end):
-            for j in range(i, min(i + longest, part.end)):
-                readers.setdefault((i, j), []).append(part.own[0] <= i + j < part.own[1])
-    assert all(owners.count(True) == 1 for owners in readers.values())
 
 
 def test_sure_answer_in_an_overlap_is_as_sure_as_elsewhere() -> None:

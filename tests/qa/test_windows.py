@@ -101,7 +101,6 @@ def test_packed_windows_are_the_windows_as_lists(made: list[tuple[WindowSize, Ex
         assert batch.input_ids[first : first + count].tolist() == context.ids[part.begin : part.end].tolist()
         edges[first : first + count] = torch.from_numpy(context.edges[part.begin : part.end])
     assert torch.equal(places.edges, edges)
-    assert (places.own is None) == all(len(example.parts) == 1 for example in found)
 
 
 def test_question_without_room_says_how_long_it_is_and_may_be() -> None:
