@@ -143,15 +143,17 @@ class BestAnswers:
         self._context, self._k, self._overlap = example.context, k, overlap
         # The best span of a single window and its total are known; for all else each span's margin is needed.
         self._best, self._log_total = Span(-math.inf, 0, 0), -math.inf
+        self._is_single = len(example.parts) == 1
         self._margins: NDArray[np.float32] | None = None
-        if k > 1 or len(example.parts) > 1:
+        if k > 1 or not self._is_single:
             width = min(max_answer_tokens, max(end - begin for begin, end in example.parts))
             self._margins = np.full((len(self._context.ids), width), -np.inf, np.float32)
 
     def add(self, spans: WindowSpans, window: int, part: Part) -> None:
         """Take a window in."""
-        if self._margins is None:
+        if self._is_single:
             self._best, self._log_total = spans.best[window], spans.log_totals[window]
+        if self._margins is None:
             return
         # Either may be the wider: a batch is as wide as its longest window, a context as its own.
         margins = spans.margins(window, part.end - part.begin)[:, : self._margins.shape[1]]
@@ -166,7 +168,7 @@ class BestAnswers:
     @property
     def log_total(self) -> float:
         """The logarithm of the sum of ``exp(margin)`` over all spans."""
-        if self._margins is None:
+        if self._margins is None or self._is_single:
             return self._log_total
         highest = float(self._margins.max())
         if highest == -math.inf:
