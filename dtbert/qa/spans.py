@@ -20,8 +20,11 @@ class Answer(NamedTuple):
 
     Attributes:
         text, start, end: the span.
-        score: its probability, among all spans of all windows of the question and the answer that there is none.
-        margin: its logarithm of odds against that one: start logit + end logit, less those of its window's [CLS].
+        score: its probability, among all spans of all windows of the question and the answer that there is none. A span
+            that shares words with a better one is the same answer in other words: its probability counts there, unless
+            answers may overlap.
+        margin: the logarithm of the span's odds against that there is no answer: start logit + end logit, less those of
+            its window's [CLS].
     """
 
     text: str
@@ -32,11 +35,15 @@ class Answer(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Tokens ``first`` to ``last`` of a context."""
+    """Tokens ``first`` to ``last`` of a context.
+
+    ``log_mass`` is the logarithm of the sum of ``exp(margin)`` over it and the spans that share tokens with it.
+    """
 
     margin: float
     first: int
     last: int
+    log_mass: float
 
 
 class WindowSpans:
@@ -73,18 +80,24 @@ class WindowSpans:
         self._margins = starts[:, :, None] + ends  # [W, length, width]
         flat = self._margins.flatten(1)
         totals = flat.logsumexp(1)
-        # Of equal values, max names the first. All in one wait for the device; a place is exact in float32.
+        # Of equal values, max names the first.
         best, at = flat.max(1)
-        found = torch.stack([best, at.float(), totals, totals.nan_to_num(math.nan, math.inf, 0) + 0 * nothing]).tolist()
-        if not all(map(math.isfinite, found[3])):
+        first, more = (at // width)[:, None, None], (at % width)[:, None, None]
+        begins, lengths = column[:, None], torch.arange(width, device=column.device)
+        apart = (begins > first + more) | (begins + lengths < first)
+        log_mass = self._margins.masked_fill(apart, -math.inf).flatten(1).logsumexp(1)
+        # All in one wait for the device; a place is exact in float32.
+        checked = totals.nan_to_num(math.nan, math.inf, 0) + 0 * nothing
+        found = torch.stack([best, at.float(), log_mass, totals, checked]).tolist()
+        if not all(map(math.isfinite, found[4])):
             raise ValueError(
                 f"the model gave logits that are NaN or infinite in {start_logits.dtype}: its weights are damaged, or "
                 "too large for the dtype; try bfloat16 or float32"
             )
-        self.log_totals: list[float] = found[2]
+        self.log_totals: list[float] = found[3]
         self.best = [
-            Span(margin, first, first + more)
-            for margin, (first, more) in zip(found[0], (divmod(int(place), width) for place in found[1]), strict=True)
+            Span(margin, int(place) // width, int(place) // width + int(place) % width, mass)
+            for margin, place, mass in zip(*found[:3], strict=True)
         ]
 
     def margins(self, window: int, count: int) -> NDArray[np.float32]:
@@ -97,20 +110,21 @@ class WindowSpans:
 
 
 class Found(NamedTuple):
-    """A span that may be an answer: ``text`` from character ``start`` to ``end`` of its context."""
+    """A span that may be an answer: ``text`` from character ``start`` to ``end``; margin and mass as `Span`'s."""
 
     text: str
     start: int
     end: int
     margin: float
+    log_mass: float
 
     def answer(self, log_total: float) -> Answer:
         """The answer, of the logarithm of the sum that makes probabilities."""
-        # Rounded, an only span's margin may be above the logarithm of its own sum.
-        return Answer(self.text, self.start, self.end, math.exp(min(self.margin - log_total, 0)), self.margin)
+        # Rounded, a part may be above the whole.
+        return Answer(self.text, self.start, self.end, math.exp(min(self.log_mass - log_total, 0)), self.margin)
 
 
-NOTHING = Found("", 0, 0, 0.0)
+NOTHING = Found("", 0, 0, 0.0, 0.0)
 
 
 def with_nothing(log_totals: Iterable[float]) -> float:
@@ -142,7 +156,7 @@ class BestAnswers:
     def __init__(self, example: Example, k: int, max_answer_tokens: int, overlap: bool) -> None:
         self._context, self._k, self._overlap = example.context, k, overlap
         # The best span of a single window and its total are known; for all else each span's margin is needed.
-        self._best, self._log_total = Span(-math.inf, 0, 0), -math.inf
+        self._best, self._log_total = Span(-math.inf, 0, 0, -math.inf), -math.inf
         self._is_single = len(example.parts) == 1
         self._margins: NDArray[np.float32] | None = None
         if k > 1 or not self._is_single:
@@ -170,23 +184,21 @@ class BestAnswers:
         """The logarithm of the sum of ``exp(margin)`` over all spans."""
         if self._margins is None or self._is_single:
             return self._log_total
-        highest = float(self._margins.max())
-        if highest == -math.inf:
-            return highest
-        return highest + math.log(np.exp(self._margins - np.float32(highest)).sum(dtype=np.float64))
+        return _log_sum_exp(self._margins)
 
     def found(self) -> list[Found]:
         """Best first; fewer than ``k`` where the context has no more, none where none is at the edges of words."""
-        return [self._at(*span) for span in self._ranked()]
+        return [self._at(span) for span in self._ranked()]
 
     def answers(self, threshold: float | None = None) -> list[Answer]:
         """What was `found`, with its probabilities, and where a threshold is given as `ranked` has it."""
         total = with_nothing([self.log_total])
         return [one.answer(total) for one in ranked(self.found(), threshold)[: self._k]]
 
-    def _at(self, margin: float, first: int, last: int) -> Found:
-        start, end = self._context.characters(first, last)
-        return Found(self._context.text[start:end], start, end, margin)
+    def _at(self, span: Span) -> Found:
+        start, end = self._context.characters(span.first, span.last)
+        log_mass = span.margin if self._overlap else span.log_mass
+        return Found(self._context.text[start:end], start, end, span.margin, log_mass)
 
     def _ranked(self) -> list[Span]:
         """The best spans of distinct text; those that overlap a better one, or its like elsewhere, only if they may."""
@@ -199,7 +211,9 @@ class BestAnswers:
             first, more = divmod(int(margins.argmax()), width)
             if margins[first, more] == -np.inf:
                 break
-            best.append(Span(float(margins[first, more]), first, first + more))
+            near = margins[max(0, first - width + 1) : first + more + 1]
+            sharing = np.arange(len(near))[:, None] + np.arange(width) >= min(first, width - 1)
+            best.append(Span(float(margins[first, more]), first, first + more, _log_sum_exp(near[sharing])))
             alike = self._alike(first, first + more)
             if self._overlap:
                 margins[alike, more] = -np.inf
@@ -209,7 +223,8 @@ class BestAnswers:
             before = np.concatenate([[0], taken.cumsum()])
             ends = np.minimum(np.arange(length)[:, None] + np.arange(1, width + 1), length)
             margins[before[ends] > before[:length, None]] = -np.inf
-        return best
+        # To the last digit what is said where one answer is asked for.
+        return [self._best, *best[1:]] if best and self._is_single else best
 
     def _alike(self, first: int, last: int) -> list[int]:
         """The first tokens of all spans with the text of this one."""
@@ -226,3 +241,10 @@ class BestAnswers:
         start, end = self._context.characters(first, last)
         begin = int(np.searchsorted(self._context.offsets[:, 1], start, side="right"))
         return min(begin, first), max(int(np.searchsorted(self._context.offsets[:, 0], end, side="left")), last + 1)
+
+
+def _log_sum_exp(values: NDArray[np.float32]) -> float:
+    highest = float(values.max())
+    if highest == -math.inf:
+        return highest
+    return highest + math.log(np.exp(values - np.float32(highest)).sum(dtype=np.float64))

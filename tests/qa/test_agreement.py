@@ -108,7 +108,8 @@ def decode(context: str, windows: list[Encoding], logits: dict[int, list[list[fl
                     margins[place] = max(margin, margins.get(place, -math.inf))
     total = 1 + sum(map(math.exp, margins.values()))
     place, margin = max(margins.items(), key=lambda one: one[1])
-    return Answer(context[slice(*place)], *place, math.exp(margin) / total, margin)
+    sharing = [one for (start, end), one in margins.items() if start < place[1] and place[0] < end]
+    return Answer(context[slice(*place)], *place, sum(map(math.exp, sharing)) / total, margin)
 
 
 # Short paragraphs, for the time they take; and a few of any length, in many windows.

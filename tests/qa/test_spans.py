@@ -65,7 +65,10 @@ def test_spans_of_each_window_are_those_of_a_double_loop(batch: Batch, longest: 
         found = [(float(margins[i, more]), i, i + more) for i, more in np.argwhere(margins > -np.inf).tolist()]
         assert sorted(found, key=lambda span: (-span[0], span[1], span[2])) == expected
         if expected:
-            assert tuple(spans.best[window]) == expected[0]
+            assert tuple(spans.best[window])[:3] == expected[0]
+            _, first, last = expected[0]
+            mass = math.log(sum(math.exp(margin) for margin, i, j in expected if i <= last and j >= first))
+            assert spans.best[window].log_mass == pytest.approx(mass, abs=1e-5)
             total = math.log(sum(math.exp(margin) for margin, _, _ in expected))
             assert spans.log_totals[window] == pytest.approx(total, abs=1e-5)
         else:
@@ -160,24 +163,32 @@ def test_best_answers_are_those_of_all_windows_sorted_at_once(
     assert math.exp(with_nothing([best.log_total])) == pytest.approx(total, rel=1e-5)
     everywhere = [context.characters(i, j) for i in range(len(context.ids)) for j in range(i, len(context.ids))]
     answers: list[Answer] = []
-    taken: list[tuple[int, int]] = []
-    for negative, first, last in expected:
+    left = expected
+    while left:
+        negative, first, last = left[0]
         start, end = context.characters(first, last)
-        text = context.text[start:end]
-        seen = text in [answer.text for answer in answers]
-        overlaps = any(start < other_end and other_start < end for other_start, other_end in taken)
-        if not (seen if overlap else overlaps):
-            answers.append(Answer(text, start, end, math.exp(-negative) / total, -negative))
-            tokens = context.ids[first : last + 1].tolist()
-            taken += [
-                (one, other)
-                for one, other in everywhere
-                if context.text[one:other] == text and token_ids(context, one, other) == tokens
-            ]
+        text, tokens = context.text[start:end], context.ids[first : last + 1].tolist()
+        sharing = left[:1] if overlap else [one for one in left if one[1] <= last and one[2] >= first]
+        score = sum(math.exp(-one) for one, _, _ in sharing) / total
+        answers.append(Answer(text, start, end, score, -negative))
+        alike = [
+            (one, other)
+            for one, other in everywhere
+            if context.text[one:other] == text and token_ids(context, one, other) == tokens
+        ]
+        places = {one: context.characters(*one[1:]) for one in left}
+        if overlap:
+            left = [one for one in left if places[one] not in alike]
+        else:
+            left = [one for one in left if not touches(places[one], alike)]
     got = best.answers()
     assert [(*answer[:3], answer.margin) for answer in got] == [(*one[:3], one.margin) for one in answers[:k]]
     np.testing.assert_allclose([one.score for one in got], [one.score for one in answers[:k]], rtol=1e-5)
     assert best.is_empty == (not expected)
+
+
+def touches(place: tuple[int, int], others: list[tuple[int, int]]) -> bool:
+    return any(place[0] < end and start < place[1] for start, end in others)
 
 
 def token_ids(context: Tokens, start: int, end: int) -> list[int]:
@@ -212,14 +223,16 @@ def whole(words: list[str], start: Tensor, end: Tensor, k: int, overlap: bool = 
     return best
 
 
-def test_scores_of_all_spans_and_of_nothing_add_up_to_one() -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_scores_of_all_answers_and_of_nothing_add_up_to_one(overlap: bool) -> None:
     count = 9
     torch.manual_seed(1)
     best = whole(
         [f"{chr(97 + i)}{i}" for i in range(count)], torch.randn(count + 1), torch.randn(count + 1), 1000, True
     )
     answers = best.answers(threshold=0.0)
-    assert len(answers) == count * (count + 1) // 2 + 1
+    if overlap:
+        assert len(answers) == count * (count + 1) // 2 + 1
     assert sum(answer.score for answer in answers) == pytest.approx(1, abs=1e-5)
     assert all(0 < answer.score <= 1 for answer in answers)
 
@@ -242,7 +255,7 @@ def test_score_does_not_change_with_what_is_added_to_all_logits_of_a_window() ->
 
 
 def test_nothing_comes_before_the_first_answer_below_the_threshold() -> None:
-    found = [Found(text, 0, 1, margin) for text, margin in (("a", 3.0), ("b", 1.0), ("c", -2.0))]
+    found = [Found(text, 0, 1, margin, margin) for text, margin in (("a", 3.0), ("b", 1.0), ("c", -2.0))]
     assert ranked(found, None) == found
     for threshold, before in ((3.5, 0), (3.0, 1), (0.0, 2), (-2.0, 3)):
         assert ranked(found, threshold) == [*found[:before], NOTHING, *found[before:]]
