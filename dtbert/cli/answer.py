@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "answer a question about a text, or a file of questions"
 DESCRIPTION = """\
-Answer a question by a span of a text, or of the best of several texts; or a file
-of questions, one JSON object a line, such as
+Answer a question by a span of a text, or of the best of several texts; or a
+file of questions, one JSON object a line, such as
   {"id": 7, "question": "Who wrote it?", "context": "Ada Lovelace wrote it."}
 or an array of such objects, CSV or TSV whose first line names these columns, or
 Parquet (where pyarrow is installed); each but the last may be a .gz.

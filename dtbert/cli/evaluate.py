@@ -33,9 +33,9 @@ second.
 Where some questions have no answer, as in SQuAD 2.0, the model may say so: it
 does where the best span's margin is below the threshold. The figures are then
 also of the questions with and without an answer alone, and with the threshold
-that is best for this file. --choose-threshold writes that as no_answer.json into
-the model's folder, from where it is the model's: choose it on questions that you
-do not report on.
+that is best for this file. --choose-threshold writes that as no_answer.json
+into the model's folder, from where it is the model's: choose it on questions
+that you do not report on.
 
 MACs are a mean over the questions, each of them the sum over its windows:
   executed          what dtbert computes with the schedule

@@ -78,17 +78,21 @@ class WindowSpans:
         # Entry [w, i, j] is the span that starts at i and has j + 1 tokens.
         ends = F.pad(ends, (0, width - 1), value=-math.inf).unfold(1, width, 1)
         self._margins = starts[:, :, None] + ends  # [W, length, width]
-        flat = self._margins.flatten(1)
-        totals = flat.logsumexp(1)
         # Of equal values, max names the first.
-        best, at = flat.max(1)
-        first, more = (at // width)[:, None, None], (at % width)[:, None, None]
-        begins, lengths = column[:, None], torch.arange(width, device=column.device)
-        apart = (begins > first + more) | (begins + lengths < first)
-        log_mass = self._margins.masked_fill(apart, -math.inf).flatten(1).logsumexp(1)
+        best, at = self._margins.flatten(1).max(1)
+        base = best.masked_fill(best == -math.inf, 0)
+        weights = (self._margins - base[:, None, None]).exp_()
+        log_totals = base + weights.sum((1, 2)).log()
+        # The rows from which spans reach the best one: at most so many before its first token, and its own.
+        first, last = (at // width)[:, None], (at // width + at % width)[:, None]
+        near = torch.arange(min(2 * width - 1, length), device=column.device)
+        near = (first - width + 1).clamp_(min=0, max=length - len(near)) + near
+        shares = (near <= last)[:, :, None] & (near[:, :, None] + column[:width] >= first[:, :, None])
+        weights = weights[torch.arange(len(near), device=column.device)[:, None], near].mul_(shares)
+        log_mass = base + weights.sum((1, 2)).log()
         # All in one wait for the device; a place is exact in float32.
-        checked = totals.nan_to_num(math.nan, math.inf, 0) + 0 * nothing
-        found = torch.stack([best, at.float(), log_mass, totals, checked]).tolist()
+        checked = log_totals.nan_to_num(math.nan, math.inf, 0) + 0 * nothing
+        found = torch.stack([best, at.float(), log_mass, log_totals, checked]).tolist()
         if not all(map(math.isfinite, found[4])):
             raise ValueError(
                 f"the model gave logits that are NaN or infinite in {start_logits.dtype}: its weights are damaged, or "

@@ -187,17 +187,17 @@ class SpanPlaces(NamedTuple):
 
 def span_places(examples: Sequence[Example], parts: Sequence[Part], device: torch.device) -> SpanPlaces:
     """Where spans may lie among the rows of `pack`'s batch of these windows, in one transfer to the device."""
-    edges: list[NDArray[np.int64]] = []
-    windows = np.empty((3, len(parts)), np.int64)
+    everything = np.zeros(3 * len(parts) + sum(part.num_tokens for part in parts), np.int64)
+    windows, edges = everything[: 3 * len(parts)].reshape(-1, 3), everything[3 * len(parts) :]
     cls = 0
     for window, (row, begin, end, num_tokens) in enumerate(parts):
-        first = len(examples[row].question.ids) + 2
-        edges += [np.zeros(first, np.int64), examples[row].context.edges[begin:end], np.zeros(1, np.int64)]
-        windows[:, window] = cls, cls + first, end - begin
+        first = cls + len(examples[row].question.ids) + 2
+        edges[first : first + end - begin] = examples[row].context.edges[begin:end]
+        windows[window] = cls, first, end - begin
         cls += num_tokens
-    everything = to_device(torch.from_numpy(np.concatenate([windows.ravel(), *edges])), device)
-    cls_rows, firsts, counts = everything[: windows.size].view(3, -1).unbind()
-    return SpanPlaces(cls_rows, firsts, counts, everything[windows.size :], int(windows[2].max()))
+    there = to_device(torch.from_numpy(everything), device)
+    cls_rows, firsts, counts = there[: windows.size].view(-1, 3).unbind(1)
+    return SpanPlaces(cls_rows, firsts, counts, there[windows.size :], int(windows[:, 2].max()))
 
 
 def windows(example: Example, cls: int, sep: int) -> list[Window]:
