@@ -188,7 +188,7 @@ class QuestionAnswerer:
         return found
 
     def top(self, question: str, context: str, k: int, **asking: Unpack[Asking]) -> list[Answer]:
-        """The ``k`` best answers, best first; fewer where the context has no more.
+        """The ``k`` best answers, best first by their margin; fewer where the context has no more.
 
         They are of distinct text: one that occurs several times counts once, at its best place. Unless ``overlap``
         says otherwise none overlaps a better one, nor the same words elsewhere. Otherwise as calling the answerer.
