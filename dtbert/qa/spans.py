@@ -222,8 +222,10 @@ class BestAnswers:
             if self._overlap:
                 margins[alike, more] = -np.inf
                 continue
-            for place in alike:
-                taken[slice(*self._touching(place, place + more))] = 1
+            begin, end = self._touching(first, first + more)
+            changes = np.bincount([begin, *alike], minlength=length + 1)
+            changes -= np.bincount([end, *(place + more + 1 for place in alike)], minlength=length + 1)
+            taken[changes.cumsum() > 0] = 1
             before = np.concatenate([[0], taken.cumsum()])
             ends = np.minimum(np.arange(length)[:, None] + np.arange(1, width + 1), length)
             margins[before[ends] > before[:length, None]] = -np.inf
