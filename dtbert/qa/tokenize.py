@@ -30,6 +30,8 @@ _GRAPHEME = regex.compile(r"\X")
 _BEGINS_GRAPHEME = regex.compile(
     r"(?<!\p{GCB=Prepend})[\p{GCB=Other}--\p{Extended_Pictographic}--\p{InCB=Consonant}]", regex.V1 | regex.REVERSE
 )
+# Regional indicators, of which two make a flag; found backwards.
+_FLAGS = regex.compile(r"\p{GCB=Regional_Indicator}+", regex.REVERSE)
 
 # Marks in `Tokens.edges`.
 BEGINS, ENDS = 1, 2
@@ -63,10 +65,16 @@ class Tokens(NamedTuple):
 
 def _grapheme_around(text: str, place: int) -> tuple[int, int]:
     """The grapheme that a place between two characters cuts; the place twice where it cuts none (UAX 29)."""
-    before = _BEGINS_GRAPHEME.search(text, 0, place)
-    for grapheme in _GRAPHEME.finditer(text, 0 if before is None else before.start()):
+    flags = _FLAGS.match(text, 0, place)
+    if flags:
+        # Two characters each: the pattern of graphemes would count all of them again at every one.
+        begin = place - (1 if (place - flags.start()) % 2 else 2)
+    else:
+        before = _BEGINS_GRAPHEME.search(text, 0, place)
+        begin = 0 if before is None else before.start()
+    for grapheme in _GRAPHEME.finditer(text, begin):
         if grapheme.end() >= place:
-            return (grapheme.start(), grapheme.end()) if grapheme.end() > place else (place, place)
+            return (grapheme.start(), grapheme.end()) if grapheme.start() < place < grapheme.end() else (place, place)
     return place, place
 
 

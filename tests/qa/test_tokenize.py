@@ -281,7 +281,26 @@ def test_words_of_scripts_with_particles_or_without_spaces_may_be_cut(text: str)
     assert tokens.offsets[tokens.edges & BEGINS > 0, 0].tolist() == graphemes
 
 
-GRAPHEMES = ["🇩🇪", "🇫🇷", "👩‍👩‍👧", "क्षि", "e\u0301\u0323", "👍🏽", "한", "a", " ", "ﷺ", "\u0600\u0661", "#️⃣", "z"]
+GRAPHEMES = [
+    *(),
+    *(),
+]
+    "🇩🇪",
+    "🇩🇪\u0301",
+    "🇩",
+    "🇫🇷",
+    "👩‍👩‍👧",
+    "क्षि",
+    "e\u0301\u0323",
+    "👍🏽",
+    "한",
+    "a",
+    " ",
+    "ﷺ",
+    "\u0600\u0661",
+    "#️⃣",
+    "z",
+]
 
 
 @given(st.lists(st.sampled_from(GRAPHEMES), min_size=1, max_size=12), st.data())
@@ -296,3 +315,11 @@ def test_characters_of_tokens_cut_no_grapheme(parts: list[str], data: st.DataObj
     start, end = tokens.characters(first, last)
     assert start == max(edge for edge in edges if edge <= first)
     assert end == min(edge for edge in edges if edge >= last + 1)
+
+
+def test_graphemes_of_a_long_text_without_words_are_found_in_linear_time() -> None:
+    text = "🇩🇪" * 100_000
+    places = np.array([[0, 1], [1, len(text) - 1]])
+    tokens = Tokens(text, np.zeros(2, np.int64), places, np.full(2, BEGINS + ENDS))
+    # Looked for from the beginning, each flag would count all before it: minutes.
+    assert tokens.characters(1, 1) == (0, len(text))
