@@ -1,7 +1,6 @@
 """The answerer: one question or any number, on a tiny model, and on one that knows a single word."""
 
 import itertools
-import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,11 +19,7 @@ from dtbert.model import PackedBatch, SpanLogits
 from dtbert.qa import Answer, PairError, QuestionAnswerer, load_tokenizer, reading
 from dtbert.qa.answerer import BUFFER_CHARACTERS_PER_TOKEN
 from dtbert.weights import resolve_source
-from tests.qa.conftest import make_model
-
-NEEDLE = "treasure"  # a token of its own
-QUESTION = "Who wrote the letter?"
-LETTER = "The letter was written by Ada Lovelace in 1843, and Charles Babbage answered it."
+from tests.qa.conftest import LETTER, NEEDLE, QUESTION, make_model, same
 
 
 def make_pairs(count: int) -> Iterator[tuple[str, str]]:
@@ -44,25 +39,6 @@ def count_batches(answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(answerer.model, "forward_packed", counting)
     return sizes
-
-
-@pytest.fixture
-def finder(make_answerer: Callable[..., QuestionAnswerer], monkeypatch: pytest.MonkeyPatch) -> QuestionAnswerer:
-    """An answerer whose model is sure of the needle and of nothing else."""
-    answerer = make_answerer()
-    needle = tokenizer_ids(answerer.tokenizer, NEEDLE)[0]
-
-    def forward(batch: PackedBatch, schedule: LengthSchedule | None = None) -> SpanLogits:
-        logits = torch.where(batch.input_ids == needle, 20.0, 0.0)
-        return SpanLogits(logits, logits)
-
-    monkeypatch.setattr(answerer.model, "forward_packed", forward)
-    return answerer
-
-
-def tokenizer_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
 
 
 def test_shipped_model_answers_a_question() -> None:
@@ -161,166 +137,6 @@ def test_word_too_long_for_an_answer_still_has_one(
     assert context[answer.start : answer.end] == answer.text
 
 
-KEYS = {"where": f"The {NEEDLE} is here.", "b": "Nothing is here.", "c": "Nor here, or here."}
-
-
-def test_best_answers_of_documents_are_the_best_of_their_own_answers(finder: QuestionAnswerer) -> None:
-    expected = sorted(
-        ((name, answer) for name, text in KEYS.items() for answer in finder.top("Where?", text, 9)),
-        key=lambda one: -one[1].margin,
-    )
-    for documents in (KEYS, KEYS.items(), iter([[name, text] for name, text in KEYS.items()])):
-        found = finder.answer_documents("Where?", documents, 5)
-        assert [(name, answer[:3], answer.margin) for name, answer in found] == [
-            (name, answer[:3], answer.margin) for name, answer in expected[:5]
-        ]
-    assert found[0][:1] + found[0].answer[:1] == ("where", NEEDLE)
-    assert [one.document for one in finder.answer_documents("Where?", list(KEYS.values()))] == [0]
-
-
-def test_scores_of_documents_are_probabilities_among_the_spans_of_all(answerer: QuestionAnswerer) -> None:
-    documents = {"a": "one two", "b": "three", "c": "one two three"}
-    found = answerer.answer_documents("Which?", documents, 100, overlap=True, no_answer=True)
-    assert len(found) == 3 + 1 + 6 + 1
-    assert sum(answer.score for _, answer in found) == pytest.approx(1, abs=1e-5)
-    (nothing,) = (one for one in found if one.document is None)
-    assert nothing.answer[:3] == ("", 0, 0)
-    odds = [math.exp(answer.margin) * nothing.answer.score for _, answer in found]
-    assert [answer.score for _, answer in found] == pytest.approx(odds, rel=1e-5)
-    assert answerer.answer_documents("Which?", documents, no_answer=True, threshold=1e9)[0] == nothing
-
-
-def test_documents_are_read_in_bounded_memory(finder: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BUFFER_PAIRS", 7)
-    documents = ((number, f"It is {NEEDLE if number == 61 else 'elsewhere'}.") for number in range(100))
-    ((name, answer),) = finder.answer_documents("Where?", documents)
-    assert (name, answer.text) == (61, NEEDLE)
-
-
-def test_documents_without_words_are_named_or_skipped(finder: QuestionAnswerer) -> None:
-    documents = {"blank": " ", "good": NEEDLE, "nul": "\0"}
-    with pytest.raises(ValueError, match="document 'blank': the context is blank"):
-        finder.answer_documents("Where?", documents)
-    assert [one.document for one in finder.answer_documents("Where?", documents, 3, errors="skip")] == ["good"]
-    assert finder.answer_documents("Where?", [], no_answer=True)[0].answer == Answer("", 0, 0, 1.0, 0.0)
-    assert finder.answer_documents("Where?", []) == []
-    with pytest.raises(ValueError, match="the question is empty"):
-        finder.answer_documents("", documents, errors="skip")
-    with pytest.raises(ValueError, match="question has 400 tokens"):
-        finder.answer_documents("why " * 400, documents, errors="skip")
-    with pytest.raises(TypeError, match="documents is one text"):
-        finder.answer_documents("Where?", "the text")
-    with pytest.raises(TypeError, match=r"document 1 must be a text or \(name, text\), not int"):
-        finder.answer_documents("Where?", ["a", 7])  # type: ignore[list-item]
-
-
-def test_nothing_is_an_answer_where_it_is_asked_for(finder: QuestionAnswerer) -> None:
-    there, not_there = f"It is the {NEEDLE}.", "It rained."
-    assert finder("Where?", there, no_answer=True) == finder("Where?", there)
-    spans = len(finder.top("Where?", not_there, 99, overlap=True))
-    # All spans are as likely as nothing.
-    nothing = Answer("", 0, 0, pytest.approx(1 / (spans + 1), rel=1e-5), 0.0)
-    assert finder("Where?", not_there, no_answer=True, threshold=0.1) == nothing
-    assert finder("Where?", not_there, no_answer=True).text == "It"
-    assert finder("Where?", not_there).text == "It"
-    found = finder.top("Where?", there, 3, no_answer=True, threshold=0.1)
-    assert [answer.text for answer in found] == [NEEDLE, "", "It"]
-    pairs = [("Where?", there), ("Where?", not_there)]
-    many = finder.answer_many(pairs, no_answer=True, threshold=0.1)
-    assert [answer.text for answer in many] == [NEEDLE, ""]
-
-
-def test_threshold_is_the_answerers_own_unless_given(make_answerer: Callable[..., QuestionAnswerer]) -> None:
-    margin = make_answerer()(QUESTION, LETTER).margin
-    for threshold, text in ((margin + 1, ""), (margin - 1, make_answerer()(QUESTION, LETTER).text)):
-        answerer = make_answerer(threshold=threshold)
-        assert answerer.threshold == threshold
-        assert answerer(QUESTION, LETTER, no_answer=True).text == text
-        assert answerer(QUESTION, LETTER, no_answer=True, threshold=margin + 1).text == ""
-    assert make_answerer().threshold == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"threshold": 1.0}, ValueError, "give no_answer=True with it"),
-        ({"threshold": "1", "no_answer": True}, TypeError, "threshold must be a number, not '1'"),
-        ({"threshold": math.nan, "no_answer": True}, ValueError, "not NaN"),
-        ({"no_answer": 1}, TypeError, "no_answer must be True or False, not 1"),
-        ({"overlap": None}, TypeError, "overlap must be True or False, not None"),
-        ({"handle_impossible_answer": True}, TypeError, "no option 'handle_impossible_answer': write no_answer=True"),
-        ({"max_answer_len": 15}, TypeError, "max_answer_len.* max_answer_tokens"),
-        ({"doc_stride": 64}, TypeError, "doc_stride.* stride"),
-        ({"max_seq_len": 384}, TypeError, "max_seq_len.* window"),
-        ({"topk": 2}, TypeError, "topk.* top_k"),
-        ({"colour": 2}, TypeError, "no option 'colour': there are budget, no_answer, overlap, schedule, threshold"),
-    ],
-)
-def test_options_of_a_call_are_checked(
-    answerer: QuestionAnswerer, options: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    for call in (answerer, lambda *pair, **more: answerer.top(*pair, 1, **more)):
-        with pytest.raises(error, match=message):
-            call(QUESTION, LETTER, **options)
-    with pytest.raises(error, match=message):
-        answerer.answer_many([], **options)
-    with pytest.raises(error, match=message):
-        answerer.answer_documents(QUESTION, [], **options)
-
-
-def test_load_says_what_transformers_options_are_called_here() -> None:
-    with pytest.raises(TypeError, match=r"max_seq_len.* window"):
-        QuestionAnswerer.load(max_seq_len=384)  # type: ignore[call-arg]
-
-
-def test_calls_of_transformers_pipeline_are_understood(answerer: QuestionAnswerer) -> None:
-    other = "Zoe wrote it."
-    one, two = answerer(QUESTION, LETTER), answerer("Who?", other)
-    best = answerer.top(QUESTION, LETTER, 2)
-    first, second = {"question": QUESTION, "context": LETTER, "id": 7}, {"question": "Who?", "context": other}
-    calls: list[tuple[Any, Any]] = [
-        (answerer(question=QUESTION, context=LETTER), one),
-        (answerer(question=QUESTION, context=LETTER, top_k=2), best),
-        (answerer(first), one),
-        (answerer(first, top_k=2), best),
-        (answerer([first, second]), [one, two]),
-        (answerer([first], top_k=2), [best]),
-        (answerer([first]), [one]),
-        (answerer(question=[QUESTION, "Who?"], context=[LETTER, other]), [one, two]),
-        (answerer(question=(QUESTION, "Who?"), context=LETTER), [one, answerer("Who?", LETTER)]),
-        (list(answerer.answer_many([first, (QUESTION, LETTER)])), [one, one]),
-        (answerer([]), []),
-    ]
-    for got, expected in calls:
-        same(flat(got), flat(expected))
-        assert isinstance(got, Answer) == isinstance(expected, Answer)
-
-
-def flat(found: Any) -> list[Answer]:
-    return [found] if isinstance(found, Answer) else [answer for one in found for answer in flat(one)]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ((QUESTION,), TypeError, "the context is missing"),
-        ((7,), TypeError, "the context is missing"),
-        (({"question": QUESTION},), ValueError, "no 'context'; it has 'question'"),
-        (({"question": QUESTION, "context": LETTER}, LETTER), TypeError, "a dictionary, which has a context already"),
-        (([QUESTION], [LETTER, LETTER]), ValueError, "1 questions and 2 contexts"),
-        (([QUESTION, ""], LETTER), ValueError, "^pair 1: the question is empty"),
-        ((QUESTION, [LETTER]), TypeError, "answer_documents"),
-        ((QUESTION, ""), ValueError, "^the context is empty"),
-        (([QUESTION],), TypeError, "^pair 0: expected"),
-    ],
-)
-def test_call_says_what_does_not_belong_together(
-    answerer: QuestionAnswerer, arguments: tuple[Any, ...], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        answerer(*arguments)
-
-
 def test_top_gives_fewer_answers_where_there_are_no_more(answerer: QuestionAnswerer) -> None:
     answers = answerer.top(QUESTION, "one two", 10, no_answer=True, overlap=True)
     assert sorted(answer.text for answer in answers) == ["", "one", "one two", "two"]
@@ -331,11 +147,6 @@ def test_top_gives_fewer_answers_where_there_are_no_more(answerer: QuestionAnswe
 def test_answers_are_at_most_as_long_as_asked(make_answerer: Callable[..., QuestionAnswerer]) -> None:
     answers = make_answerer(max_answer_tokens=2).top(QUESTION, "a b c d", 100, overlap=True)
     assert sorted(answer.text for answer in answers) == ["a", "a b", "b", "b c", "c", "c d", "d"]
-
-
-def same(got: list[Answer], expected: list[Answer]) -> None:
-    assert [answer[:3] for answer in got] == [answer[:3] for answer in expected]
-    assert [answer.score for answer in got] == pytest.approx([answer.score for answer in expected], rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", [None, LengthSchedule.ratios([0.9, 0.4])], ids=["all", "dropping"])

@@ -282,9 +282,6 @@ def test_words_of_scripts_with_particles_or_without_spaces_may_be_cut(text: str)
 
 
 GRAPHEMES = [
-    *(),
-    *(),
-]
     "🇩🇪",
     "🇩🇪\u0301",
     "🇩",
