@@ -70,7 +70,7 @@ class WindowSpans:
         length = places.length
         width = min(max_answer_tokens, length)
         column = torch.arange(length, device=start_logits.device)
-        rows = (places.firsts[:, None] + column).clamp_(max=len(start_logits) - 1)
+        rows = (places.firsts[:, None] + column).clamp_(max=len(places.edges) - 1)
         edges = places.edges[rows].masked_fill_(column >= places.counts[:, None], 0)
         nothing = start_logits[places.cls].float() + end_logits[places.cls].float()
         starts = (start_logits.float()[rows] - nothing[:, None]).masked_fill_(edges & BEGINS == 0, -math.inf)
