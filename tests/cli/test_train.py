@@ -78,7 +78,9 @@ def test_train_starts_from_a_bare_encoder(run: Run, train: Path, tmp_path: Path)
 
 
 def test_train_lists_answers_out_of_place_and_strict_stops(run: Run, model_folder: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "train.json", question("good"), *(question(f"bad{index}", TWICE, at=3) for index in range(22)))
+    file = write(
+        tmp_path / "train.json", question("good"), *(question(f"bad{index}", TWICE, at=3) for index in range(22))
+    )
     command = ("train", "--model", model_folder, "--train", file, *SMALL)
     lenient = run(*command, "--out", tmp_path / "run")
     assert lenient.status == 0
