@@ -16,7 +16,7 @@ REVISION_HELP = "branch, tag or commit of a hub id"
 THREADS_HELP = "CPU threads (default: torch's choice)"
 QUIET_HELP = "no progress bar (there is none outside a terminal)"
 
-WINDOW, STRIDE = 384, 128
+WINDOW, STRIDE, MAX_ANSWER_TOKENS = 384, 128, 30
 DTYPES = ("float32", "bfloat16", "float16")
 
 SCHEDULE_HELP = """\
@@ -51,10 +51,31 @@ def add_window_options(group: Any) -> None:
     group.add_argument("--stride", type=int, default=STRIDE, metavar="N", help=f"tokens that windows share ({STRIDE})")
 
 
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """What `answer` and `evaluate` may say of windows and answers."""
+    group = parser.add_argument_group("windows and answers")
+    add_window_options(group)
+    longest = f"longest answer, in tokens ({MAX_ANSWER_TOKENS})"
+    group.add_argument("--max-answer-tokens", type=positive, default=MAX_ANSWER_TOKENS, metavar="N", help=longest)
+    group.add_argument("--no-answer", action="store_true", help='the answer may be that there is none, which is ""')
+    group.add_argument(
+        "--threshold",
+        type=float,
+        metavar="M",
+        help="margin below which there is no answer (default: of the model's no_answer.json, else 0)",
+    )
+
+
 def other_windows(arguments: argparse.Namespace) -> dict[str, int]:
     """Window and stride where they are not the default: what a run is compared by, beside what it always was."""
     given = {"window": arguments.window, "stride": arguments.stride}
     return {} if given == {"window": WINDOW, "stride": STRIDE} else given
+
+
+def check_threshold_is_used(arguments: argparse.Namespace, no_answer: bool) -> None:
+    """Raise ValueError for a threshold that would say nothing."""
+    if arguments.threshold is not None and not no_answer:
+        raise ValueError("--threshold says when there is no answer: give --no-answer with it")
 
 
 def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False) -> None:
@@ -166,7 +187,8 @@ def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) ->
     """The model that the options name, ready to answer; errors as `QuestionAnswerer.load`."""
     from dtbert.qa import QuestionAnswerer
 
-    reading = {"window": arguments.window, "stride": arguments.stride}
+    names = ("window", "stride", "max_answer_tokens", "threshold")
+    reading: Any = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules, **reading)
 
 

@@ -1,6 +1,5 @@
 """`dtbert answer --input --output`: bad lines, and going on after an interruption at any moment."""
 
-import gzip
 import io
 import json
 import multiprocessing
@@ -18,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtbert.cli import batch, main
-from dtbert.cli.batch import Line, chunks, parse_line, read_lines
+from dtbert.cli.batch import chunks
+from dtbert.cli.inputs import Line, Questions
 from dtbert.qa import QuestionAnswerer
 from tests.cli.command import run_command
 from tests.cli.conftest import WORDS, Run
@@ -88,6 +88,7 @@ def test_batch_answers_each_line_in_order(
         "start": best.start,
         "end": best.end,
         "score": pytest.approx(best.score, rel=1e-5),
+        "margin": pytest.approx(best.margin, rel=1e-5),
     }
     assert (second["line"], second["answer"]) == (4, answerer("Where?", "Zo\u00eb wrote it.").text)
     assert "id" not in second
@@ -196,7 +197,9 @@ def test_batch_survives_kills_at_any_moment(
     process.join()
     assert process.exitcode == 1
     assert broken.read_bytes() == unbroken.read_bytes()
-    assert [line["line"] for line in read(broken)] == [line.number for line in read_lines(tmp_path / "q.jsonl")]
+    assert [line["line"] for line in read(broken)] == [
+        line.number for line in Questions.of(tmp_path / "q.jsonl").lines()
+    ]
     assert "Traceback" not in log.read_text()
 
 
@@ -344,45 +347,30 @@ def test_chunks_hold_every_line_and_are_bounded(lines: list[Line]) -> None:
     assert all(sum(len(line.question + line.context) for line in chunk[:-1]) < 40 for chunk in found)
 
 
-@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_parse_line_takes_any_bytes(raw: bytes) -> None:
-    line = parse_line(3, raw)
-    assert line.number == 3
-    assert line.error is not None
-
-
 def test_batch_holds_a_chunk_at_a_time(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "CHUNK_LINES", 4)
     taken: list[int] = []
 
-    def lines(_: Path) -> Any:
+    def lines(_: Questions) -> Any:
         for number in range(1, 41):
             taken.append(number)
             yield Line(number, None, "Who wrote it?", "Ada wrote it.")
 
-    monkeypatch.setattr(batch, "read_lines", lines)
+    monkeypatch.setattr(Questions, "lines", lines)
     answerer = QuestionAnswerer.load(model_folder)
-    for line, fields in batch.results(answerer, tmp_path / "q.jsonl", 0, None, 1):
+    for line, fields in batch.results(answerer, Questions(tmp_path, "lines", False), 0, 1, {}):
         assert "answer" in fields
         assert len(taken) <= line.number + 4
     assert len(taken) == 40
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (gzip.compress(json.dumps(GOOD).encode()), "compressed with gzip"),
-        (json.dumps([GOOD, GOOD]).encode(), "one JSON array"),
-        (json.dumps([GOOD, GOOD], indent=1).encode(), "one JSON array"),
-    ],
-    ids=["gzip", "array", "array over lines"],
-)
-def test_file_that_is_not_of_lines_is_named_once(
-    run: Run, model_folder: Path, tmp_path: Path, content: bytes, said: str
-) -> None:
-    source = tmp_path / "questions"
-    source.write_bytes(content)
-    done = run("answer", "--model", model_folder, "--input", source, "--output", tmp_path / "answers")
-    assert done.status == 2
-    assert done.err.startswith(f"dtbert: error: {source} is {said}")
-    assert not (tmp_path / "answers").exists()
+def test_batch_may_answer_with_nothing(run: Run, command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(GOOD))
+    assert run(*command, "--no-answer", "--threshold", 1e6, "--top", 2).status == 0
+    (line,) = read(tmp_path / "a.jsonl")
+    assert (line["answer"], line["start"], line["end"], line["margin"]) == ("", 0, 0, 0)
+    assert 0 < line["score"] < 1
+    assert line["answers"][1]["answer"] != ""
+    assert "(threshold)" in run(*command, "--no-answer", "--threshold", -1e6, "--top", 2).err
+    assert "(overlap)" in run(*command, "--no-answer", "--threshold", 1e6, "--top", 2, "--overlap").err
+    assert "give --no-answer with it" in run(*command, "--threshold", 1).err
