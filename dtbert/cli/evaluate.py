@@ -16,7 +16,7 @@ from dtbert.cli.options import (
     load_for_schedule,
     positive,
 )
-from dtbert.cli.output import check_output, print_json
+from dtbert.cli.output import check_output, print_json, printable
 from dtbert.files import write_whole
 
 if TYPE_CHECKING:
@@ -59,13 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
     from dtbert.evaluation import evenly_spaced, measure, read_squad
 
     if arguments.predictions is not None:
-        check_output("--predictions", Path(arguments.predictions), arguments.file, arguments.schedule)
+        sources = (arguments.file, arguments.schedule)
+        check_output("--predictions", Path(arguments.predictions), *sources, model=arguments.model)
     questions = evenly_spaced(read_squad(arguments.file), arguments.limit)
     answerer, schedule = load_for_schedule(arguments)
     with tqdm(total=len(questions), unit="q", disable=arguments.quiet or None) as bar:
         found = measure(answerer, questions, schedule, on_answers=bar.update)
     for identifier, reason in found.unreadable.items():
-        print(f"dtbert: question {identifier} counts as wrong: {reason}", file=sys.stderr)
+        print(printable(f"dtbert: question {identifier} counts as wrong: {reason}"), file=sys.stderr)
     if arguments.predictions is not None:
         write_whole(Path(arguments.predictions), json.dumps(found.predictions, ensure_ascii=False) + "\n")
     report = {

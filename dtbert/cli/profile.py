@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     for option, path in (("--plot", arguments.plot), ("--trace", arguments.trace)):
         if path is not None:
-            check_output(option, Path(path), arguments.lengths, arguments.schedule)
+            check_output(option, Path(path), arguments.lengths, arguments.schedule, model=arguments.model)
     if arguments.plot is not None:
         check_plot(Path(arguments.plot))
     if arguments.size is not None and (arguments.model, arguments.revision) != (None, None):
