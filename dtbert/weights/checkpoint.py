@@ -1,17 +1,21 @@
-"""Reading a checkpoint: its config, its tensors from a mapped file, and whether the two fit."""
+"""Reading a checkpoint: its config, its tensors one by one, and whether the two fit."""
 
 import logging
+import math
+import re
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dtbert.files import file_sha256
 from dtbert.model import BertConfig
+from dtbert.weights.header import read_header
 from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, is_known_extra
 
 # In the order of preference.
@@ -24,7 +28,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 _REMAP_BYTES = 16 * 2**20
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
-_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAFETENSORS_DTYPES |= {"I8": "int8", "U8": "uint8"}
+
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+_LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
+# So many layers may be missing, or twice those that are there, and each of their tensors is listed.
+_MORE_LAYERS = 100
 
 # How files begin that lie about under the name of weights.
 _OTHER_FILES = {
@@ -48,6 +58,10 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
 
+    def nbytes(self) -> int:
+        """The bytes of its values, of those dtypes that are read."""
+        return math.prod(self.shape) * _BYTES.get(self.dtype, 0)
+
 
 class Source(NamedTuple):
     """Where a tensor comes from: its name in the file, and that of its scale if it is int8."""
@@ -57,7 +71,7 @@ class Source(NamedTuple):
 
 
 class TensorFile(ABC):
-    """Named tensors in a file that is mapped into memory.
+    """Named tensors in a file, of which one is in memory at a time.
 
     Raises:
         OSError: the file cannot be read.
@@ -92,6 +106,11 @@ class TensorFile(ABC):
         self._bytes_read += tensor.nbytes
         return tensor
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._state[1]
+
     def _stat(self) -> tuple[int, int, int]:
         stat = self.path.stat()
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -99,22 +118,31 @@ class TensorFile(ABC):
 
 class SafetensorsFile(TensorFile):
     def _open(self) -> None:
+        self._mapped = False
         try:
-            self._handle: Any = safe_open(self.path, "pt")
-        except SafetensorError as error:
+            self._entries = read_header(self.path)
+        except ValueError as error:
             reason = _what_else(self.path) or str(error)
             raise CheckpointError(f"{self.path} is not a whole safetensors file: {reason}") from error
 
     def describe(self) -> list[StoredTensor]:
-        described = []
-        for name in list(self._handle.keys()):
-            part = self._handle.get_slice(name)
-            dtype = part.get_dtype()
-            described.append(StoredTensor(name, tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype)))
-        return described
+        return [
+            StoredTensor(name, entry.shape, _SAFETENSORS_DTYPES.get(entry.dtype, entry.dtype))
+            for name, entry in self._entries.items()
+        ]
 
     def _view(self, name: str) -> Tensor:
-        return self._handle.get_tensor(name)
+        entry = self._entries[name]
+        size = entry.end - entry.begin
+        # Memory of its own, which goes back to the machine at once, where malloc would keep it.
+        values = mmap(-1, max(size, 1))
+        with self.path.open("rb") as file:
+            file.seek(entry.begin)
+            received = file.readinto(values)
+        if received < size or self._stat() != self._state:
+            raise CheckpointError(f"{self.path} changed while it was read: load it again")
+        dtype = getattr(torch, _SAFETENSORS_DTYPES[entry.dtype])
+        return torch.frombuffer(values, dtype=torch.uint8)[:size].view(dtype).view(entry.shape)
 
 
 class PickleFile(TensorFile):
@@ -130,6 +158,8 @@ class PickleFile(TensorFile):
         # Files from before torch 1.6 are no archives and cannot be mapped: they are read once, and let go by tensor.
         with self.path.open("rb") as file:
             self._mapped = file.read(2) == b"PK"
+        if self._mapped and _unpacks(self.path):
+            raise CheckpointError(f"{self.path} is compressed, as torch writes no file: unpack it, and save it anew")
         try:
             content: Any = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
         except OSError:
@@ -142,8 +172,7 @@ class PickleFile(TensorFile):
                 f"{self.path} is not a whole pickle of tensors, and nothing else is read: {reason}"
             ) from error
         if not isinstance(content, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
-            for name, tensor in content.items()
+            isinstance(name, str) and _is_dense(tensor) for name, tensor in content.items()
         ):
             raise CheckpointError(f"{self.path} must hold a dictionary of names and dense tensors, and does not")
         self._tensors: dict[str, Tensor] = content
@@ -156,6 +185,32 @@ class PickleFile(TensorFile):
 
     def _view(self, name: str) -> Tensor:
         return self._tensors.pop(name).detach()
+
+
+def _extremes(tensor: Tensor) -> Tensor:
+    # As float32 has them: in that, or in less, they are computed with.
+    return torch.stack(torch.aminmax(tensor)).float()
+
+
+def _unpacks(path: Path) -> bool:
+    """Whether an archive holds more than its own size: torch packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # torch says what is wrong with it
+        return False
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    return packed or sum(entry.file_size for entry in entries) > path.stat().st_size
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether this is a tensor on the CPU all of whose values lie in memory: of a view, one may stand for millions."""
+    return (
+        isinstance(value, Tensor)
+        and not (value.is_nested or value.is_meta or value.is_quantized)
+        and value.layout == torch.strided
+        and value.nbytes <= value.untyped_storage().nbytes()
+    )
 
 
 def _what_else(path: Path) -> str:
@@ -182,7 +237,7 @@ class Checkpoint(NamedTuple):
 
     def check_finite(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise CheckpointError if a tensor made from this checkpoint, given by hub name, holds NaN or infinity."""
-        broken = [name for name, tensor in tensors.items() if not torch.stack(torch.aminmax(tensor)).isfinite().all()]
+        broken = [name for name, tensor in tensors.items() if not _extremes(tensor).isfinite().all()]
         if broken:
             names = ", ".join(sorted(broken))
             raise CheckpointError(f"{self.file.path} holds NaN, infinity, or values too large for the dtype in {names}")
@@ -249,10 +304,31 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if prefix:
         logger.warning("%s: every name begins with the prefix %r, which is taken off", file, prefix)
     for tensor in described:
+        if not tensor.name.isprintable():
+            raise CheckpointError(
+                f"{file} holds a tensor of the name {tensor.name!r:.80}, which would steer a terminal"
+            )
         twin = stored.setdefault(canonical_name(tensor.name.removeprefix(prefix)), tensor)
         if twin is not tensor:
             raise CheckpointError(f"{file} holds one tensor under two names: {twin.name} and {tensor.name}")
+    _check_sizes(config, tensors, stored)
     return Checkpoint(folder, config, tensors, stored)
+
+
+def _check_sizes(config: BertConfig, file: TensorFile, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError where a model of these sizes, or these tensors, take memory that the file does not explain.
+
+    What else does not fit is listed by `Checkpoint.match`.
+    """
+    layers = len({found[1] for name in stored if (found := _LAYER.match(name))})
+    if config.num_hidden_layers > 2 * layers + _MORE_LAYERS:
+        raise CheckpointError(
+            f"{file.path} does not fit its config.json: that has {config.num_hidden_layers:,} layers, the file {layers}"
+        )
+    # Tensors may share their values, as the words and the head of pretraining do, but not all of them.
+    taken = sum(tensor.nbytes() for tensor in stored.values())
+    if taken > 4 * file.size:
+        raise CheckpointError(f"{file.path} holds {file.size:,} bytes, its tensors would take {taken:,}")
 
 
 def weights_file(path: Path) -> Path:
