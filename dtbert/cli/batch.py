@@ -272,7 +272,7 @@ def _check_paths(source: Path, output: Path, model: str | None) -> None:
         if str(path.absolute().parent) in _STREAMS or (path.exists() and not path.is_file()):
             raise ValueError(f"--output {output}: {path} is no regular file: what was written is read again")
     check_output(f"--output {output} needs a file for its settings:", record, source, model=model)
-    if record.exists() and not _is_record(record):
+    if record.is_symlink() or (record.exists() and not _is_record(record)):
         raise FileExistsError(
             f"--output {output} would replace {record}, which is there already and is no run's: name another --output"
         )

@@ -15,7 +15,9 @@ _MODEL_FILE = re.compile(
 def print_json(fields: dict[str, Any]) -> None:
     """Print one JSON object, with its characters as they are where stdout can show them all."""
     unicode = sys.stdout is not None and (sys.stdout.encoding or "").lower() == "utf-8"
-    print(json.dumps(fields, ensure_ascii=not unicode))
+    text = json.dumps(fields, ensure_ascii=not unicode)
+    # Of the characters that steer terminals JSON escapes those of ASCII alone.
+    print(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def printable(text: str) -> str:

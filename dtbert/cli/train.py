@@ -19,7 +19,7 @@ from dtbert.cli.options import (
     parse_schedule,
     positive,
 )
-from dtbert.cli.output import print_json
+from dtbert.cli.output import print_json, printable
 from dtbert.cli.processes import agree, joined
 from dtbert.files import text_sha256
 from dtbert.training import Distillation, LengthDrop, TrainingOptions
@@ -257,7 +257,7 @@ def _warn_of_all(unusable: list[str], unreadable: dict[str, str]) -> None:
     ):
         lines = [f"{len(found)} questions {what}", *(f"  {line}" for line in found[:20])] if found else []
         for line in [*lines, f"  and {len(found) - 20} more"] if len(found) > 20 else lines:
-            print(f"dtbert: {line}", file=sys.stderr)
+            print(printable(f"dtbert: {line}"), file=sys.stderr)
 
 
 def _teacher(

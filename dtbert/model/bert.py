@@ -11,6 +11,7 @@ from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
 from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
+from dtbert.model.forks import survive_forks
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import SpanHead
 
@@ -69,6 +70,7 @@ class Bert(nn.Module):
         self.requires_grad_(False)
         self.backend.prepare(self)
         self._prepared = True
+        survive_forks()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights as BERT's: normal with ``initializer_range``, biases 0, LayerNorm 1 and 0."""

@@ -341,6 +341,9 @@ def test_batch_replaces_no_file_that_it_did_not_make(
         assert status == 2
         assert said in err
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "c.jsonl.settings.json").symlink_to(tmp_path / "planted")
+    assert run(*inputs, tmp_path / "c.jsonl").status == 2
+    assert not (tmp_path / "planted").exists()
     for name in ("vocab.txt", "config.json", "model.safetensors"):
         status, _, err = run(*inputs, model_folder / name)
         assert (status, "is a file of the model" in err) == (2, True)
