@@ -164,7 +164,7 @@ def test_batch_goes_on_from_any_byte(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forkserver")
 def test_batch_survives_kills_at_any_moment(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more_kills: int
 ) -> None:
     monkeypatch.setattr(batch, "CHUNK_LINES", 40)
     write_questions(tmp_path / "q.jsonl", 1200)
@@ -184,8 +184,9 @@ def test_batch_survives_kills_at_any_moment(
 
     choose = random.Random(0)
     # The first interruption is Ctrl-C, which tidies up; the others leave no chance to.
-    moments = [1, *sorted(choose.randrange(size // 10, size * 3 // 4) for _ in range(6))]
-    for moment, end in zip(moments, [signal.SIGINT, *[signal.SIGKILL] * 6], strict=True):
+    kills = more_kills or 6
+    moments = [1, *sorted(choose.randrange(size // 10, size * 3 // 4) for _ in range(kills))]
+    for moment, end in zip(moments, [signal.SIGINT, *[signal.SIGKILL] * kills], strict=True):
         process = start()
         while process.exitcode is None and (not broken.exists() or broken.stat().st_size < moment):
             process.join(0.002)
