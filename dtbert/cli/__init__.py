@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"dtbert: error: {message} (see `{self.prog} --help`)\n")
 
 
-class _Plain(logging.Formatter):
+class PlainFormatter(logging.Formatter):
     """Names in files and texts of servers must not steer the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
-    handler.setFormatter(_Plain("dtbert: %(message)s"))
+    handler.setFormatter(PlainFormatter("dtbert: %(message)s"))
     logging.basicConfig(handlers=[handler])
     try:
         status = _run(argv)
@@ -80,10 +80,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_output()
         return 141
     except (ValueError, TypeError, OSError) as error:
-        _forget_output()
-        print(printable(f"dtbert: error: {_message(error)}"), file=sys.stderr)
-        return 2
+        return _fail(_message(error))
+    except (MemoryError, RuntimeError) as error:
+        # torch has no type of its own for a CPU's memory.
+        reason = str(error).strip().partition("\n")[0]
+        if not isinstance(error, MemoryError) and "memory" not in reason:
+            raise
+        return _fail(f"out of memory{f' ({reason})' if reason else ''}: give a smaller batch, file or model")
     return status
+
+
+def _fail(message: str) -> int:
+    _forget_output()
+    print(printable(f"dtbert: error: {message}"), file=sys.stderr)
+    return 2
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -17,6 +17,7 @@ THREADS_HELP = "CPU threads (default: torch's choice)"
 QUIET_HELP = "no progress bar (there is none outside a terminal)"
 
 WINDOW, STRIDE = 384, 128
+_MOST_THREADS = 4096
 DTYPES = ("float32", "bfloat16", "float16")
 
 SCHEDULE_HELP = """\
@@ -43,7 +44,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", metavar="R", help=REVISION_HELP)
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="number format of the computation (default: float32)")
-    group.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    group.add_argument("--threads", type=threads, metavar="N", help=THREADS_HELP)
 
 
 def add_window_options(group: Any) -> None:
@@ -77,6 +78,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def threads(text: str) -> int:
+    """A number of threads, for argparse: no machine has more than the most, and asking for more may end the process."""
+    number = positive(text)
+    if number > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_THREADS} threads, got {text}")
+    return number
 
 
 def _part(text: str) -> float:

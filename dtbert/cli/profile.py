@@ -53,6 +53,7 @@ examples:
 {SCHEDULE_HELP}"""
 
 _BATCH, _LENGTH = 8, 384
+_MOST_TOKENS = 2**31 - 1  # as far as kernels count rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +155,10 @@ def _size(text: str) -> tuple[int, int]:
 
 def _seqlens(arguments: argparse.Namespace) -> list[int]:
     if arguments.lengths is None:
-        return [arguments.length or _LENGTH] * (arguments.batch or _BATCH)
+        length, sequences = arguments.length or _LENGTH, arguments.batch or _BATCH
+        if length * sequences > _MOST_TOKENS:
+            raise ValueError(f"--batch {sequences} of --length {length} are more than {_MOST_TOKENS:,} tokens")
+        return [length] * sequences
     if (arguments.batch, arguments.length) != (None, None):
         raise ValueError("--lengths gives every sequence its own length: leave out --batch and --length")
     return read_lengths(Path(arguments.lengths))
