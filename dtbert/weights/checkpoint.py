@@ -1,7 +1,6 @@
 """Reading a checkpoint: its config, its tensors one by one, and whether the two fit."""
 
 import logging
-import math
 import re
 import zipfile
 from abc import ABC, abstractmethod
@@ -31,7 +30,6 @@ _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SAFETENSORS_DTYPES |= {"I8": "int8", "U8": "uint8"}
 
-_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 _LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
 # So many layers may be missing, or twice those that are there, and each of their tensors is listed.
 _MORE_LAYERS = 100
@@ -57,10 +55,6 @@ class StoredTensor(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: str
-
-    def nbytes(self) -> int:
-        """The bytes of its values, of those dtypes that are read."""
-        return math.prod(self.shape) * _BYTES.get(self.dtype, 0)
 
 
 class Source(NamedTuple):
@@ -105,11 +99,6 @@ class TensorFile(ABC):
         tensor = self._view(name)
         self._bytes_read += tensor.nbytes
         return tensor
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self._state[1]
 
     def _stat(self) -> tuple[int, int, int]:
         stat = self.path.stat()
@@ -175,6 +164,10 @@ class PickleFile(TensorFile):
             isinstance(name, str) and _is_dense(tensor) for name, tensor in content.items()
         ):
             raise CheckpointError(f"{self.path} must hold a dictionary of names and dense tensors, and does not")
+        # Tensors may share their values, as the words and the head of pretraining do, but not all of them.
+        taken, held = sum(tensor.nbytes for tensor in content.values()), self.path.stat().st_size
+        if taken > 4 * held:
+            raise CheckpointError(f"{self.path} holds {held:,} bytes, its tensors would take {taken:,}")
         self._tensors: dict[str, Tensor] = content
 
     def describe(self) -> list[StoredTensor]:
@@ -311,24 +304,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
         twin = stored.setdefault(canonical_name(tensor.name.removeprefix(prefix)), tensor)
         if twin is not tensor:
             raise CheckpointError(f"{file} holds one tensor under two names: {twin.name} and {tensor.name}")
-    _check_sizes(config, tensors, stored)
+    _check_layers(config, file, stored)
     return Checkpoint(folder, config, tensors, stored)
 
 
-def _check_sizes(config: BertConfig, file: TensorFile, stored: Mapping[str, StoredTensor]) -> None:
-    """Raise CheckpointError where a model of these sizes, or these tensors, take memory that the file does not explain.
+def _check_layers(config: BertConfig, file: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError where the config has far more layers than the file: to make them all would take for ever.
 
     What else does not fit is listed by `Checkpoint.match`.
     """
     layers = len({found[1] for name in stored if (found := _LAYER.match(name))})
     if config.num_hidden_layers > 2 * layers + _MORE_LAYERS:
         raise CheckpointError(
-            f"{file.path} does not fit its config.json: that has {config.num_hidden_layers:,} layers, the file {layers}"
+            f"{file} does not fit its config.json: that has {config.num_hidden_layers:,} layers, the file {layers}"
         )
-    # Tensors may share their values, as the words and the head of pretraining do, but not all of them.
-    taken = sum(tensor.nbytes() for tensor in stored.values())
-    if taken > 4 * file.size:
-        raise CheckpointError(f"{file.path} holds {file.size:,} bytes, its tensors would take {taken:,}")
 
 
 def weights_file(path: Path) -> Path:
