@@ -2,7 +2,6 @@
 
 import logging
 import re
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from mmap import mmap
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from dtbert.files import file_sha256
 from dtbert.model import BertConfig
+from dtbert.weights.bounds import is_dense, unpacks
 from dtbert.weights.header import read_header
 from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, is_known_extra
 
@@ -147,7 +147,7 @@ class PickleFile(TensorFile):
         # Files from before torch 1.6 are no archives and cannot be mapped: they are read once, and let go by tensor.
         with self.path.open("rb") as file:
             self._mapped = file.read(2) == b"PK"
-        if self._mapped and _unpacks(self.path):
+        if self._mapped and unpacks(self.path):
             raise CheckpointError(f"{self.path} is compressed, as torch writes no file: unpack it, and save it anew")
         try:
             content: Any = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
@@ -161,7 +161,7 @@ class PickleFile(TensorFile):
                 f"{self.path} is not a whole pickle of tensors, and nothing else is read: {reason}"
             ) from error
         if not isinstance(content, dict) or not all(
-            isinstance(name, str) and _is_dense(tensor) for name, tensor in content.items()
+            isinstance(name, str) and is_dense(tensor) for name, tensor in content.items()
         ):
             raise CheckpointError(f"{self.path} must hold a dictionary of names and dense tensors, and does not")
         # Tensors may share their values, as the words and the head of pretraining do, but not all of them.
@@ -178,32 +178,6 @@ class PickleFile(TensorFile):
 
     def _view(self, name: str) -> Tensor:
         return self._tensors.pop(name).detach()
-
-
-def _extremes(tensor: Tensor) -> Tensor:
-    # As float32 has them: in that, or in less, they are computed with.
-    return torch.stack(torch.aminmax(tensor)).float()
-
-
-def _unpacks(path: Path) -> bool:
-    """Whether an archive holds more than its own size: torch packs nothing."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except Exception:  # torch says what is wrong with it
-        return False
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    return packed or sum(entry.file_size for entry in entries) > path.stat().st_size
-
-
-def _is_dense(value: Any) -> bool:
-    """Whether this is a tensor on the CPU all of whose values lie in memory: of a view, one may stand for millions."""
-    return (
-        isinstance(value, Tensor)
-        and not (value.is_nested or value.is_meta or value.is_quantized)
-        and value.layout == torch.strided
-        and value.nbytes <= value.untyped_storage().nbytes()
-    )
 
 
 def _what_else(path: Path) -> str:
@@ -340,3 +314,8 @@ def model_folder(path: Path) -> Path:
 def weights_sha256(path: Path) -> str:
     """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal."""
     return file_sha256(weights_file(path))
+
+
+def _extremes(tensor: Tensor) -> Tensor:
+    # As float32 has them: in that, or in less, they are computed with.
+    return torch.stack(torch.aminmax(tensor)).float()
