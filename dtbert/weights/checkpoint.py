@@ -1,5 +1,6 @@
 """Reading a checkpoint: its config, its tensors from a mapped file, and whether the two fit."""
 
+import errno
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,27 +13,26 @@ from torch import Tensor
 
 from dtbert.files import file_sha256
 from dtbert.model import BertConfig
+from dtbert.weights.kinds import what_else
 from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, is_known_extra
 
 # In the order of preference.
 WEIGHT_FILES = ("model.safetensors", "model.int8.safetensors", "pytorch_model.bin")
 
 # What may lie beside the weights of a model that reads text.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 # Mapped pages count as memory of the process until the file is unmapped: map it anew after this many bytes.
 _REMAP_BYTES = 16 * 2**20
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
-
-# How files begin that lie about under the name of weights.
-_OTHER_FILES = {
-    b"version https://git-lfs": "it is a Git LFS pointer, which stands for the file: fetch that with `git lfs pull`",
-    b"<!doctype html": "it is a web page: the download went wrong, fetch it again",
-    b"<html": "it is a web page: the download went wrong, fetch it again",
-    b"\x89hdf": "it is an HDF5 file, TensorFlow's: convert it to safetensors where it comes from",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class SafetensorsFile(TensorFile):
         try:
             self._handle: Any = safe_open(self.path, "pt")
         except SafetensorError as error:
-            reason = _what_else(self.path) or str(error)
+            reason = what_else(self.path) or str(error)
             raise CheckpointError(f"{self.path} is not a whole safetensors file: {reason}") from error
 
     def describe(self) -> list[StoredTensor]:
@@ -132,10 +132,10 @@ class PickleFile(TensorFile):
             self._mapped = file.read(2) == b"PK"
         try:
             content: Any = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
-        except OSError:
-            raise
         except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
-            reason = _what_else(self.path) or str(error).strip().partition("\n")[0]
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a seek to before the start gives
+                raise
+            reason = what_else(self.path) or str(error).strip().partition("\n")[0]
             if "weights_only" in reason:  # torch's advice is to run whatever the file holds
                 reason = "it holds something else, or is damaged"
             raise CheckpointError(
@@ -156,16 +156,6 @@ class PickleFile(TensorFile):
 
     def _view(self, name: str) -> Tensor:
         return self._tensors.pop(name).detach()
-
-
-def _what_else(path: Path) -> str:
-    """What a file is that is no file of weights, by its first bytes; empty where they say nothing."""
-    with path.open("rb") as file:
-        beginning = file.read(64)
-    for sign, meaning in _OTHER_FILES.items():
-        if beginning.lstrip().lower().startswith(sign):
-            return meaning
-    return ""
 
 
 class Checkpoint(NamedTuple):
@@ -241,7 +231,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{file}: weights come in a .safetensors or a .bin file, or in a folder with one")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json, which says how large the model is: put it beside {file}")
-    config = BertConfig.from_file(folder / "config.json")
+    config = _config(folder / "config.json")
     tensors = SafetensorsFile(file) if file.suffix == ".safetensors" else PickleFile(file)
     stored: dict[str, StoredTensor] = {}
     described = tensors.describe()
@@ -253,6 +243,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if twin is not tensor:
             raise CheckpointError(f"{file} holds one tensor under two names: {twin.name} and {tensor.name}")
     return Checkpoint(folder, config, tensors, stored)
+
+
+def _config(file: Path) -> BertConfig:
+    try:
+        return BertConfig.from_file(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: {what_else(file)}" if what_else(file) else str(error)) from error
 
 
 def weights_file(path: Path) -> Path:

@@ -362,23 +362,6 @@ def test_prefix_of_every_name_is_taken_off(tmp_path: Path, caplog: pytest.LogCap
     assert repr(prefix) in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
-        (b"\n<!DOCTYPE html><html>Not found</html>", "web page"),
-        (b"\x89HDF\r\n\x1a\n", "HDF5"),
-    ],
-)
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_file_of_another_kind_is_named(tmp_path: Path, name: str, content: bytes, named: str) -> None:
-    folder = write(tmp_path, make_tensors())
-    (folder / "model.safetensors").unlink()
-    (folder / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{name} is not a whole .*: it is an? {named}"):
-        load_model(folder)
-
-
 def test_no_message_advises_to_run_what_a_pickle_holds(tmp_path: Path) -> None:
     folder = write(tmp_path, make_tensors())
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
