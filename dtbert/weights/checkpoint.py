@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +12,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dtbert.files import file_sha256
+from dtbert.files import Json, file_sha256, text_sha256
 from dtbert.model import BertConfig
 from dtbert.weights.kinds import what_else
 from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, is_known_extra
 
 # In the order of preference.
-WEIGHT_FILES = ("model.safetensors", "model.int8.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model.int8.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 # What may lie beside the weights of a model that reads text.
 TOKENIZER_FILES = (
@@ -30,6 +37,8 @@ TOKENIZER_FILES = (
 
 # Mapped pages count as memory of the process until the file is unmapped: map it anew after this many bytes.
 _REMAP_BYTES = 16 * 2**20
+
+_INDEX = ".index.json"
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
@@ -120,12 +129,6 @@ class SafetensorsFile(TensorFile):
 class PickleFile(TensorFile):
     """A ``pytorch_model.bin``, read by torch's unpickler that runs no code."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        logger.warning(
-            "%s: read from a pickle, of tensors alone; `dtbert convert` makes a model.safetensors of it", path
-        )
-
     def _open(self) -> None:
         # Files from before torch 1.6 are no archives and cannot be mapped: they are read once, and let go by tensor.
         with self.path.open("rb") as file:
@@ -156,6 +159,63 @@ class PickleFile(TensorFile):
 
     def _view(self, name: str) -> Tensor:
         return self._tensors.pop(name).detach()
+
+
+class ShardedFile(TensorFile):
+    """Several files of weights, found by the index that lists them."""
+
+    def _open(self) -> None:
+        # Each file maps itself anew.
+        self._mapped = False
+        self._shards: dict[str, TensorFile] = {}
+        self._described: list[StoredTensor] = []
+        listed = shard_names(self.path)
+        for shard in sorted(set(listed.values())):
+            file = self.path.with_name(shard)
+            if not file.is_file():
+                raise FileNotFoundError(f"{self.path} lists {shard}, which is not beside it: fetch all its files")
+            opened = _tensor_file(file)
+            described = opened.describe()
+            self._shards |= {tensor.name: opened for tensor in described}
+            self._described += described
+        held = {name: opened.path.name for name, opened in self._shards.items()}
+        lacking = sorted(name for name, shard in listed.items() if held.get(name) != shard)
+        if lacking:
+            lines = "".join(f"\n  {name}: {listed[name]}" for name in lacking)
+            raise CheckpointError(f"{self.path} lists tensors that are not in the files it names:{lines}")
+
+    def describe(self) -> list[StoredTensor]:
+        return self._described
+
+    def _view(self, name: str) -> Tensor:
+        return self._shards[name].read(name)
+
+
+def shard_names(index: Path) -> dict[str, str]:
+    """The file of each tensor, by the name of the tensor, from the index of a sharded checkpoint.
+
+    Raises:
+        CheckpointError: it is no index, or names what is no file of weights of its own kind beside it.
+    """
+    ending = Path(index.name.removesuffix(_INDEX)).suffix
+    try:
+        files = Json.parse(index.read_bytes()).field("weight_map")
+        names = {name: files.field(name).of(str) for name in files.of(dict)}
+    except ValueError as error:
+        raise CheckpointError(f"{index} is no index of weights: {what_else(index) or error}") from error
+    for name in names.values():
+        # Nothing but a name: a path would lead elsewhere.
+        if re.fullmatch(r"[\w-][\w.-]*", name) is None or Path(name).suffix != ending:
+            raise CheckpointError(f"{index} names {name!r}: expected names of {ending} files beside it")
+    if not names:
+        raise CheckpointError(f"{index} is no index of weights: its weight_map is empty")
+    return names
+
+
+def _tensor_file(file: Path) -> TensorFile:
+    if file.name.endswith(_INDEX):
+        return ShardedFile(file)
+    return SafetensorsFile(file) if file.suffix == ".safetensors" else PickleFile(file)
 
 
 class Checkpoint(NamedTuple):
@@ -227,12 +287,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     file = weights_file(path)
     folder = file.parent
-    if file.suffix not in (".safetensors", ".bin"):
+    if not file.name.endswith((".safetensors", ".bin", f".safetensors{_INDEX}", f".bin{_INDEX}")):
         raise CheckpointError(f"{file}: weights come in a .safetensors or a .bin file, or in a folder with one")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json, which says how large the model is: put it beside {file}")
     config = _config(folder / "config.json")
-    tensors = SafetensorsFile(file) if file.suffix == ".safetensors" else PickleFile(file)
+    tensors = _tensor_file(file)
+    if file.name.removesuffix(_INDEX).endswith(".bin"):
+        logger.warning(
+            "%s: read from a pickle, of tensors alone; `dtbert convert` makes a model.safetensors of it", file
+        )
     stored: dict[str, StoredTensor] = {}
     described = tensors.describe()
     prefix = common_prefix([tensor.name for tensor in described])
@@ -270,5 +334,11 @@ def model_folder(path: Path) -> Path:
 
 
 def weights_sha256(path: Path) -> str:
-    """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal."""
-    return file_sha256(weights_file(path))
+    """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal.
+
+    Of several files it is that of their own, one after the other in the order of their names.
+    """
+    file = weights_file(path)
+    if not file.name.endswith(_INDEX):
+        return file_sha256(file)
+    return text_sha256("".join(file_sha256(file.with_name(name)) for name in sorted(set(shard_names(file).values()))))
