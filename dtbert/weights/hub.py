@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES
+from dtbert.weights.download import HubError, ask, check_revision, download, note_absent, note_commit
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -27,7 +28,7 @@ def resolve_source(source: str | PathLike[str] | None, revision: str | None = No
     Raises:
         FileNotFoundError: nothing is there, on the disk or on the hub.
         OSError: the hub cannot be reached and its cache does not hold the model, or a download broke off.
-        ValueError: neither a path nor a hub id, or a revision of something that is not on the hub.
+        ValueError: neither a path nor a hub id, or a revision that can be none, or of something not on the hub.
         TypeError: not a string or path.
     """
     if not isinstance(source, str | PathLike | None):
@@ -50,46 +51,53 @@ def resolve_source(source: str | PathLike[str] | None, revision: str | None = No
 def _download(repo_id: str, revision: str | None) -> Path:
     """The folder of the hub's cache that holds the checkpoint.
 
-    huggingface_hub keeps the cache, resumes downloads that broke off, and obeys HF_HOME, HF_ENDPOINT, HF_TOKEN and
-    HF_HUB_OFFLINE.
+    The cache is huggingface_hub's, which obeys HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
     """
     # Imported here: whoever loads from the disk need not wait for it.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
-    url = hf_hub_url(repo_id, "config.json", revision=revision)
-    unreachable: Exception | None = None
-    # Asked once and directly: hf_hub_download would retry for half a minute before it says that there is no network.
+    check_revision(revision)
+    commit, unreachable = "", None
+    # Asked once: huggingface_hub would retry for half a minute before it says that there is no network.
     try:
-        get_hf_file_metadata(url)
+        commit = ask(repo_id, "config.json", revision).commit
+    except HubError:
+        raise
     except Exception as error:  # the transport's errors differ from version to version
         _raise_if_refused(error, repo_id, revision)
         unreachable = error
 
-    def fetch(name: str, revision: str | None) -> Path | None:
+    def fetch(name: str) -> Path | None:
         try:
-            return Path(hf_hub_download(repo_id, name, revision=revision, local_files_only=unreachable is not None))
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError) and unreachable is None:
-                raise OSError(f"lost the connection while downloading {name} of {repo_id!r}: load it again") from error
+            return download(repo_id, name, ask(repo_id, name, commit), weights=name in WEIGHT_FILES)
+        except EntryNotFoundError:
+            note_absent(repo_id, name, commit)
             return None
         except Exception as error:
             raise OSError(f"the download of {name} of {repo_id!r} broke off: {error}; load it again") from error
 
-    config = fetch("config.json", revision)
-    if config is None:
-        raise _no_network(repo_id, unreachable)
-    if unreachable is not None and not isinstance(unreachable, OfflineModeIsEnabled):
-        logger.warning("cannot reach the hub (%s): using the copy of %s in its cache", unreachable, repo_id)
-    # The rest comes from the same commit, even if the branch moves meanwhile; what is cached of it needs no request.
-    commit = config.parent.name
+    if unreachable is not None:
+        # The cache knows which commit the revision was.
+        try:
+            commit = Path(hf_hub_download(repo_id, "config.json", revision=revision, local_files_only=True)).parent.name
+        except EntryNotFoundError as error:
+            raise _no_network(repo_id, unreachable) from error
+        if not isinstance(unreachable, OfflineModeIsEnabled):
+            logger.warning("cannot reach the hub (%s): using the copy of %s in its cache", unreachable, repo_id)
+    else:
+        note_commit(repo_id, revision, commit)
 
+    # All files come from the same commit, even if the branch moves meanwhile; what is cached of it needs no request.
     def fetch_once(name: str) -> Path | None:
         cached = try_to_load_from_cache(repo_id, name, revision=commit)
         if cached is None:
-            return fetch(name, commit)
+            return fetch(name) if unreachable is None else None
         return Path(cached) if isinstance(cached, str) else None  # the cache knows that there is none
 
+    config = fetch_once("config.json")
+    if config is None:
+        raise _no_network(repo_id, unreachable)
     weights = next((path for path in map(fetch_once, WEIGHT_FILES) if path is not None), None)
     if weights is None:
         if unreachable is not None:
