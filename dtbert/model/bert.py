@@ -53,6 +53,8 @@ class Bert(nn.Module):
                     f"gradients are needed, the backend {self._asked!r} is forward only: call the model under "
                     "torch.no_grad(), or leave backend out"
                 )
+            if self._prepared:
+                self._to_plain()
             return get_backend(self.device, "reference")
         return self._chosen
 
@@ -64,7 +66,8 @@ class Bert(nn.Module):
     def prepare(self) -> None:
         """Make the model ready for inference: no gradients, weights laid out as the backend likes them.
 
-        It stays so where it moves, is copied or loads other weights; `requires_grad_` makes it ready to be trained.
+        It stays so where it moves, is copied or loads other weights; `requires_grad_`, of the model or of a part,
+        makes it ready to be trained. The parameters stay the same objects.
         """
         self.requires_grad_(False)
         self.backend.prepare(self)
@@ -86,10 +89,7 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
-            self._prepared = False
-            for module in self.modules():
-                if isinstance(module, Linear):
-                    module.to_plain()
+            self._to_plain()
         super().requires_grad_(requires_grad)
         return self
 
@@ -108,6 +108,12 @@ class Bert(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepare_again()
+
+    def _to_plain(self) -> None:
+        self._prepared = False
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.to_plain()
 
     def _prepare_again(self) -> None:
         # Layouts are given up where weights move, are copied or change.
