@@ -15,7 +15,7 @@ from torch import Tensor
 from dtbert.files import Json, file_sha256, text_sha256
 from dtbert.model import BertConfig
 from dtbert.weights.kinds import what_else
-from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, is_known_extra
+from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, encoder_prefix, is_known_extra
 
 # In the order of preference.
 WEIGHT_FILES = (
@@ -302,8 +302,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     prefix = common_prefix([tensor.name for tensor in described])
     if prefix:
         logger.warning("%s: every name begins with the prefix %r, which is taken off", file, prefix)
+    encoder = encoder_prefix([tensor.name.removeprefix(prefix) for tensor in described])
+    if encoder:
+        logger.warning("%s: the encoder's names begin with the prefix %r, which is read as 'bert.'", file, encoder)
     for tensor in described:
-        twin = stored.setdefault(canonical_name(tensor.name.removeprefix(prefix)), tensor)
+        name = tensor.name.removeprefix(prefix)
+        if encoder and name.startswith(encoder):
+            name = f"bert.{name.removeprefix(encoder)}"
+        twin = stored.setdefault(canonical_name(name), tensor)
         if twin is not tensor:
             raise CheckpointError(f"{file} holds one tensor under two names: {twin.name} and {tensor.name}")
     return Checkpoint(folder, config, tensors, stored)

@@ -362,6 +362,27 @@ def test_prefix_of_every_name_is_taken_off(tmp_path: Path, caplog: pytest.LogCap
     assert repr(prefix) in caplog.text
 
 
+@pytest.mark.parametrize("prefix", ["bert_model.", "encoder.", "model.backbone.", "0.auto_model."])
+def test_encoder_is_found_under_a_name_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, prefix: str
+) -> None:
+    tensors = make_tensors(pooler=True)
+    renamed = {name.replace("bert.", prefix): tensor for name, tensor in tensors.items()}
+    folder = write(tmp_path, renamed | {"classifier.weight": torch.zeros(3, 16)})
+    bare = {name: tensor for name, tensor in tensors.items() if "qa_outputs" not in name}
+    assert_same(hub_tensors(load_encoder(folder)), bare)
+    assert f"names begin with the prefix {prefix!r}" in caplog.text
+    assert "without classifier.weight" in caplog.text
+    with pytest.raises(CheckpointError, match=r"classifier\.weight: unexpected"):
+        load_model(folder)
+
+
+def test_one_of_two_encoders_is_not_chosen(tmp_path: Path) -> None:
+    towers = {f"{tower}.{name}": tensor for tower in ("left", "right") for name, tensor in make_tensors().items()}
+    with pytest.raises(CheckpointError, match=r"left\.bert\.embeddings\.LayerNorm\.bias: unexpected"):
+        load_model(write(tmp_path, towers))
+
+
 def test_no_message_advises_to_run_what_a_pickle_holds(tmp_path: Path) -> None:
     folder = write(tmp_path, make_tensors())
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
