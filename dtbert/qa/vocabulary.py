@@ -7,18 +7,19 @@ stands for that file as it is written. Both then learn the tokens that the other
 
 import json
 import logging
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from dtbert.files import Json, naming
+from dtbert.qa.added_tokens import ROLES, AddedTokens, parsed, read_added_tokens
 from dtbert.weights.kinds import what_else
 
 # Classes that transformers reads as a BERT's tokenizer.
@@ -53,25 +54,9 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "fast_tokenizer_files": ([],),
 }
 
-# In the order in which transformers adds them to a vocabulary that lacks them.
-_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_BERT_ROLES = {name: f"[{name.removesuffix('_token').upper()}]" for name in _ROLES[2:]}
+_BERT_ROLES = {name: f"[{name.removesuffix('_token').upper()}]" for name in ROLES[2:]}
 
 logger = logging.getLogger(__name__)
-
-
-class _Added(NamedTuple):
-    """Tokens beside the words.
-
-    Attributes:
-        numbered: those that come with an id.
-        roles: what stands for the end of a text, for padding and so on, by role.
-        others: the model's own special tokens, in order.
-    """
-
-    numbered: dict[int, AddedToken]
-    roles: dict[str, AddedToken]
-    others: list[AddedToken]
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -87,7 +72,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """
     settings, as_written = _settings(folder)
     file = folder / "tokenizer.json"
-    document = _parsed(file) if file.is_file() else None
+    document = parsed(file) if file.is_file() else None
     if document is None:
         file = folder / "vocab.txt"
         if as_written or not file.is_file():
@@ -96,7 +81,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
                 if not as_written
                 else f"{folder} has no tokenizer.json, which the tokenizer_class of its tokenizer_config.json asks for"
             )
-    added = _added(folder, settings, document, {} if as_written else _BERT_ROLES)
+    added = read_added_tokens(folder, settings, document, {} if as_written else _BERT_ROLES)
     options = _options(folder / "tokenizer_config.json", settings)
     with documented_errors(file):
         if as_written:
@@ -108,19 +93,10 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         return _reading_roles_as_text(tokenizer, added)
 
 
-def _parsed(file: Path) -> Json:
-    try:
-        document = Json.parse(file.read_bytes())
-        document.of(dict)
-    except ValueError as error:
-        raise ValueError(f"{file}: {what_else(file) or error}") from error
-    return document
-
-
 def _settings(folder: Path) -> tuple[Json, bool]:
     """``tokenizer_config.json``, and whether ``tokenizer.json`` is read as it is written."""
     file, model = folder / "tokenizer_config.json", folder / "config.json"
-    settings = _parsed(file) if file.is_file() else Json({})
+    settings = parsed(file) if file.is_file() else Json({})
     with naming(file):
         for name, harmless in _UNSUPPORTED.items():
             found = settings.get(name)
@@ -134,7 +110,7 @@ def _settings(folder: Path) -> tuple[Json, bool]:
             return settings, True
     if named is None and model.is_file():
         file = model
-        named = _parsed(model).get("tokenizer_class")
+        named = parsed(model).get("tokenizer_class")
     with naming(file):
         if named is not None and named.of(str).removesuffix("Fast") not in _BERT_CLASSES:
             known = ", ".join((*_BERT_CLASSES, _FILE_CLASSES[0]))
@@ -200,87 +176,7 @@ def _words_of(document: Json, unknown: str, options: Mapping[str, Any]) -> dict[
     return words
 
 
-def _added(folder: Path, settings: Json, document: Json | None, roles: Mapping[str, str]) -> _Added:
-    """The tokens that the files add to the words: what ``added_tokens_decoder`` does not number, older files do."""
-    config = folder / "tokenizer_config.json"
-    fields = {name: Json(value, name) for name, value in settings.value.items() if value is not None}
-    fields.setdefault("extra_special_tokens", fields.get("additional_special_tokens", Json([])))
-    decoder = fields.get("added_tokens_decoder")
-    if decoder is None:
-        fields |= _older_names(folder / "special_tokens_map.json", fields)
-    with naming(config):
-        named, others = _named(fields, roles)
-        numbered = {} if decoder is None else _numbered(decoder)
-    if decoder is None:
-        own = {token.content for token in (*named.values(), *others)}
-        numbered = _numbered_by_older_files(folder, document, own)
-    known = {token.content: token for token in numbered.values()}
-    return _Added(numbered, {role: known.get(token.content, token) for role, token in named.items()}, others)
-
-
-def _older_names(file: Path, fields: Mapping[str, Json]) -> dict[str, Json]:
-    if not file.is_file():
-        return {}
-    content = _parsed(file)
-    names = {name: content.field(name) for name, value in content.value.items() if value is not None}
-    if "additional_special_tokens" in names and not fields["extra_special_tokens"].value:
-        names.setdefault("extra_special_tokens", names["additional_special_tokens"])
-    return names
-
-
-def _numbered(decoder: Json) -> dict[int, AddedToken]:
-    tokens = {}
-    for index in decoder.of(dict):
-        if not index.isdecimal():
-            raise decoder.field(index).error("its name must be an id, a whole number")
-        tokens[int(index)] = _token(decoder.field(index), special=False)
-    return tokens
-
-
-def _numbered_by_older_files(folder: Path, document: Json | None, special: Container[str]) -> dict[int, AddedToken]:
-    file = folder / "added_tokens.json"
-    words = _parsed(file) if file.is_file() else Json({})
-    listed = None if document is None else document.get("added_tokens")
-    tokens = {}
-    with naming(file):
-        for word in words.value:
-            token = AddedToken(word, normalized=word not in special, special=word in special)
-            tokens[words.field(word).of(int)] = token
-    with naming(folder / "tokenizer.json"):
-        for described in listed.items() if listed else []:
-            tokens[described.field("id").of(int)] = _token(described, special=False)
-    return tokens
-
-
-def _named(fields: Mapping[str, Json], roles: Mapping[str, str]) -> tuple[dict[str, AddedToken], list[AddedToken]]:
-    """Tokens by role, and the model's own special ones."""
-    found = {name: AddedToken(token, special=True) for name, token in roles.items()}
-    found |= {name: _token(fields[name], special=True) for name in _ROLES if name in fields}
-    others = [
-        _token(token, special=True)
-        for name, token in fields.items()
-        if name.endswith("_token") and name not in _ROLES and isinstance(token.value, str | dict)
-    ]
-    extra = fields["extra_special_tokens"]
-    listed = [extra.field(name) for name in extra.value] if isinstance(extra.value, dict) else extra.items()
-    others += [_token(token, special=True) for token in listed]
-    return {name: found[name] for name in _ROLES if name in found}, others
-
-
-def _token(described: Json, *, special: bool) -> AddedToken:
-    """A token, given as a text or with its options."""
-    value = described.of(str, dict)
-    if isinstance(value, str):
-        return AddedToken(value, special=special)
-    flags = {
-        name: found.of(bool)
-        for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-        if (found := described.get(name)) is not None
-    }
-    return AddedToken(described.field("content").of(str), **{"special": special, **flags})
-
-
-def _add(tokenizer: Tokenizer, added: _Added) -> None:
+def _add(tokenizer: Tokenizer, added: AddedTokens) -> None:
     """Add the tokens in transformers' order; what has no id of its own gets the next one."""
     roles = {token.content for token in added.roles.values()}
     tokens = [added.numbered[index] for index in sorted(added.numbered)]
@@ -318,7 +214,7 @@ def _check(tokenizer: Tokenizer, document: Json | None, as_written: bool) -> Non
             raise ValueError("dtbert does not do what the pre_tokenizer FixedLength asks for")
 
 
-def _reading_roles_as_text(tokenizer: Tokenizer, added: _Added) -> Tokenizer:
+def _reading_roles_as_text(tokenizer: Tokenizer, added: AddedTokens) -> Tokenizer:
     """The tokenizer with special tokens that have a role, and no others."""
     roles = {**_BERT_ROLES, **{role: token.content for role, token in added.roles.items()}}
     cls, sep = roles["cls_token"], roles["sep_token"]

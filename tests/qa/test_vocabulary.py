@@ -110,13 +110,19 @@ def folders(draw: st.DrawFn) -> Files:
         settings["added_tokens_decoder"] = {str(numbers[one["content"]]): one for one in added}
     elif where == "added_tokens.json":
         files["added_tokens.json"] = numbers
-    extra = draw(st.lists(NEW, max_size=2, unique=True))
-    if extra:
-        name = draw(st.sampled_from(["extra_special_tokens", "additional_special_tokens"]))
-        if draw(st.booleans()):
-            settings[name] = extra
-        else:
-            files["special_tokens_map.json"] = {name: extra, **own}
+    older: Files = {}
+    for name in ("extra_special_tokens", "additional_special_tokens"):
+        for place in (settings, older):
+            if draw(st.integers(0, 3)) == 0:
+                place[name] = draw(st.lists(NEW, max_size=2, unique=True))
+    if draw(st.integers(0, 3)) == 0:
+        settings["extra_special_tokens"] = {"first_token": draw(NEW)}
+    if draw(st.booleans()):
+        older |= {name: draw(st.sampled_from([one, token(one, lstrip=True)])) for name, one in own.items()}
+    if draw(st.integers(0, 3)) == 0:
+        settings["mask_token"] = token("[MASK]", lstrip=True) | {"__type": "AddedToken"}
+    if older:
+        files["special_tokens_map.json"] = older
     if draw(st.booleans()):
         settings["own_token"] = draw(NEW)
     if settings:
