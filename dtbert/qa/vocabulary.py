@@ -127,7 +127,7 @@ def _options(file: Path, settings: Json) -> dict[str, Any]:
 
 def _bert(file: Path, document: Json | None, unknown: str, options: Mapping[str, Any]) -> Tokenizer:
     """What transformers makes of the words; they must be a BERT's."""
-    words = _words(file, unknown) if document is None else _words_of(document, unknown, options)
+    words = _words(file, unknown) if document is None else _words_of(file, document, unknown, options)
     tokenizer = Tokenizer(WordPiece(words, unk_token=unknown))
     tokenizer.normalizer = BertNormalizer(clean_text=True, **options)
     tokenizer.pre_tokenizer = BertPreTokenizer()
@@ -145,7 +145,7 @@ def _words(file: Path, unknown: str) -> dict[str, int]:
     return words
 
 
-def _words_of(document: Json, unknown: str, options: Mapping[str, Any]) -> dict[str, int]:
+def _words_of(file: Path, document: Json, unknown: str, options: Mapping[str, Any]) -> dict[str, int]:
     """The words of a ``tokenizer.json``, which must otherwise be as a BERT's tokenizer makes it."""
     model = document.field("model")
     expected = {**_WORD_PIECE, "unk_token": unknown}
@@ -166,9 +166,8 @@ def _words_of(document: Json, unknown: str, options: Mapping[str, Any]) -> dict[
     for name, (option, default) in _NORMALIZER.items():
         if written.get(option, default) != options[option]:
             logger.warning(
-                "tokenizer.json says %s %s; like transformers, dtbert goes by tokenizer_config.json or its default, "
-                "%s %s",
-                *(option, json.dumps(written.get(option, default)), name, json.dumps(options[option])),
+                "%s says %s %s; like transformers, dtbert goes by tokenizer_config.json or its default, %s %s",
+                *(file, option, json.dumps(written.get(option, default)), name, json.dumps(options[option])),
             )
     words = model.field("vocab").of(dict)
     if unknown not in words:
@@ -229,7 +228,7 @@ def _reading_roles_as_text(tokenizer: Tokenizer, added: AddedTokens) -> Tokenize
             special_tokens=[(cls, words[cls]), (sep, words[sep])],
         )
     tokens = tokenizer.get_added_tokens_decoder().values()
-    names = set(roles.values()) | {"[CLS]", "[SEP]"}
+    names = {*roles.values(), *_BERT_ROLES.values(), *tokenizer.encode("", "").tokens}
     if any(token.special != (token.content in names) for token in tokens):
         document = json.loads(tokenizer.to_str())
         for token in document["added_tokens"]:

@@ -229,6 +229,19 @@ def test_file_that_is_read_as_written_keeps_its_own_way_of_splitting(tmp_path: P
     assert special_ids(load_tokenizer(folder), 40) == (2, 3)
 
 
+def test_what_stands_around_a_text_is_text_inside_it_by_whatever_name(tmp_path: Path) -> None:
+    tokenizer = of_words()
+    words = ["<s>", "</s>", "[UNK]", "x"]
+    tokenizer.model = models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    folder = write(tmp_path, as_written(tokenizer))
+    assert special_ids(load_tokenizer(folder), 4) == (0, 1)
+    assert tokens_of(folder, "x</s>x x") == ["[UNK]", "x"]
+
+
 @pytest.mark.parametrize(
     "pair", ["[CLS] $A [SEP] [SEP] $B:1 [SEP]:1", "[CLS] $B [SEP] $A:1 [SEP]:1", "[CLS] $A [SEP] $B [SEP]", "$A $B:1"]
 )
