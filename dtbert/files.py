@@ -111,14 +111,14 @@ def _beside(target: Path, named: Path) -> Iterator[Path]:
         raise kind(f"cannot write {named}: {reason}{kept}") from error
 
 
-def lock(file: int | BinaryIO, *, wait: bool = False) -> bool:
+def lock(file: int | BinaryIO) -> bool:
     """Lock an open file or folder until it is closed, or the process ends, however it ends.
 
-    False where another process holds it, unless told to ``wait`` for that one; True where there are no locks.
+    False where another process holds it; True where there are no locks.
     """
     if sys.platform != "win32":
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:  # a file system without locks

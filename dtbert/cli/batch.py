@@ -6,17 +6,18 @@ input and the options that made it, stands in a file beside it, written before t
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dtbert import __version__
 from dtbert.cli.inputs import Line, Questions
 from dtbert.cli.options import MAX_ANSWER_TOKENS, load_for_schedule, other_windows
-from dtbert.cli.output import check_output
-from dtbert.files import Json, differing, lock, write_whole
+from dtbert.cli.output import check_output, printable
+from dtbert.files import Json, differing, lock, text_sha256, write_whole
 
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
@@ -38,11 +39,52 @@ class Progress:
     size: int
 
 
+# Where the names of streams are, of which some are regular files at times.
+_STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
+
+# What the names of settings stand for, where an option does not have the same name.
+_SHOWN = {"input_sha256": "input", "model_sha256": "the model's weights, config or tokenizer"}
+
+
+class Files:
+    """The input and the output of a run, which must stay the same files until it ends."""
+
+    def __init__(self, source: Path, output: Path) -> None:
+        self.source, self.output = source, output
+        self._source = _state(source)
+        self._written = (0, 0)
+
+    def writes(self, sink: BinaryIO) -> None:
+        """Tell it the open output."""
+        found = os.fstat(sink.fileno())
+        self._written = (found.st_dev, found.st_ino)
+
+    def check(self) -> None:
+        """Raise ValueError if one of them was changed or removed meanwhile."""
+        if _state(self.source) != self._source:
+            raise ValueError(
+                f"{self.source} was changed while it was read, and {self.output} holds answers to what it was: delete "
+                "that, and start again"
+            )
+        found = _state(self.output)
+        if found is None or found[:2] != self._written:
+            raise ValueError(f"{self.output} was removed or replaced while it was written: give the command again")
+
+
+def _state(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     source, output = Path(arguments.input), Path(arguments.output)
-    _check_paths(source, output)
+    _check_paths(source, output, arguments.model)
+    files = Files(source, output)
     questions = Questions.of(source)
     answerer, schedule = load_for_schedule(arguments)
     digest, total = questions.survey()
@@ -51,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         "input_sha256": digest,
         "model": arguments.model,
         "revision": arguments.revision,
+        "model_sha256": _model_sha256(arguments, answerer),
         "dtype": arguments.dtype,
         "schedule": None if schedule is None else schedule.to_dict(),
         "top": arguments.top,
@@ -61,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     with output.open("ab") as sink:
         if not lock(sink):
             raise ValueError(f"another process is writing {output}: wait for it, or name another --output")
+        files.writes(sink)
         done = progress(questions, output)
         if not done.lines:
             write_whole(_settings_path(output), json.dumps(settings) + "\n")
@@ -68,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         failed = done.failed
         with tqdm(total=total, initial=done.lines, unit="q", disable=arguments.quiet or None) as bar:
             for line, fields in results(answerer, questions, done.lines, arguments.top, asking(arguments, schedule)):
+                files.check()
                 sink.write(_dump(line, fields))
                 sink.flush()
                 if "error" in fields:
@@ -75,11 +120,20 @@ def run(arguments: argparse.Namespace) -> int:
                     # Locked here: where Ctrl-C keeps it from taking its lock, tqdm releases it nevertheless, and fails.
                     with bar.get_lock():
                         message = f"dtbert: {source}, line {line.number}: {fields['error']}"
-                        bar.write(message, file=sys.stderr, nolock=True)
+                        bar.write(printable(message), file=sys.stderr, nolock=True)
                 bar.update()
+        files.check()
     if failed:
         print(f'dtbert: {failed} of {total} lines failed: see "error" in {output}', file=sys.stderr)
     return 1 if failed else 0
+
+
+def _model_sha256(arguments: argparse.Namespace, answerer: "QuestionAnswerer") -> str:
+    """The SHA-256 of all of a model that makes answers: its weights, its config, its tokenizer."""
+    from dtbert.weights import resolve_source, weights_sha256
+
+    weights = weights_sha256(resolve_source(arguments.model, arguments.revision))
+    return text_sha256(f"{weights}{json.dumps(answerer.config.to_dict())}{answerer.tokenizer.to_str()}")
 
 
 def chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
@@ -183,11 +237,29 @@ def progress(questions: Questions, output: Path) -> Progress:
     return Progress(lines, failed, size)
 
 
-def _check_paths(source: Path, output: Path) -> None:
+def _check_paths(source: Path, output: Path, model: str | None) -> None:
     if not source.is_file():
         reason = "it is read more than once" if source.exists() else "there is none"
         raise ValueError(f"--input {source} must be a file: {reason}")
-    check_output("--output", output, source)
+    check_output("--output", output, source, model=model)
+    record = _settings_path(output)
+    for path in (output, record):
+        if str(path.absolute().parent) in _STREAMS or (path.exists() and not path.is_file()):
+            raise ValueError(f"--output {output}: {path} is no regular file: what was written is read again")
+    check_output(f"--output {output} needs a file for its settings:", record, source, model=model)
+    if record.is_symlink() or (record.exists() and not _is_record(record)):
+        raise FileExistsError(
+            f"--output {output} would replace {record}, which is there already and is no run's: name another --output"
+        )
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file holds the settings of a run; one that is damaged does, too, as far as it can be seen."""
+    content = path.read_bytes()
+    try:
+        return "input_sha256" in Json.parse(content).of(dict)
+    except ValueError:
+        return content.strip() in (b"", b"{") or b'"input_sha256"' in content
 
 
 def _settings_path(output: Path) -> Path:
@@ -209,7 +281,7 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"{record} is damaged ({error}){_afresh(output)}") from error
     if changed:
-        names = ", ".join("input" if name == "input_sha256" else name for name in changed)
+        names = ", ".join(_SHOWN.get(name, name) for name in changed)
         raise ValueError(f"{output} was made from other settings ({names}){_afresh(output)}")
 
 

@@ -18,7 +18,7 @@ from dtbert.cli.options import (
     load_for_schedule,
     positive,
 )
-from dtbert.cli.output import check_output, print_json
+from dtbert.cli.output import check_output, print_json, printable
 from dtbert.files import write_whole
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     from dtbert.evaluation import evenly_spaced, measure, read_squad
 
     if arguments.predictions is not None:
-        check_output("--predictions", Path(arguments.predictions), arguments.file, arguments.schedule)
+        sources = (arguments.file, arguments.schedule)
+        check_output("--predictions", Path(arguments.predictions), *sources, model=arguments.model)
     questions = evenly_spaced(read_squad(arguments.file), arguments.limit)
     no_answer = arguments.no_answer or any(one.is_impossible for one in questions)
     check_threshold_is_used(arguments, no_answer)
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.choose_threshold:
         _write_threshold(arguments, len(questions), found)
     for identifier, reason in found.unreadable.items():
-        print(f"dtbert: question {identifier} counts as wrong: {reason}", file=sys.stderr)
+        print(printable(f"dtbert: question {identifier} counts as wrong: {reason}"), file=sys.stderr)
     if arguments.predictions is not None:
         write_whole(Path(arguments.predictions), json.dumps(found.predictions, ensure_ascii=False) + "\n")
     report = {

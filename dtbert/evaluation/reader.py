@@ -1,6 +1,7 @@
 """Read data sets in SQuAD's JSON format, 1.1's or 2.0's: articles of paragraphs of questions."""
 
 import gzip
+import io
 import zlib
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dtbert.files import GZIP_MAGIC, Json, naming
+
+# A small file may unpack to more than any memory holds; SQuAD takes 30 million bytes.
+_PIECE, _MOST_BYTES = 2**20, 2**31
 
 
 class GoldAnswer(NamedTuple):
@@ -67,12 +71,22 @@ def read_squad(path: str | PathLike[str]) -> list[SquadQuestion]:
 def _load(raw: bytes) -> Json:
     if raw.startswith(GZIP_MAGIC):
         try:
-            raw = gzip.decompress(raw)
+            raw = _unpacked(raw)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"damaged gzip file ({error}): fetch it again") from error
     if not raw.strip():
         raise ValueError("the file is empty")
     return Json.parse(raw)
+
+
+def _unpacked(raw: bytes) -> bytes:
+    pieces: list[bytes] = []
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
+        while piece := packed.read(_PIECE):
+            pieces.append(piece)
+            if len(pieces) * _PIECE > _MOST_BYTES:
+                raise ValueError(f"unpacks to more than {_MOST_BYTES:,} bytes: split it")
+    return b"".join(pieces)
 
 
 def _questions(document: Json) -> list[SquadQuestion]:

@@ -35,10 +35,27 @@ class Linear(_Pair):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))
 
+    def lay_out(self, weight: Tensor) -> None:
+        """Hold the same weight in another layout; it stays the parameter that an optimizer knows.
+
+        Raises:
+            RuntimeError: a graph of gradients, or a weak reference, needs it as it is.
+        """
+        laid_out = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        if isinstance(self.weight, nn.Parameter):
+            torch.utils.swap_tensors(self.weight, laid_out)
+        else:  # of `of_tensors`: somebody else's tensor, which stays as it is
+            self._parameters["weight"] = laid_out
+
     def to_plain(self) -> None:
         """Bring the weight back from a backend's own layout: that can neither be moved, copied, saved nor trained."""
-        if self.weight.is_mkldnn:
-            self.weight = nn.Parameter(self.weight.to_dense(), requires_grad=False)
+        if not self.weight.is_mkldnn:
+            return
+        plain = self.weight.detach().to_dense()
+        try:
+            self.lay_out(plain)
+        except RuntimeError:
+            self.weight = nn.Parameter(plain, requires_grad=self.weight.requires_grad)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self.to_plain()

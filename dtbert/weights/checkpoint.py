@@ -1,38 +1,54 @@
-"""Reading a checkpoint: its config, its tensors from a mapped file, and whether the two fit."""
+"""Reading a checkpoint: its config, its tensors one by one, and whether the two fit."""
 
+import errno
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dtbert.files import file_sha256
+from dtbert.files import Json, file_sha256, text_sha256
 from dtbert.model import BertConfig
-from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, is_known_extra
+from dtbert.weights.bounds import is_dense, unpacks
+from dtbert.weights.header import read_header
+from dtbert.weights.kinds import what_else
+from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, encoder_prefix, is_known_extra
 
 # In the order of preference.
-WEIGHT_FILES = ("model.safetensors", "model.int8.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model.int8.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 # What may lie beside the weights of a model that reads text.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 # Mapped pages count as memory of the process until the file is unmapped: map it anew after this many bytes.
 _REMAP_BYTES = 16 * 2**20
 
-_FLOATS = ("float32", "float16", "bfloat16", "float64")
-_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
+_INDEX = ".index.json"
 
-# How files begin that lie about under the name of weights.
-_OTHER_FILES = {
-    b"version https://git-lfs": "it is a Git LFS pointer, which stands for the file: fetch that with `git lfs pull`",
-    b"<!doctype html": "it is a web page: the download went wrong, fetch it again",
-    b"<html": "it is a web page: the download went wrong, fetch it again",
-    b"\x89hdf": "it is an HDF5 file, TensorFlow's: convert it to safetensors where it comes from",
-}
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAFETENSORS_DTYPES |= {"I8": "int8", "U8": "uint8"}
+
+_LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
+# So many layers may be missing, or twice those that are there, and each of their tensors is listed.
+_MORE_LAYERS = 100
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +73,7 @@ class Source(NamedTuple):
 
 
 class TensorFile(ABC):
-    """Named tensors in a file that is mapped into memory.
+    """Named tensors in a file, of which one is in memory at a time.
 
     Raises:
         OSError: the file cannot be read.
@@ -99,53 +115,61 @@ class TensorFile(ABC):
 
 class SafetensorsFile(TensorFile):
     def _open(self) -> None:
+        self._mapped = False
         try:
-            self._handle: Any = safe_open(self.path, "pt")
-        except SafetensorError as error:
-            reason = _what_else(self.path) or str(error)
+            self._entries = read_header(self.path)
+        except ValueError as error:
+            reason = what_else(self.path) or str(error)
             raise CheckpointError(f"{self.path} is not a whole safetensors file: {reason}") from error
 
     def describe(self) -> list[StoredTensor]:
-        described = []
-        for name in list(self._handle.keys()):
-            part = self._handle.get_slice(name)
-            dtype = part.get_dtype()
-            described.append(StoredTensor(name, tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype)))
-        return described
+        return [
+            StoredTensor(name, entry.shape, _SAFETENSORS_DTYPES.get(entry.dtype, entry.dtype))
+            for name, entry in self._entries.items()
+        ]
 
     def _view(self, name: str) -> Tensor:
-        return self._handle.get_tensor(name)
+        entry = self._entries[name]
+        size = entry.end - entry.begin
+        # Memory of its own, which goes back to the machine at once, where malloc would keep it.
+        values = mmap(-1, max(size, 1))
+        with self.path.open("rb") as file:
+            file.seek(entry.begin)
+            received = file.readinto(values)
+        if received < size or self._stat() != self._state:
+            raise CheckpointError(f"{self.path} changed while it was read: load it again")
+        dtype = getattr(torch, _SAFETENSORS_DTYPES[entry.dtype])
+        return torch.frombuffer(values, dtype=torch.uint8)[:size].view(dtype).view(entry.shape)
 
 
 class PickleFile(TensorFile):
     """A ``pytorch_model.bin``, read by torch's unpickler that runs no code."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        logger.warning(
-            "%s: read from a pickle, of tensors alone; `dtbert convert` makes a model.safetensors of it", path
-        )
-
     def _open(self) -> None:
         # Files from before torch 1.6 are no archives and cannot be mapped: they are read once, and let go by tensor.
         with self.path.open("rb") as file:
             self._mapped = file.read(2) == b"PK"
+        if self._mapped and unpacks(self.path):
+            raise CheckpointError(f"{self.path} is compressed, as torch writes no file: unpack it, and save it anew")
         try:
             content: Any = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
-        except OSError:
-            raise
         except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
-            reason = _what_else(self.path) or str(error).strip().partition("\n")[0]
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a seek to before the start gives
+                raise
+            reason = what_else(self.path) or str(error).strip().partition("\n")[0]
             if "weights_only" in reason:  # torch's advice is to run whatever the file holds
                 reason = "it holds something else, or is damaged"
             raise CheckpointError(
                 f"{self.path} is not a whole pickle of tensors, and nothing else is read: {reason}"
             ) from error
         if not isinstance(content, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
-            for name, tensor in content.items()
+            isinstance(name, str) and is_dense(tensor) for name, tensor in content.items()
         ):
             raise CheckpointError(f"{self.path} must hold a dictionary of names and dense tensors, and does not")
+        # Tensors may share their values, as the words and the head of pretraining do, but not all of them.
+        taken, held = sum(tensor.nbytes for tensor in content.values()), self.path.stat().st_size
+        if taken > 4 * held:
+            raise CheckpointError(f"{self.path} holds {held:,} bytes, its tensors would take {taken:,}")
         self._tensors: dict[str, Tensor] = content
 
     def describe(self) -> list[StoredTensor]:
@@ -158,14 +182,61 @@ class PickleFile(TensorFile):
         return self._tensors.pop(name).detach()
 
 
-def _what_else(path: Path) -> str:
-    """What a file is that is no file of weights, by its first bytes; empty where they say nothing."""
-    with path.open("rb") as file:
-        beginning = file.read(64)
-    for sign, meaning in _OTHER_FILES.items():
-        if beginning.lstrip().lower().startswith(sign):
-            return meaning
-    return ""
+class ShardedFile(TensorFile):
+    """Several files of weights, found by the index that lists them."""
+
+    def _open(self) -> None:
+        # Each file maps itself anew.
+        self._mapped = False
+        self._shards: dict[str, TensorFile] = {}
+        self._described: list[StoredTensor] = []
+        listed = shard_names(self.path)
+        for shard in sorted(set(listed.values())):
+            file = self.path.with_name(shard)
+            if not file.is_file():
+                raise FileNotFoundError(f"{self.path} lists {shard}, which is not beside it: fetch all its files")
+            opened = _tensor_file(file)
+            described = opened.describe()
+            self._shards |= {tensor.name: opened for tensor in described}
+            self._described += described
+        held = {name: opened.path.name for name, opened in self._shards.items()}
+        lacking = sorted(name for name, shard in listed.items() if held.get(name) != shard)
+        if lacking:
+            lines = "".join(f"\n  {name}: {listed[name]}" for name in lacking)
+            raise CheckpointError(f"{self.path} lists tensors that are not in the files it names:{lines}")
+
+    def describe(self) -> list[StoredTensor]:
+        return self._described
+
+    def _view(self, name: str) -> Tensor:
+        return self._shards[name].read(name)
+
+
+def shard_names(index: Path) -> dict[str, str]:
+    """The file of each tensor, by the name of the tensor, from the index of a sharded checkpoint.
+
+    Raises:
+        CheckpointError: it is no index, or names what is no file of weights of its own kind beside it.
+    """
+    ending = Path(index.name.removesuffix(_INDEX)).suffix
+    try:
+        files = Json.parse(index.read_bytes()).field("weight_map")
+        names = {name: files.field(name).of(str) for name in files.of(dict)}
+    except ValueError as error:
+        raise CheckpointError(f"{index} is no index of weights: {what_else(index) or error}") from error
+    for name in names.values():
+        # Nothing but a name: a path would lead elsewhere.
+        if re.fullmatch(r"[\w-][\w.-]*", name) is None or Path(name).suffix != ending:
+            raise CheckpointError(f"{index} names {name!r}: expected names of {ending} files beside it")
+    if not names:
+        raise CheckpointError(f"{index} is no index of weights: its weight_map is empty")
+    return names
+
+
+def _tensor_file(file: Path) -> TensorFile:
+    if file.name.endswith(_INDEX):
+        return ShardedFile(file)
+    return SafetensorsFile(file) if file.suffix == ".safetensors" else PickleFile(file)
 
 
 class Checkpoint(NamedTuple):
@@ -182,7 +253,7 @@ class Checkpoint(NamedTuple):
 
     def check_finite(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise CheckpointError if a tensor made from this checkpoint, given by hub name, holds NaN or infinity."""
-        broken = [name for name, tensor in tensors.items() if not torch.stack(torch.aminmax(tensor)).isfinite().all()]
+        broken = [name for name, tensor in tensors.items() if not _extremes(tensor).isfinite().all()]
         if broken:
             names = ", ".join(sorted(broken))
             raise CheckpointError(f"{self.file.path} holds NaN, infinity, or values too large for the dtype in {names}")
@@ -237,22 +308,56 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     file = weights_file(path)
     folder = file.parent
-    if file.suffix not in (".safetensors", ".bin"):
+    if not file.name.endswith((".safetensors", ".bin", f".safetensors{_INDEX}", f".bin{_INDEX}")):
         raise CheckpointError(f"{file}: weights come in a .safetensors or a .bin file, or in a folder with one")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json, which says how large the model is: put it beside {file}")
-    config = BertConfig.from_file(folder / "config.json")
-    tensors = SafetensorsFile(file) if file.suffix == ".safetensors" else PickleFile(file)
+    config = _config(folder / "config.json")
+    tensors = _tensor_file(file)
+    if file.name.removesuffix(_INDEX).endswith(".bin"):
+        logger.warning(
+            "%s: read from a pickle, of tensors alone; `dtbert convert` makes a model.safetensors of it", file
+        )
     stored: dict[str, StoredTensor] = {}
     described = tensors.describe()
     prefix = common_prefix([tensor.name for tensor in described])
     if prefix:
         logger.warning("%s: every name begins with the prefix %r, which is taken off", file, prefix)
+    encoder = encoder_prefix([tensor.name.removeprefix(prefix) for tensor in described])
+    if encoder:
+        logger.warning("%s: the encoder's names begin with the prefix %r, which is read as 'bert.'", file, encoder)
     for tensor in described:
-        twin = stored.setdefault(canonical_name(tensor.name.removeprefix(prefix)), tensor)
+        if not tensor.name.isprintable():
+            raise CheckpointError(
+                f"{file} holds a tensor of the name {tensor.name!r:.80}, which would steer a terminal"
+            )
+        name = tensor.name.removeprefix(prefix)
+        if encoder and name.startswith(encoder):
+            name = f"bert.{name.removeprefix(encoder)}"
+        twin = stored.setdefault(canonical_name(name), tensor)
         if twin is not tensor:
             raise CheckpointError(f"{file} holds one tensor under two names: {twin.name} and {tensor.name}")
+    _check_layers(config, file, stored)
     return Checkpoint(folder, config, tensors, stored)
+
+
+def _check_layers(config: BertConfig, file: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError where the config has far more layers than the file: to make them all would take for ever.
+
+    What else does not fit is listed by `Checkpoint.match`.
+    """
+    layers = len({found[1] for name in stored if (found := _LAYER.match(name))})
+    if config.num_hidden_layers > 2 * layers + _MORE_LAYERS:
+        raise CheckpointError(
+            f"{file} does not fit its config.json: that has {config.num_hidden_layers:,} layers, the file {layers}"
+        )
+
+
+def _config(file: Path) -> BertConfig:
+    try:
+        return BertConfig.from_file(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: {what_else(file)}" if what_else(file) else str(error)) from error
 
 
 def weights_file(path: Path) -> Path:
@@ -273,5 +378,16 @@ def model_folder(path: Path) -> Path:
 
 
 def weights_sha256(path: Path) -> str:
-    """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal."""
-    return file_sha256(weights_file(path))
+    """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal.
+
+    Of several files it is that of their own, one after the other in the order of their names.
+    """
+    file = weights_file(path)
+    if not file.name.endswith(_INDEX):
+        return file_sha256(file)
+    return text_sha256("".join(file_sha256(file.with_name(name)) for name in sorted(set(shard_names(file).values()))))
+
+
+def _extremes(tensor: Tensor) -> Tensor:
+    # As float32 has them: in that, or in less, they are computed with.
+    return torch.stack(torch.aminmax(tensor)).float()

@@ -176,3 +176,13 @@ def test_evaluate_says_what_is_wrong_in_one_line(
     assert message in err
     assert err.count("\n") == 1
     assert sorted(path.name for path in questions_file.parent.iterdir()) == ["bad.json", "squad.json"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt", "model.safetensors"])
+def test_predictions_replace_no_file_of_the_model(
+    run: Run, model_folder: Path, questions_file: Path, name: str
+) -> None:
+    before = (model_folder / name).read_bytes()
+    status, _, err = run("evaluate", questions_file, "--model", model_folder, "--predictions", model_folder / name)
+    assert (status, "is a file of the model: name another file" in err) == (2, True)
+    assert (model_folder / name).read_bytes() == before

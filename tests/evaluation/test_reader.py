@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtbert.evaluation import GoldAnswer, read_squad
+from dtbert.evaluation import GoldAnswer, read_squad, reader
 
 DOCUMENT: dict[str, Any] = {
     "version": "1.1",
@@ -225,3 +225,11 @@ JSON = st.recursive(
 def test_read_squad_raises_nothing_but_value_errors(write: Callable[[Any], Path], document: Any) -> None:
     with pytest.raises(ValueError, match=r"squad\.json: "):
         read_squad(write({"data": document}))
+
+
+def test_file_that_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_MOST_BYTES", 4 * 2**20)
+    file = tmp_path / "squad.json.gz"
+    file.write_bytes(gzip.compress(bytes(5 * 2**20)))
+    with pytest.raises(ValueError, match="unpacks to more than 4,194,304 bytes"):
+        read_squad(file)

@@ -108,6 +108,16 @@ def test_folder_of_another_run_is_refused(make_trainer: MakeTrainer, tmp_path: P
     assert sorted(file.name for file in (tmp_path / "other").iterdir()) == ["thesis.txt"]
 
 
+def test_lock_that_is_a_link_is_not_followed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (folder / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError, match=r"\.lock is a link: remove it"):
+        make_trainer(folder)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_damaged_checkpoint_is_named(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     make_trainer().run()
     state = tmp_path / "run" / "checkpoint.pt"
