@@ -9,6 +9,7 @@ A case is made from its kind, the seed and its number, so it can be made again. 
 
 import argparse
 import json
+import logging
 import random
 import shutil
 import signal
@@ -36,6 +37,9 @@ PATIENCE = 60
 _WORDS = "who what when where wrote it the a an in by to of letter ada zoe paris london 1843 said and , . ? ##s ##ed"
 _NUMBERS = ("-1", "0", "1e400", "1e-400", "NaN", "Infinity", "2147483648", "9223372036854775808", "1" * 40, "1.5")
 _VALUES = (*_NUMBERS, "null", "true", '""', "[]", "{}", "[" * 3000, '"\\ud800"', '"\\u001b[2J"')
+
+
+logger = logging.getLogger("dtbert")
 
 
 class Hang(BaseException):
@@ -199,11 +203,23 @@ def patience(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out warnings, which are about files that are damaged on purpose."""
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
 def fails(kind: str, seed: int, number: int, room: Room) -> bool:
     """Run a case; print what it did where that is wrong."""
     try:
-        with patience(PATIENCE), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with patience(PATIENCE), quiet():
             KINDS[kind](random.Random(f"{kind} {seed} {number}"), room)
     except KeyboardInterrupt:
         raise
@@ -223,7 +239,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, metavar="N", help="instead of --rounds: go on for so long")
     parser.add_argument("--case", type=int, metavar="N", help="this one alone, of each kind")
     arguments = parser.parse_args(argv)
-    # Warnings in the log are about files that are damaged on purpose.
     torch.set_num_threads(1)
     kinds, seed = arguments.only or list(KINDS), arguments.seed
     end = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes

@@ -82,18 +82,22 @@ def _state(path: Path) -> tuple[int, int, int, int] | None:
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from dtbert.weights import resolve_source
+
     source, output = Path(arguments.input), Path(arguments.output)
     _check_paths(source, output, arguments.model)
     files = Files(source, output)
     questions = Questions.of(source)
-    answerer, schedule = load_for_schedule(arguments)
+    # Once: a branch of the hub may move between two questions for it.
+    model = resolve_source(arguments.model, arguments.revision)
+    answerer, schedule = load_for_schedule(argparse.Namespace(**{**vars(arguments), "model": model, "revision": None}))
     digest, total = questions.survey()
     settings = {
         "dtbert": __version__,
         "input_sha256": digest,
         "model": arguments.model,
         "revision": arguments.revision,
-        "model_sha256": _model_sha256(arguments, answerer),
+        "model_sha256": _model_sha256(model, answerer),
         "dtype": arguments.dtype,
         "schedule": None if schedule is None else schedule.to_dict(),
         "top": arguments.top,
@@ -128,12 +132,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _model_sha256(arguments: argparse.Namespace, answerer: "QuestionAnswerer") -> str:
+def _model_sha256(model: Path, answerer: "QuestionAnswerer") -> str:
     """The SHA-256 of all of a model that makes answers: its weights, its config, its tokenizer."""
-    from dtbert.weights import resolve_source, weights_sha256
+    from dtbert.weights import weights_sha256
 
-    weights = weights_sha256(resolve_source(arguments.model, arguments.revision))
-    return text_sha256(f"{weights}{json.dumps(answerer.config.to_dict())}{answerer.tokenizer.to_str()}")
+    config, tokenizer = json.dumps(answerer.config.to_dict()), answerer.tokenizer.to_str()
+    return text_sha256(f"{weights_sha256(model)}{config}{tokenizer}")
 
 
 def chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
