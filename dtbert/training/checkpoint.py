@@ -12,6 +12,7 @@ import torch
 from dtbert.files import Json, differing, lock, replacing, write_whole
 from dtbert.model import BertForQuestionAnswering
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES
+from dtbert.weights.kinds import unpickler_says
 from dtbert.weights.save import write_model_files
 
 _STATE = "checkpoint.pt"
@@ -69,8 +70,9 @@ class RunFolder:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             step = int(state["step"])
         except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{file} is damaged ({reason}): remove it to start the run again") from error
+            raise ValueError(
+                f"{file} is damaged ({unpickler_says(error)}): remove it to start the run again"
+            ) from error
         self._keep_metrics(step)
         return state
 

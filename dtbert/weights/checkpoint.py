@@ -16,7 +16,7 @@ from dtbert.files import Json, file_sha256, text_sha256
 from dtbert.model import BertConfig
 from dtbert.weights.bounds import is_dense, unpacks
 from dtbert.weights.header import read_header
-from dtbert.weights.kinds import what_else
+from dtbert.weights.kinds import unpickler_says, what_else
 from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, encoder_prefix, is_known_extra
 
 # In the order of preference.
@@ -156,9 +156,7 @@ class PickleFile(TensorFile):
         except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a seek to before the start gives
                 raise
-            reason = what_else(self.path) or str(error).strip().partition("\n")[0]
-            if "weights_only" in reason:  # torch's advice is to run whatever the file holds
-                reason = "it holds something else, or is damaged"
+            reason = what_else(self.path) or unpickler_says(error)
             raise CheckpointError(
                 f"{self.path} is not a whole pickle of tensors, and nothing else is read: {reason}"
             ) from error
