@@ -38,11 +38,14 @@ def publish(folder: Path, docs: Path, tables: Path) -> str:
     if "device" not in results:
         raise ValueError(f"{folder / RECORDS}: no record of a device: is it a folder that gpu_check.sh wrote?")
     results["failures"] = failures(found, broken)
-    results["checks"] = {
-        "smoke": sum(1 for record in records.of_kind(found, "smoke") if not record["error"]),
+    passed = {
+        "smoke": sum(not record["error"] for record in records.of_kind(found, "smoke")),
         "same_bits_under_both_ptxas": bits(found)[0],
-        "tests_passed": sum(record["outcome"] == "passed" for record in tests(found).values()),
+        "configurations": sum(not record["error"] for record in records.of_kind(found, "candidate")),
+        "tests": sum(record["outcome"] == "passed" for record in tests(found).values()),
     }
+    # What did not run is not among them.
+    results["passed"] = {name: count for name, count in passed.items() if count}
     results["tuned"] = tuned(found)
     results["aims"] = [aim._asdict() | {"met": aim.met} for aim in aims(results)]
     docs.mkdir(parents=True, exist_ok=True)
