@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.scripts.gpu_run import KEY, bad_run, good_run
+from tests.scripts.gpu_run import KEY, bad_run, good_run, result, row
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("_scripts")
@@ -234,14 +234,25 @@ def test_publish_writes_figures_picture_table_and_rows(tmp_path: Path) -> None:
     tuned = tune.tuned_row(record, configs.AttentionConfig)
     configs.write_table(configs.Table("sm_90", "NVIDIA H200", {"triton": "3.6.0"}, "0123", (tuned,)), tmp_path)
     rows = publish.publish(tmp_path, tmp_path / "docs", tmp_path / "tables")
-    assert "| 32x384 tokens | 2.5 ms | 5.5 ms | - | 2.2 |" in rows
-    assert "| 256 SQuAD windows | 32,000/s | 8,533/s | - | 3.8 |" in rows
+    assert "| 32x384 tokens | 2.5 ms | 5.5 ms | 2.2 |" in rows
+    assert "| 256 SQuAD windows | 32,000/s | 8,533/s | 3.8 |" in rows
     results = json.loads((tmp_path / "docs" / "bench_gpu.json").read_text())
     assert results["failures"] == []
     assert results["passed"] == {"smoke": 2, "same_bits_under_both_ptxas": 1, "configurations": 1, "tests": 1}
     assert {aim["met"] for aim in results["aims"]} == {True, False, None}
     assert (tmp_path / "docs" / "bench_gpu.png").stat().st_size > 10_000
     assert configs.read_table(tmp_path / "tables" / "sm_90.json").rows[0].key == tuple(KEY.values())
+
+
+def test_rows_have_a_column_for_torch_compile_where_it_was_timed() -> None:
+    compiled = row("compiled", "32x384", result("torch.compile max-autotune", 3.75))
+    results = importlib.import_module("gpu_bench.report").results_of([*good_run(), compiled])
+    lines = module("publish").readme_rows(results).split("\n")
+    assert "| torch.compile |" in lines[0]
+    assert lines[2:4] == [
+        "| 32x384 tokens | 2.5 ms | 5.5 ms | 3.75 ms | 2.2 |",
+        "| 1x128 tokens | 0.28 ms | 2.8 ms | - | 10.0 |",
+    ]
 
 
 def test_publish_refuses_a_folder_of_no_run(tmp_path: Path) -> None:
