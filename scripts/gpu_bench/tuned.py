@@ -25,6 +25,7 @@ def tuned(setting: Setting) -> Rows:
         for variant in _VARIANTS:
             config = config_for(arch, "attention", setting.dtype, size, variant)
             if config == default:
+                print(f"tuned: attention, {variant}, {work}: the default is what is launched", flush=True)
                 continue
 
             def run(index: int, variant: str = variant, inputs: Inputs = inputs) -> Tensor:
