@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dtbert.kernels import Backend, Kept, Packing
 from dtbert.kernels.parameters import Linear
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, register_scorer
-from dtbert.model.graphs import SMALL, Graphs
+from dtbert.model.graphs import Graphs
 from dtbert.model.padding import Bucket, PaddedInputs, Plan
 from dtbert.model.scorers import BUILT_IN_SCORERS
 from tests.graphs import StandIn, meet
@@ -46,7 +46,7 @@ def with_graphs(model: BertForQuestionAnswering, most: int = 32) -> StandIn:
     """Give a model graphs that stand-ins make; a bucket's batches must have the same lengths, which `Padded` reads."""
     recorder = StandIn()
     model._chosen = Padded()
-    model._graphs = Graphs(model.encoder, model.span, SMALL, recorder, most)
+    model._graphs = Graphs(model.encoder, model.span, 2048, recorder, most)
     return recorder
 
 
@@ -294,7 +294,7 @@ def test_graphs_stay_out_of_the_way_of_who_watches(watch: Callable[..., Callable
 def test_graphs_are_for_the_models_own_backend_and_small_batches() -> None:
     model, batch = make_model(), batch_of([20])
     recorder = with_graphs(model)
-    large = batch_of([500] * (SMALL // 500 + 1))
+    large = batch_of([500] * 5)
     register_scorer("of_the_test", lambda view: view.position_ids)
     schedule = LengthSchedule.ratios([0.9, 0.5, 0.1], scorer="of_the_test")
     for _ in range(3):
