@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 SCHEDULE_HELP = """\
 schedules:
   SPEC is a list with one entry per layer of the model, or a schedule in JSON,
-  or a file that holds one:
+  or a file that holds one; brackets and spaces as you like:
     269,253,252,202,104,34   whole numbers: tokens that stay after each layer
     1,1,0.9,0.6,0.4,0.2      else: parts of the text's own length that stay
     1,1,1,1,1,1              ones alone are parts: nothing is dropped
@@ -32,7 +32,7 @@ schedules:
   overlap, answer_overlap, random; or a list of them with one per layer.
 """
 
-_NUMBERS = re.compile(r"[\d.,\s+\-eE]*")
+_LIST = re.compile(r"\s*[\[(]?[\d.,\s+\-eE]*[\])]?\s*")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -112,19 +112,18 @@ def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
 def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
     """The schedule of a SPEC, as SCHEDULE_HELP has it; errors name the option."""
     from dtbert.model import LengthSchedule
+    from dtbert.model.store import is_store, read_store
 
-    if _NUMBERS.fullmatch(spec):
-        entries = [entry.strip() for entry in spec.split(",")]
+    if _LIST.fullmatch(spec):
         with naming(f"{option} {spec!r}"):
-            # A text cut to one token from the first layer on has no use, so ones alone mean "all of it".
-            if all(entry.isdecimal() for entry in entries) and set(entries) != {"1"}:
-                return LengthSchedule.absolute([int(entry) for entry in entries])
-            return LengthSchedule.ratios([_number(entry) for entry in entries])
+            return LengthSchedule.parse(spec)
     inline = spec.lstrip().startswith("{")
     text = ""
     try:
         text = spec if inline else Path(spec).read_text("utf-8")
-        return LengthSchedule.from_json(text)
+        if not is_store(text):
+            return LengthSchedule.parse(text)
+        (row,) = rows if len(rows := read_store(text)) == 1 else (None,)
     except FileNotFoundError:
         raise ValueError(
             f"{option} {spec!r} is neither a list such as 1,1,0.9,0.6,0.4,0.2, nor JSON, nor a file"
@@ -135,19 +134,15 @@ def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
                 f"{option if inline else spec}: this is a schedules.json, of many schedules: keep it in the model's "
                 "folder and give --budget"
             ) from error
-        raise ValueError(f"{option if inline else spec}: not a schedule in JSON ({error})") from error
+        raise ValueError(f"{option if inline else spec}: not a schedule, a list or in JSON ({error})") from error
+    if row is None:
+        raise ValueError(f"{spec}: this is a table of {len(rows)} schedules: give the lengths of one of them")
+    return row.schedule
 
 
 def holds_many(text: str) -> bool:
     """Whether the text is a `schedules.json`'s, not one schedule's."""
     return '"schedules"' in text
-
-
-def _number(entry: str) -> float:
-    try:
-        return float(entry)
-    except ValueError:
-        raise ValueError(f"{entry!r} is not a number") from None
 
 
 def placement(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Steps that torch already does well are `Backend`'s own. Everything here is infer
 """
 
 import functools
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,8 @@ class Cpu(Backend):
         """Bring weights into oneDNN's blocked layout, one after another."""
         for module in model.modules():
             if isinstance(module, Linear) and self._blocks(module.weight):
-                module.weight = nn.Parameter(to_blocked(module.weight), requires_grad=False)
+                with suppress(RuntimeError):  # a graph needs it as it is, which serves too
+                    module.lay_out(to_blocked(module.weight))
 
     def _blocks(self, weight: Tensor) -> bool:
         wanted = blocked_pays(weight) if self._blocked is None else self._blocked

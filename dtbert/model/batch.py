@@ -143,7 +143,8 @@ def pack_padded(
         ids = ids.index_select(1, rows)
     (packing,) = Packing.stack([seqlens], device)
     own, segments, positions = ids.unbind()
-    return PackedBatch(own, segments, positions, packing, _ranges(ids)), rows
+    ranges = None if torch.compiler.is_exporting() else _ranges(ids)
+    return PackedBatch(own, segments, positions, packing, ranges), rows
 
 
 def unpack(values: Tensor, rows: Tensor | None, shape: torch.Size, fill: float) -> Tensor:

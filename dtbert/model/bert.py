@@ -43,18 +43,26 @@ class Bert(nn.Module):
         Where gradients are needed that is the differentiable one, unless another was asked for.
 
         Raises:
-            ValueError: the backend that was asked for does not run there, or gives no gradients where they are needed.
+            ValueError: the backend that was asked for does not run there, or gives no gradients where they are needed;
+                or the model is exported with weights laid out for a CPU.
         """
         if self._chosen is None:
             config = self.config
             sizes = Sizes(self.dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
             self._chosen = get_backend(self.device, self._asked, sizes)
+        if self._prepared and self._chosen.name == "cpu" and torch.compiler.is_exporting():
+            raise ValueError(
+                "torch.export needs weights as torch lays them out, the backend 'cpu' has its own layout: load the "
+                "model with backend='reference'"
+            )
         if not self._chosen.differentiable and self._needs_gradients():
             if self._asked is not None:
                 raise ValueError(
                     f"gradients are needed, the backend {self._asked!r} is forward only: call the model under "
                     "torch.no_grad(), or leave backend out"
                 )
+            if self._prepared:
+                self._to_plain()
             return get_backend(self.device, "reference")
         return self._chosen
 
@@ -66,7 +74,8 @@ class Bert(nn.Module):
     def prepare(self) -> None:
         """Make the model ready for inference: no gradients, weights laid out as the backend likes them.
 
-        It stays so where it moves, is copied or loads other weights; `requires_grad_` makes it ready to be trained.
+        It stays so where it moves, is copied or loads other weights; `requires_grad_`, of the model or of a part,
+        makes it ready to be trained. The parameters stay the same objects.
         """
         self.requires_grad_(False)
         self.backend.prepare(self)
@@ -89,10 +98,8 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
-            self._prepared, self._graphs = False, None
-            for module in self.modules():
-                if isinstance(module, Linear):
-                    module.to_plain()
+            self._graphs = None
+            self._to_plain()
         super().requires_grad_(requires_grad)
         return self
 
@@ -115,6 +122,12 @@ class Bert(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepare_again()
 
+    def _to_plain(self) -> None:
+        self._prepared = False
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.to_plain()
+
     def _prepare_again(self) -> None:
         # Layouts are given up where weights move, are copied or change.
         if self._prepared:
@@ -129,15 +142,18 @@ class Bert(nn.Module):
     def _pack(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> tuple[PackedBatch, Tensor | None]:
-        if attention_mask is not None and torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if attention_mask is not None and (tracing or torch.compiler.is_exporting()):
             raise ValueError(
-                "torch.jit.trace would keep the lengths of this attention_mask for every other: call the model itself, "
-                "or export forward_packed with torch.export"
+                "torch.jit.trace and torch.export would keep the lengths of this attention_mask for every other: call "
+                "the model itself, leave the mask out for texts of one length, or export forward_packed"
             )
         batch, rows = pack_padded(input_ids, attention_mask, token_type_ids)
         if input_ids.device != self.device:
             raise ValueError(f"input_ids are on {input_ids.device}, the model on {self.device}: move one of them")
-        batch.check(self.config)
+        # A traced graph has no values to look at: there, ids are the caller's promise.
+        if not torch.compiler.is_exporting():
+            batch.check(self.config)
         return batch, rows
 
 

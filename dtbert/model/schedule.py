@@ -102,6 +102,27 @@ class LengthSchedule:
         scorers = scorer if isinstance(scorer, str) else _as_tuple("scorer", scorer)
         return cls("ratios", _as_tuple("ratios", ratios), scorers, keep_cls, keep_question)
 
+    @classmethod
+    def parse(cls, text: str) -> "LengthSchedule":
+        """A schedule as people write it: a list, with brackets of any kind or without, or the JSON of `to_json`.
+
+        Whole numbers are tokens, as in ``(269, 253, 252, 202, 104, 34)``; others, and ones alone, are ratios.
+
+        Raises:
+            ValueError: an entry is not a number, or as `absolute`, `ratios` and `from_json`.
+        """
+        if text.lstrip().startswith("{"):
+            return cls.from_json(text)
+        inner = text.strip()
+        if inner[:1] + inner[-1:] in ("()", "[]"):
+            # A tuple may end in a comma.
+            inner = inner[1:-1].strip().removesuffix(",")
+        entries = [entry.strip() for entry in inner.split(",")]
+        # A text cut to one token from the first layer on has no use, so ones alone mean "all of it".
+        if all(entry.isdecimal() for entry in entries) and set(entries) != {"1"}:
+            return cls.absolute([int(entry) for entry in entries])
+        return cls.ratios([_number(entry) for entry in entries])
+
     @property
     def num_layers(self) -> int:
         return len(self.length_config)
@@ -205,6 +226,13 @@ class LengthSchedule:
     def from_json(cls, text: str) -> "LengthSchedule":
         """The schedule of `to_json`; ValueError as `from_dict`, or when the text is not JSON."""
         return cls.from_dict(json.loads(text))
+
+
+def _number(entry: str) -> float:
+    try:
+        return float(entry)
+    except ValueError:
+        raise ValueError(f"{entry!r} is not a number") from None
 
 
 def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:

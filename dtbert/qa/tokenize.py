@@ -9,18 +9,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from dtbert.files import Json, naming
+from dtbert.qa.vocabulary import documented_errors, read_tokenizer
 
 # A BERT tokenizer takes some 150 bytes a character while it works, so long texts go through it in pieces (characters).
 PIECE = 1 << 16
 _GROUP = 1 << 20
 # BERT's tokenizer starts a new word at each of these: cut before one, a text keeps its tokens.
 _WORD_BREAK = re.compile("[ \n.,;、。]")
-_OPTIONS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+_BREAKS_IN_TOKENS = re.compile(r"[\s.,;、。]")
 
 
 class Tokens(NamedTuple):
@@ -66,57 +65,17 @@ def check_pair(question: str, context: str) -> None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model's folder, from ``tokenizer.json``, else from ``vocab.txt``.
+    """The tokenizer of a model's folder, from ``tokenizer.json``, else from ``vocab.txt``, as transformers reads it.
 
-    With ``vocab.txt``, ``tokenizer_config.json`` says whether to lower-case; without it the tokenizer does.
+    Words, lower case and accents, special and added tokens are those that transformers would use; what it would read
+    in another way is refused. Only ``[SEP]`` and the like are text where they stand in a text.
 
     Raises:
         FileNotFoundError: the folder has neither file.
         OSError: a file cannot be read.
-        ValueError: a file is not what its name says; the message names it.
+        ValueError: a file is not what its name says, or asks for what dtbert does not do; the message names it.
     """
-    for name, read in (("tokenizer.json", _from_json), ("vocab.txt", _from_vocabulary)):
-        if (folder / name).is_file():
-            return plain(read(folder / name))
-    raise FileNotFoundError(
-        f"{folder} has neither tokenizer.json nor vocab.txt: copy one of them from where the weights come from"
-    )
-
-
-def _from_json(file: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_str(file.read_text("utf-8"))
-    except OSError:
-        raise
-    except Exception as error:  # tokenizers raises Exception itself
-        raise ValueError(f"{file} is not a tokenizer: {error}") from error
-
-
-def _from_vocabulary(file: Path) -> Tokenizer:
-    try:
-        lines = file.read_text("utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a vocabulary: {error}") from error
-    vocabulary = {token: index for index, token in enumerate(lines)}
-    if "[UNK]" not in vocabulary:
-        raise ValueError(f"{file} is not a vocabulary: it has no line [UNK]")
-    options = _options(file.with_name("tokenizer_config.json"))
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = BertNormalizer(
-        lowercase=options.get("do_lower_case", True),
-        strip_accents=options.get("strip_accents"),
-        handle_chinese_chars=options.get("tokenize_chinese_chars", True),
-    )
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    return tokenizer
-
-
-def _options(file: Path) -> dict[str, bool]:
-    if not file.is_file():
-        return {}
-    with naming(file):
-        fields = Json.parse(file.read_bytes())
-        return {name: found.of(bool) for name in _OPTIONS if (found := fields.get(name)) is not None}
+    return read_tokenizer(folder)
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:
@@ -140,22 +99,54 @@ def plain(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def special_ids(tokenizer: Tokenizer, vocab_size: int) -> tuple[int, int]:
-    """The ids of ``[CLS]`` and ``[SEP]``.
+    """The ids of what stands before and behind a text, ``[CLS]`` and ``[SEP]`` by whatever name.
 
     Raises:
-        ValueError: the tokenizer lacks one of them, or has tokens outside the model's vocabulary.
+        ValueError: the tokenizer lacks one of them, joins two texts in another way than BERT, or has tokens outside the
+            model's vocabulary.
     """
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    missing = [token for token in ("[CLS]", "[SEP]") if token not in vocabulary]
-    if missing:
-        raise ValueError(f"the tokenizer has no token {' and no '.join(missing)}: it is not a BERT's")
-    token, highest = max(vocabulary.items(), key=lambda item: item[1])
+    if tokenizer.post_processor is None:
+        missing = [token for token in ("[CLS]", "[SEP]") if token not in vocabulary]
+        if missing:
+            raise ValueError(f"the tokenizer has no token {' and no '.join(missing)}: it is not a BERT's")
+        cls, sep = vocabulary["[CLS]"], vocabulary["[SEP]"]
+    else:
+        cls, sep = _special_ids_of_a_pair(tokenizer)
+    added = tokenizer.get_added_tokens_decoder()
+    # What is special and has no place in a pair is never read.
+    never = {index for index, token in added.items() if token.special} - {cls, sep}
+    token, highest = max(((token, index) for token, index in vocabulary.items() if index not in never), key=_by_id)
     if highest >= vocab_size:
         raise ValueError(
             f"the tokenizer's token {token!r} has id {highest}, the model's vocabulary ends at {vocab_size - 1}: "
             "they are not of the same model"
         )
-    return vocabulary["[CLS]"], vocabulary["[SEP]"]
+    return cls, sep
+
+
+def _by_id(item: tuple[str, int]) -> int:
+    return item[1]
+
+
+def _special_ids_of_a_pair(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The two ids that ``[CLS] question [SEP] context [SEP]`` has beside the texts; ValueError for any other form."""
+    with documented_errors("the tokenizer"):
+        pair = tokenizer.encode("a", "b")
+    # Neighbours of one text count as one: which text, by the id where it is none, and the segment.
+    form: list[tuple[int | None, int, int]] = []
+    for index, text, segment in zip(pair.ids, pair.sequence_ids, pair.type_ids, strict=True):
+        place = (text, index if text is None else 0, segment)
+        if text is None or not form or form[-1] != place:
+            form.append(place)
+    if [(text, segment) for text, _, segment in form] == [(None, 0), (0, 0), (None, 0), (1, 1), (None, 1)]:
+        cls, _, sep, _, last = (index for _, index, _ in form)
+        if sep == last:
+            return cls, sep
+    raise ValueError(
+        "the tokenizer joins two texts in another way than BERT does, [CLS] a [SEP] b [SEP] with segments 0 and 1: "
+        f"it gives {' '.join(pair.tokens)} with segments {pair.type_ids}"
+    )
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], piece: int = PIECE) -> list[Tokens]:
@@ -169,7 +160,10 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], piece: int = PIECE) -> 
     unique = {text: ([np.empty(0, np.int64)], [np.empty((0, 2), np.int64)]) for text in texts}
     cut = any(len(text) > piece for text in unique) and _starts_words_at_breaks(tokenizer)
     for group in _groups(list(unique), piece if cut else None):
-        encodings = tokenizer.encode_batch([text[begin:end] for text, begin, end in group], add_special_tokens=False)
+        with documented_errors("the tokenizer"):
+            encodings = tokenizer.encode_batch(
+                [text[begin:end] for text, begin, end in group], add_special_tokens=False
+            )
         for (text, begin, _), encoding in zip(group, encodings, strict=True):
             ids, offsets = unique[text]
             ids.append(np.array(encoding.ids, np.int64))
@@ -181,11 +175,14 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], piece: int = PIECE) -> 
 
 
 def _starts_words_at_breaks(tokenizer: Tokenizer) -> bool:
-    added = tokenizer.get_added_tokens_decoder().values()
-    return (
-        isinstance(tokenizer.normalizer, BertNormalizer)
-        and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
-        and not any(_WORD_BREAK.search(token.content) for token in added)
+    if not isinstance(tokenizer.normalizer, BertNormalizer) or not isinstance(
+        tokenizer.pre_tokenizer, BertPreTokenizer
+    ):
+        return False
+    return not any(
+        token.lstrip or token.rstrip or _BREAKS_IN_TOKENS.search(token.content + normalize(token.content))
+        for normalize in [tokenizer.normalizer.normalize_str]
+        for token in tokenizer.get_added_tokens_decoder().values()
     )
 
 

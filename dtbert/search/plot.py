@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.files import naming
 from dtbert.model import LengthSchedule
+from dtbert.model.store import read_store
 from dtbert.pictures import picture
 from dtbert.search.evaluation import QuestionEvaluator
 from dtbert.search.records import Record, records_of
@@ -54,7 +55,7 @@ def read_published(path: str, config: "BertConfig", evaluator: QuestionEvaluator
     """Published schedules of a model of the same sizes, each at what its lengths cost on the questions at hand.
 
     Args:
-        path: a table with tabs and the columns length_config, macs and f1; lengths and MACs for 384 tokens.
+        path: a table as `read_store` reads it; lengths and MACs for 384 tokens.
         config: of the model at hand.
         evaluator: counts the MACs.
 
@@ -62,19 +63,16 @@ def read_published(path: str, config: "BertConfig", evaluator: QuestionEvaluator
         OSError: the file cannot be read.
         ValueError: not such a table, or its MACs are not those of a model of these sizes.
     """
-    head, *rows = Path(path).read_text("utf-8").splitlines()
-    if head.split("\t") != ["length_config", "macs", "f1"]:
-        raise ValueError(f"{path}: expected the columns length_config, macs and f1 with tabs, found {head!r:.80}")
+    with naming(path):
+        rows = read_store(Path(path).read_text("utf-8"))
     full = evaluator.macs(None).executed
     points = []
-    for number, row in enumerate(rows, start=2):
-        with naming(f"{path}, line {number}"):
-            lengths, macs, f1 = row.split("\t")
-            schedule = LengthSchedule.absolute([int(length) for length in lengths.split(",")])
+    for line, schedule, macs, f1 in rows:
+        with naming(f"{path}, line {line}"):
             own = schedule.macs(config, _NOMINAL_LENGTH).published
-            if own != int(macs):
+            if own != macs:
                 raise ValueError(f"{macs} MACs, a model of these sizes has {own}: the points do not compare")
-            points.append(PublishedPoint(evaluator.macs(schedule).executed / full, float(f1)))
+            points.append(PublishedPoint(evaluator.macs(schedule).executed / full, f1))
     return points
 
 

@@ -1,6 +1,8 @@
 """Reading a checkpoint: its config, its tensors from a mapped file, and whether the two fit."""
 
+import errno
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,29 +12,36 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dtbert.files import file_sha256
+from dtbert.files import Json, file_sha256, text_sha256
 from dtbert.model import BertConfig
-from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, is_known_extra
+from dtbert.weights.kinds import what_else
+from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, encoder_prefix, is_known_extra
 
 # In the order of preference.
-WEIGHT_FILES = ("model.safetensors", "model.int8.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model.int8.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 
 # What may lie beside the weights of a model that reads text.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 
 # Mapped pages count as memory of the process until the file is unmapped: map it anew after this many bytes.
 _REMAP_BYTES = 16 * 2**20
 
+_INDEX = ".index.json"
+
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
-
-# How files begin that lie about under the name of weights.
-_OTHER_FILES = {
-    b"version https://git-lfs": "it is a Git LFS pointer, which stands for the file: fetch that with `git lfs pull`",
-    b"<!doctype html": "it is a web page: the download went wrong, fetch it again",
-    b"<html": "it is a web page: the download went wrong, fetch it again",
-    b"\x89hdf": "it is an HDF5 file, TensorFlow's: convert it to safetensors where it comes from",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +111,7 @@ class SafetensorsFile(TensorFile):
         try:
             self._handle: Any = safe_open(self.path, "pt")
         except SafetensorError as error:
-            reason = _what_else(self.path) or str(error)
+            reason = what_else(self.path) or str(error)
             raise CheckpointError(f"{self.path} is not a whole safetensors file: {reason}") from error
 
     def describe(self) -> list[StoredTensor]:
@@ -120,22 +129,16 @@ class SafetensorsFile(TensorFile):
 class PickleFile(TensorFile):
     """A ``pytorch_model.bin``, read by torch's unpickler that runs no code."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        logger.warning(
-            "%s: read from a pickle, of tensors alone; `dtbert convert` makes a model.safetensors of it", path
-        )
-
     def _open(self) -> None:
         # Files from before torch 1.6 are no archives and cannot be mapped: they are read once, and let go by tensor.
         with self.path.open("rb") as file:
             self._mapped = file.read(2) == b"PK"
         try:
             content: Any = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
-        except OSError:
-            raise
         except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
-            reason = _what_else(self.path) or str(error).strip().partition("\n")[0]
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a seek to before the start gives
+                raise
+            reason = what_else(self.path) or str(error).strip().partition("\n")[0]
             if "weights_only" in reason:  # torch's advice is to run whatever the file holds
                 reason = "it holds something else, or is damaged"
             raise CheckpointError(
@@ -158,14 +161,61 @@ class PickleFile(TensorFile):
         return self._tensors.pop(name).detach()
 
 
-def _what_else(path: Path) -> str:
-    """What a file is that is no file of weights, by its first bytes; empty where they say nothing."""
-    with path.open("rb") as file:
-        beginning = file.read(64)
-    for sign, meaning in _OTHER_FILES.items():
-        if beginning.lstrip().lower().startswith(sign):
-            return meaning
-    return ""
+class ShardedFile(TensorFile):
+    """Several files of weights, found by the index that lists them."""
+
+    def _open(self) -> None:
+        # Each file maps itself anew.
+        self._mapped = False
+        self._shards: dict[str, TensorFile] = {}
+        self._described: list[StoredTensor] = []
+        listed = shard_names(self.path)
+        for shard in sorted(set(listed.values())):
+            file = self.path.with_name(shard)
+            if not file.is_file():
+                raise FileNotFoundError(f"{self.path} lists {shard}, which is not beside it: fetch all its files")
+            opened = _tensor_file(file)
+            described = opened.describe()
+            self._shards |= {tensor.name: opened for tensor in described}
+            self._described += described
+        held = {name: opened.path.name for name, opened in self._shards.items()}
+        lacking = sorted(name for name, shard in listed.items() if held.get(name) != shard)
+        if lacking:
+            lines = "".join(f"\n  {name}: {listed[name]}" for name in lacking)
+            raise CheckpointError(f"{self.path} lists tensors that are not in the files it names:{lines}")
+
+    def describe(self) -> list[StoredTensor]:
+        return self._described
+
+    def _view(self, name: str) -> Tensor:
+        return self._shards[name].read(name)
+
+
+def shard_names(index: Path) -> dict[str, str]:
+    """The file of each tensor, by the name of the tensor, from the index of a sharded checkpoint.
+
+    Raises:
+        CheckpointError: it is no index, or names what is no file of weights of its own kind beside it.
+    """
+    ending = Path(index.name.removesuffix(_INDEX)).suffix
+    try:
+        files = Json.parse(index.read_bytes()).field("weight_map")
+        names = {name: files.field(name).of(str) for name in files.of(dict)}
+    except ValueError as error:
+        raise CheckpointError(f"{index} is no index of weights: {what_else(index) or error}") from error
+    for name in names.values():
+        # Nothing but a name: a path would lead elsewhere.
+        if re.fullmatch(r"[\w-][\w.-]*", name) is None or Path(name).suffix != ending:
+            raise CheckpointError(f"{index} names {name!r}: expected names of {ending} files beside it")
+    if not names:
+        raise CheckpointError(f"{index} is no index of weights: its weight_map is empty")
+    return names
+
+
+def _tensor_file(file: Path) -> TensorFile:
+    if file.name.endswith(_INDEX):
+        return ShardedFile(file)
+    return SafetensorsFile(file) if file.suffix == ".safetensors" else PickleFile(file)
 
 
 class Checkpoint(NamedTuple):
@@ -237,22 +287,39 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     file = weights_file(path)
     folder = file.parent
-    if file.suffix not in (".safetensors", ".bin"):
+    if not file.name.endswith((".safetensors", ".bin", f".safetensors{_INDEX}", f".bin{_INDEX}")):
         raise CheckpointError(f"{file}: weights come in a .safetensors or a .bin file, or in a folder with one")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json, which says how large the model is: put it beside {file}")
-    config = BertConfig.from_file(folder / "config.json")
-    tensors = SafetensorsFile(file) if file.suffix == ".safetensors" else PickleFile(file)
+    config = _config(folder / "config.json")
+    tensors = _tensor_file(file)
+    if file.name.removesuffix(_INDEX).endswith(".bin"):
+        logger.warning(
+            "%s: read from a pickle, of tensors alone; `dtbert convert` makes a model.safetensors of it", file
+        )
     stored: dict[str, StoredTensor] = {}
     described = tensors.describe()
     prefix = common_prefix([tensor.name for tensor in described])
     if prefix:
         logger.warning("%s: every name begins with the prefix %r, which is taken off", file, prefix)
+    encoder = encoder_prefix([tensor.name.removeprefix(prefix) for tensor in described])
+    if encoder:
+        logger.warning("%s: the encoder's names begin with the prefix %r, which is read as 'bert.'", file, encoder)
     for tensor in described:
-        twin = stored.setdefault(canonical_name(tensor.name.removeprefix(prefix)), tensor)
+        name = tensor.name.removeprefix(prefix)
+        if encoder and name.startswith(encoder):
+            name = f"bert.{name.removeprefix(encoder)}"
+        twin = stored.setdefault(canonical_name(name), tensor)
         if twin is not tensor:
             raise CheckpointError(f"{file} holds one tensor under two names: {twin.name} and {tensor.name}")
     return Checkpoint(folder, config, tensors, stored)
+
+
+def _config(file: Path) -> BertConfig:
+    try:
+        return BertConfig.from_file(file)
+    except ValueError as error:
+        raise ValueError(f"{file}: {what_else(file)}" if what_else(file) else str(error)) from error
 
 
 def weights_file(path: Path) -> Path:
@@ -273,5 +340,11 @@ def model_folder(path: Path) -> Path:
 
 
 def weights_sha256(path: Path) -> str:
-    """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal."""
-    return file_sha256(weights_file(path))
+    """The SHA-256 of the file of weights in a model's folder, or of the file itself, in hexadecimal.
+
+    Of several files it is that of their own, one after the other in the order of their names.
+    """
+    file = weights_file(path)
+    if not file.name.endswith(_INDEX):
+        return file_sha256(file)
+    return text_sha256("".join(file_sha256(file.with_name(name)) for name in sorted(set(shard_names(file).values()))))

@@ -1,17 +1,24 @@
 """Where a checkpoint lies: inside the package, on the disk, or on the Hugging Face hub."""
 
+import errno
 import logging
 import re
 from os import PathLike
 from pathlib import Path
 
-from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES
+from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES, shard_names
+from dtbert.weights.download import HubError, ask, check_revision, download, note_absent, note_commit
 
 SHIPPED = Path(__file__).parent / "shipped"
 
-# Nothing else is downloaded; tokenizer_config.json says whether the words of vocab.txt are lower case.
+# What is downloaded beside config and weights, and nothing else.
 _COMPANIONS = (*TOKENIZER_FILES, "schedules.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+
+# What a disk answers that is full, or not to be written.
+_DISK_ERRORS = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +34,7 @@ def resolve_source(source: str | PathLike[str] | None, revision: str | None = No
     Raises:
         FileNotFoundError: nothing is there, on the disk or on the hub.
         OSError: the hub cannot be reached and its cache does not hold the model, or a download broke off.
-        ValueError: neither a path nor a hub id, or a revision of something that is not on the hub.
+        ValueError: neither a path nor a hub id, or a revision that can be none, or of something not on the hub.
         TypeError: not a string or path.
     """
     if not isinstance(source, str | PathLike | None):
@@ -50,80 +57,127 @@ def resolve_source(source: str | PathLike[str] | None, revision: str | None = No
 def _download(repo_id: str, revision: str | None) -> Path:
     """The folder of the hub's cache that holds the checkpoint.
 
-    huggingface_hub keeps the cache, resumes downloads that broke off, and obeys HF_HOME, HF_ENDPOINT, HF_TOKEN and
-    HF_HUB_OFFLINE.
+    The cache is huggingface_hub's, which obeys HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
     """
     # Imported here: whoever loads from the disk need not wait for it.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
-    url = hf_hub_url(repo_id, "config.json", revision=revision)
-    unreachable: Exception | None = None
-    # Asked once and directly: hf_hub_download would retry for half a minute before it says that there is no network.
+    check_revision(revision)
+    commit, unreachable = "", None
+    # Asked once: huggingface_hub would retry for half a minute before it says that there is no network.
     try:
-        get_hf_file_metadata(url)
+        commit = ask(repo_id, "config.json", revision).commit
+    except HubError:
+        raise
     except Exception as error:  # the transport's errors differ from version to version
-        _raise_if_refused(error, repo_id, revision)
+        refusal = _refusal(error, repo_id, revision)
+        if refusal is not None and (isinstance(error, EntryNotFoundError) or not _is_cached(repo_id, revision)):
+            raise refusal from error
         unreachable = error
 
-    def fetch(name: str, revision: str | None) -> Path | None:
+    def fetch(name: str) -> Path | None:
         try:
-            return Path(hf_hub_download(repo_id, name, revision=revision, local_files_only=unreachable is not None))
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError) and unreachable is None:
-                raise OSError(f"lost the connection while downloading {name} of {repo_id!r}: load it again") from error
+            return download(repo_id, name, ask(repo_id, name, commit), weights=name.endswith((".safetensors", ".bin")))
+        except EntryNotFoundError:
+            note_absent(repo_id, name, commit)
             return None
         except Exception as error:
-            raise OSError(f"the download of {name} of {repo_id!r} broke off: {error}; load it again") from error
+            raise _broke_off(name, repo_id, error) from error
 
-    config = fetch("config.json", revision)
-    if config is None:
-        raise _no_network(repo_id, unreachable)
-    if unreachable is not None and not isinstance(unreachable, OfflineModeIsEnabled):
-        logger.warning("cannot reach the hub (%s): using the copy of %s in its cache", unreachable, repo_id)
-    # The rest comes from the same commit, even if the branch moves meanwhile; what is cached of it needs no request.
-    commit = config.parent.name
+    if unreachable is not None:
+        # The cache knows which commit the revision was.
+        try:
+            commit = Path(hf_hub_download(repo_id, "config.json", revision=revision, local_files_only=True)).parent.name
+        except EntryNotFoundError as error:
+            raise _no_network(repo_id, unreachable) from error
+        if not isinstance(unreachable, OfflineModeIsEnabled):
+            happened = "cannot reach the hub" if _refusal(unreachable, repo_id, revision) is None else "the hub refuses"
+            logger.warning("%s (%s): using the copy of %s in its cache", happened, _reason(unreachable), repo_id)
+    else:
+        note_commit(repo_id, revision, commit)
 
+    # All files come from the same commit, even if the branch moves meanwhile; what is cached of it needs no request.
     def fetch_once(name: str) -> Path | None:
         cached = try_to_load_from_cache(repo_id, name, revision=commit)
         if cached is None:
-            return fetch(name, commit)
+            return fetch(name) if unreachable is None else None
         return Path(cached) if isinstance(cached, str) else None  # the cache knows that there is none
 
+    config = fetch_once("config.json")
+    if config is None:
+        raise _no_network(repo_id, unreachable)
     weights = next((path for path in map(fetch_once, WEIGHT_FILES) if path is not None), None)
     if weights is None:
         if unreachable is not None:
             raise _no_network(repo_id, unreachable)
         raise FileNotFoundError(f"{repo_id!r} on the hub has no weights: looked for {', '.join(WEIGHT_FILES)}")
-    if weights.name != WEIGHT_FILES[0]:
+    if weights.name.endswith(".index.json"):
+        for name in sorted(set(shard_names(weights).values())):
+            if fetch_once(name) is None:
+                if unreachable is not None:
+                    raise _no_network(repo_id, unreachable)
+                raise FileNotFoundError(f"{repo_id!r} on the hub has no {name}, which its {weights.name} lists")
+    if not weights.name.startswith(WEIGHT_FILES[0]):
         logger.warning("%s has no %s at this revision: using %s", repo_id, WEIGHT_FILES[0], weights.name)
     for name in _COMPANIONS:
         fetch_once(name)
     return config.parent
 
 
-def _raise_if_refused(error: Exception, repo_id: str, revision: str | None) -> None:
-    """Raise if the hub answered, and the answer was no."""
+def _refusal(error: Exception, repo_id: str, revision: str | None) -> OSError | None:
+    """What to say if the hub answered, and the answer was no; None if there was no answer."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
+        HfHubHTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     if isinstance(error, GatedRepoError):
-        raise OSError(
-            f"{repo_id!r} asks you to accept its terms on the hub, then to log in: `hf auth login`"
-        ) from error
+        return OSError(f"{repo_id!r} asks you to accept its terms on the hub, then to log in: `hf auth login`")
     if isinstance(error, RepositoryNotFoundError):
-        raise FileNotFoundError(
+        return FileNotFoundError(
             f"no model {repo_id!r} on the hub, or it is private, and no such file or folder here{_near(repo_id)}; "
             "check the name, or log in with `hf auth login`"
-        ) from error
+        )
     if isinstance(error, RevisionNotFoundError):
-        raise FileNotFoundError(f"{repo_id!r} on the hub has no revision {revision!r}") from error
+        return FileNotFoundError(f"{repo_id!r} on the hub has no revision {revision!r}")
     if isinstance(error, EntryNotFoundError):
-        raise FileNotFoundError(f"{repo_id!r} on the hub has no config.json: it is not a BERT's checkpoint") from error
+        return FileNotFoundError(f"{repo_id!r} on the hub has no config.json: it is not a BERT's checkpoint")
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return OSError(
+            f"the hub refuses {repo_id!r} ({_reason(error)}): log in with `hf auth login`, or leave HF_TOKEN out where "
+            "it is not valid any more"
+        )
+    return None
+
+
+def _is_cached(repo_id: str, revision: str | None) -> bool:
+    """Whether the cache holds the model, as far as its names tell."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def has(name: str) -> bool:
+        return isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str)
+
+    return has("config.json") and any(map(has, WEIGHT_FILES))
+
+
+def _broke_off(name: str, repo_id: str, error: Exception) -> OSError:
+    from huggingface_hub import constants
+
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return OSError(
+            f"cannot write {name} of {repo_id!r} to the cache {constants.HF_HUB_CACHE}: {error}; make room or give "
+            "yourself the right to write there, or set HF_HOME to another folder"
+        )
+    return OSError(f"the download of {name} of {repo_id!r} broke off: {error}; load it again")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without the address and the number of the request."""
+    return str(error).strip().partition("\n")[0].partition(" (Request ID")[0].rstrip(" .")
 
 
 def _near(repo_id: str) -> str:
@@ -137,7 +191,7 @@ def _near(repo_id: str) -> str:
 def _no_network(repo_id: str, error: Exception | None) -> OSError:
     from huggingface_hub import constants
 
-    reason = str(error).partition("\n")[0] if error else "no answer"
+    reason = _reason(error) if error else "no answer"
     return OSError(
         f"cannot reach {constants.ENDPOINT} for {repo_id!r} ({reason}), its cache {constants.HF_HUB_CACHE} does not "
         f"hold the model, and there is no such file or folder here{_near(repo_id)}. "

@@ -55,6 +55,16 @@ def common_prefix(names: Sequence[str]) -> str:
         prefix += f"{first}."
 
 
+def encoder_prefix(names: Sequence[str]) -> str:
+    """What stands before the encoder's names, where it is neither nothing nor ``bert.``: ``bert_model.`` and so on.
+
+    Empty where there are several encoders.
+    """
+    table = "embeddings.word_embeddings.weight"
+    prefixes = [name.removesuffix(table) for name in names if name == table or name.endswith(f".{table}")]
+    return prefixes[0] if len(prefixes) == 1 and prefixes[0] != "bert." else ""
+
+
 def canonical_name(name: str) -> str:
     """A stored name as the table spells it: with the prefix ``bert.``, and weight and bias for gamma and beta."""
     if name.startswith(("embeddings.", "encoder.", "pooler.")):

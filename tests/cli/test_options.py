@@ -40,10 +40,26 @@ def parse(*arguments: object) -> argparse.Namespace:
         ("1.0,1.0,5e-1", LengthSchedule.ratios([1, 1, 0.5])),
         ("2,1", LengthSchedule.absolute([2, 1])),
         ('{"kind": "absolute", "length_config": [1, 1]}', LengthSchedule.absolute([1, 1])),
+        ("(269, 253, 252, 202, 104, 34)", LengthSchedule.absolute([269, 253, 252, 202, 104, 34])),
+        ("[1, 0.5]", LengthSchedule.ratios([1, 0.5])),
     ],
 )
 def test_schedule_spec_means(spec: str, schedule: LengthSchedule) -> None:
     assert parse_schedule(spec) == schedule
+
+
+@pytest.mark.parametrize("content", ["(100, 50)\n", "[100, 50]", "100,50\n", "(100, 50)\t12\t80.5\t0\tNone\n"])
+def test_schedule_file_may_hold_a_list_or_a_table_of_one(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "schedule"
+    path.write_text(content)
+    assert parse_schedule(str(path)) == LengthSchedule.absolute([100, 50])
+
+
+def test_table_of_many_schedules_is_not_one(tmp_path: Path) -> None:
+    path = tmp_path / "store.tsv"
+    path.write_text("length_config\tmacs\tf1\n100,50\t12\t80.5\n90,50\t11\t80.1\n")
+    with pytest.raises(ValueError, match=r"store\.tsv: this is a table of 2 schedules"):
+        parse_schedule(str(path))
 
 
 def test_schedule_spec_may_be_a_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -85,3 +86,60 @@ def test_prepared_model_trains_again(model: BertForQuestionAnswering) -> None:
     model.prepare()
     assert is_blocked(model)
     assert model.backend_name == "cpu"
+
+
+PARTS: dict[str, Callable[[BertForQuestionAnswering], torch.nn.Module]] = {
+    "head": lambda model: model.span,
+    "encoder": lambda model: model.encoder,
+    "last-layer": lambda model: model.encoder.layers[-1],
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_part_of_a_prepared_model_trains(
+    model: BertForQuestionAnswering, part: Callable[[BertForQuestionAnswering], torch.nn.Module]
+) -> None:
+    want = logits(model)
+    trained = part(model).requires_grad_(True)
+    got = logits(model)
+    torch.testing.assert_close(got.detach(), want, atol=1e-5, rtol=1e-5)
+    got.sum().backward()
+    own = set(trained.parameters())
+    assert all((parameter.grad is not None) == (parameter in own) for parameter in model.parameters())
+
+
+def test_optimizer_made_before_training_moves_the_model(model: BertForQuestionAnswering) -> None:
+    """Parameters stay the same objects, laid out or not."""
+    before, optimizer = logits(model), torch.optim.SGD(model.parameters(), 0.1)
+    parameters = list(model.parameters())
+    for _ in range(2):
+        model.requires_grad_(True)
+        loss = logits(model).sum()
+        loss.backward()
+        del loss
+        optimizer.step()
+        optimizer.zero_grad()
+        model.prepare()
+        assert is_blocked(model)
+        assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+        after = logits(model)
+        assert not torch.allclose(after, before)
+        before = after
+
+
+def test_weights_that_a_graph_needs_stay_plain_and_right(model: BertForQuestionAnswering) -> None:
+    model.requires_grad_(True)
+    kept = logits(model)
+    model.prepare()
+    torch.testing.assert_close(logits(model), kept.detach(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(RuntimeError, match="grad"):
+        model.span.weight.sum().backward()
+
+
+def test_weights_that_somebody_refers_to_weakly_come_back_too(model: BertForQuestionAnswering) -> None:
+    want = logits(model)
+    references = [weakref.ref(parameter) for parameter in model.parameters()]
+    model.requires_grad_(True)
+    assert not is_blocked(model)
+    torch.testing.assert_close(logits(model).detach(), want, atol=1e-5, rtol=1e-5)
+    assert len(references) == len(list(model.parameters()))

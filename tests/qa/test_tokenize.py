@@ -193,7 +193,7 @@ def test_folder_without_tokenizer_is_an_error_that_names_the_files(tmp_path: Pat
         ({"tokenizer.json": b"{}"}, r"tokenizer\.json"),
         ({"tokenizer.json": b"\xff\xfe"}, r"tokenizer\.json"),
         ({"vocab.txt": b"\xff\xfe"}, r"vocab\.txt"),
-        ({"vocab.txt": b"one\ntwo\n"}, r"vocab\.txt .*\[UNK\]"),
+        ({"vocab.txt": b"one\ntwo\n"}, r"vocab\.txt: .*\[UNK\]"),
         ({"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b"{"}, r"tokenizer_config\.json"),
         (
             {"vocab.txt": b"[UNK]\n", "tokenizer_config.json": b"[]"},

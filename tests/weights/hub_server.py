@@ -1,11 +1,13 @@
-"""A Hugging Face hub on loopback: one repository, the routes that a download needs, and connections that break."""
+"""A Hugging Face hub on loopback: one repository, the routes that a download needs; it may break off, or be hostile."""
 
 import hashlib
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from urllib.parse import unquote
 
 
@@ -18,6 +20,9 @@ class Hub:
         revisions: for each branch, the files by name.
         cuts: for each file, after how many bytes of the body the connection drops; once per entry.
         refuse: a status and an error code with which every request is answered.
+        lies: for each method and file, headers that replace the true ones.
+        busy: headers with which downloads are put off, with status 429.
+        drip: seconds between the bytes of a body.
         requests: method, file and Range header of each request.
     """
 
@@ -25,6 +30,9 @@ class Hub:
     revisions: dict[str, dict[str, bytes]]
     cuts: dict[str, list[int]] = field(default_factory=dict)
     refuse: tuple[int, str] | None = None
+    lies: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    busy: dict[str, str] | None = None
+    drip: float = 0.0
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     endpoint: str = ""
 
@@ -91,12 +99,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound", commit)
         content = files[name]
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        if hub.busy is not None and self.command == "GET":
+            return self._refuse(429, "TooManyRequests", headers=hub.busy)
         self.send_response(206 if start else 200)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", commit)
-        self.send_header("Content-Length", str(len(content) - start))
+        headers = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": commit,
+            "Content-Length": str(len(content) - start),
+        }
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        for header in (headers | hub.lies.get((self.command, name), {})).items():
+            self.send_header(*header)
         self.end_headers()
         if self.command == "HEAD":
             return None
@@ -104,12 +118,21 @@ class _Handler(BaseHTTPRequestHandler):
         if cuts:
             self.wfile.write(content[start : cuts.pop(0)])
             self.close_connection = True
+        elif hub.drip:
+            with suppress(OSError):  # whoever asked has given up
+                for place in range(start, len(content)):
+                    self.wfile.write(content[place : place + 1])
+                    time.sleep(hub.drip)
         else:
             self.wfile.write(content[start:])
         return None
 
-    def _refuse(self, status: int, code: str, commit: str | None = None) -> None:
+    def _refuse(
+        self, status: int, code: str, commit: str | None = None, headers: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.send_response(status)
+        for header in headers.items():
+            self.send_header(*header)
         self.send_header("X-Error-Code", code)
         if commit:
             self.send_header("X-Repo-Commit", commit)

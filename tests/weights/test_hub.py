@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -17,50 +16,12 @@ import torch
 from huggingface_hub import constants
 from torch import Tensor
 
+import dtbert.weights.hub
 from dtbert.weights import load_model, resolve_source, to_hub_tensors
+from dtbert.weights.download import Remote
 from tests.weights.checkpoints import assert_same, make_tensors, write
+from tests.weights.conftest import Connect, files_of, point_to
 from tests.weights.hub_server import Hub, serve
-
-Connect = Callable[[Hub], Hub]
-
-
-@pytest.fixture
-def connect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
-    """Start a hub and make it the one that huggingface_hub asks, with an empty cache."""
-    running = []
-
-    def start(hub: Hub) -> Hub:
-        server = serve(hub)
-        server.__enter__()
-        running.append(server)
-        point_to(hub.endpoint, monkeypatch)
-        return hub
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses.json"), raising=False)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield start
-    for server in running:
-        server.__exit__(None, None, None)
-
-
-def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def tensors() -> dict[str, Tensor]:
-    return make_tensors()
-
-
-@pytest.fixture
-def files(tmp_path: Path, tensors: dict[str, Tensor]) -> dict[str, bytes]:
-    return files_of(write(tmp_path / "published", tensors))
 
 
 def closed_port() -> int:
@@ -121,18 +82,18 @@ def test_files_come_from_one_commit_when_the_branch_moves(
     connect: Connect, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = connect(Hub("org/name", {"main": files, "later": {**files, "model.safetensors": b"of another commit"}}))
-    download = huggingface_hub.hf_hub_download
+    ask = dtbert.weights.hub.ask
 
-    def download_then_move(repo_id: str, filename: str, **settings: object) -> str:
-        path = download(repo_id, filename, **settings)  # type: ignore[call-overload]
-        if settings["revision"] is None:
+    def ask_then_move(repo_id: str, name: str, revision: str | None) -> Remote:
+        found = ask(repo_id, name, revision)
+        if revision is None:
             old = hub.commit("main")
             hub.revisions[old] = hub.revisions.pop("main")
             hub.revisions["main"] = hub.revisions.pop("later")
             monkeypatch.setattr(Hub, "commit", lambda self, name: name if name == old else "f" * 40)
-        return path
+        return found
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download_then_move)
+    monkeypatch.setattr(dtbert.weights.hub, "ask", ask_then_move)
     assert (resolve_source("org/name") / "model.safetensors").read_bytes() == files["model.safetensors"]
 
 
@@ -140,7 +101,6 @@ def test_download_cut_in_the_middle_is_resumed(
     connect: Connect, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    # huggingface_hub writes 10 MiB at a time: what it has written is what it need not ask for again.
     content = torch.randint(0, 256, (16 * 2**20,), dtype=torch.uint8).numpy().tobytes()
     cuts = {"model.safetensors": [12 * 2**20, 2**20 * 13], "config.json": [10]}
     hub = connect(Hub("org/name", {"main": {**files, "model.safetensors": content}}, cuts))
@@ -148,7 +108,7 @@ def test_download_cut_in_the_middle_is_resumed(
     assert (folder / "model.safetensors").read_bytes() == content
     assert (folder / "config.json").read_bytes() == files["config.json"]
     ranges = [header for how, name, header in hub.requests if (how, name) == ("GET", "model.safetensors")]
-    assert ranges == [None, "bytes=10485760-", "bytes=10485760-"]
+    assert ranges == [None, f"bytes={12 * 2**20}-", f"bytes={13 * 2**20}-"]
 
 
 def test_download_that_keeps_breaking_is_an_error_and_the_next_try_is_clean(

@@ -368,21 +368,25 @@ def test_prefix_of_every_name_is_taken_off(tmp_path: Path, caplog: pytest.LogCap
     assert repr(prefix) in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("content", "named"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "Git LFS pointer"),
-        (b"\n<!DOCTYPE html><html>Not found</html>", "web page"),
-        (b"\x89HDF\r\n\x1a\n", "HDF5"),
-    ],
-)
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-def test_file_of_another_kind_is_named(tmp_path: Path, name: str, content: bytes, named: str) -> None:
-    folder = write(tmp_path, make_tensors())
-    (folder / "model.safetensors").unlink()
-    (folder / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{name} is not a whole .*: it is an? {named}"):
+@pytest.mark.parametrize("prefix", ["bert_model.", "encoder.", "model.backbone.", "0.auto_model."])
+def test_encoder_is_found_under_a_name_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, prefix: str
+) -> None:
+    tensors = make_tensors(pooler=True)
+    renamed = {name.replace("bert.", prefix): tensor for name, tensor in tensors.items()}
+    folder = write(tmp_path, renamed | {"classifier.weight": torch.zeros(3, 16)})
+    bare = {name: tensor for name, tensor in tensors.items() if "qa_outputs" not in name}
+    assert_same(hub_tensors(load_encoder(folder)), bare)
+    assert f"names begin with the prefix {prefix!r}" in caplog.text
+    assert "without classifier.weight" in caplog.text
+    with pytest.raises(CheckpointError, match=r"classifier\.weight: unexpected"):
         load_model(folder)
+
+
+def test_one_of_two_encoders_is_not_chosen(tmp_path: Path) -> None:
+    towers = {f"{tower}.{name}": tensor for tower in ("left", "right") for name, tensor in make_tensors().items()}
+    with pytest.raises(CheckpointError, match=r"left\.bert\.embeddings\.LayerNorm\.bias: unexpected"):
+        load_model(write(tmp_path, towers))
 
 
 def test_no_message_advises_to_run_what_a_pickle_holds(tmp_path: Path) -> None:
