@@ -9,10 +9,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-
-from dtbert.files import replacing
 
 _FOLDER = Path(__file__).parent
 _SOURCES = ("attention.cpp", "linear.cpp")
@@ -20,7 +20,7 @@ _HEADERS = ("common.h",)
 _COMPILERS = ("g++", "clang++")
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 # Shortens what a compiler says to what a person reads.
-_MOST_LINES = 12
+_TELLING, _MOST_LINES = ("error:", "undefined", "multiple definition", "not found"), 12
 
 
 class BuildError(RuntimeError):
@@ -49,9 +49,11 @@ def build() -> Path:
     if compiler is None:
         raise BuildError(f"no C++ compiler is here: install one of {', '.join(_COMPILERS)}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes may build at once: each writes a file of its own, and the last one to end stays.
-    with replacing(target) as partial:
-        _compile(compiler, partial)
+    # Two processes may build at once: each in a folder of its own, and the last one to end stays.
+    with TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        _compile(compiler, made)
+        made.replace(target)
     return target
 
 
@@ -61,30 +63,23 @@ def _compile(compiler: str, target: Path) -> None:
     defines = ["-DAT_PER_OPERATOR_HEADERS", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
     objects = [target.with_name(f"{target.name}.{source}.o") for source in _SOURCES]
     command = [compiler, *_FLAGS, *includes, *defines, "-c"]
-    try:
-        parts = [
-            subprocess.Popen(
-                [*command, str(_FOLDER / source), "-o", str(made)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-            for source, made in zip(_SOURCES, objects, strict=True)
-        ]
-        said = [part.communicate()[0] for part in parts]
-        for part, text in zip(parts, said, strict=True):
-            _check(part.returncode, text)
-        # Not -fopenmp here: it would bring another runtime beside the one that torch has loaded.
-        linked = ["-shared", "-o", str(target), *map(str, objects), f"-L{installed / 'lib'}", "-ltorch_cpu", "-lc10"]
-        done = subprocess.run(
-            [compiler, *linked, *_openmp()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
-        _check(done.returncode, done.stdout)
-    finally:
-        for made in objects:
-            made.unlink(missing_ok=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    parts = [
+        subprocess.Popen([*command, str(_FOLDER / source), "-o", str(made)], **pipes)
+        for source, made in zip(_SOURCES, objects, strict=True)
+    ]
+    said = [part.communicate()[0] for part in parts]
+    for part, text in zip(parts, said, strict=True):
+        _check(part.returncode, text)
+    # Not -fopenmp here: it would bring another runtime beside the one that torch has loaded.
+    linked = ["-shared", "-o", str(target), *map(str, objects), f"-L{installed / 'lib'}", "-ltorch_cpu", "-lc10"]
+    done = subprocess.run([compiler, *linked, *_openmp()], **pipes, check=False)
+    _check(done.returncode, done.stdout)
 
 
 def _check(status: int, text: bytes) -> None:
     if status:
-        lines: Sequence[str] = [line for line in text.decode(errors="replace").splitlines() if "error" in line]
+        lines: Sequence[str] = [line for line in text.decode(errors="replace").splitlines() if any(word in line for word in _TELLING)]
         raise BuildError("the compiler failed:\n  " + "\n  ".join(lines[:_MOST_LINES] or [f"exit status {status}"]))
 
 

@@ -28,7 +28,7 @@ using at::Tensor;
 
 constexpr int64_t kTile = 16;
 
-int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
 // kTile values at a time, whatever the registers hold.
 typedef float Vector __attribute__((vector_size(4 * kTile), aligned(4)));
@@ -121,7 +121,7 @@ void multiply_rows(int64_t rows, int64_t inner, const float* a, int64_t a_stride
 }
 
 // c [rows, columns] = a [rows, inner] x b [inner, columns]; columns are a multiple of kTile.
-void multiply(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_stride, const float* b,
+inline void multiply(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_stride, const float* b,
               int64_t b_stride, float* c, int64_t c_stride) {
   int64_t at = 0;
   if constexpr (kRegisters >= 24)
