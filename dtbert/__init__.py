@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         available_scorers,
         register_scorer,
     )
-    from dtbert.qa import Answer, QuestionAnswerer
+    from dtbert.qa import Answer, DocumentAnswer, QuestionAnswerer
     from dtbert.weights import CheckpointError, convert, load_encoder, load_model, save_model
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ __all__ = [
     "BertEncoder",
     "BertForQuestionAnswering",
     "CheckpointError",
+    "DocumentAnswer",
     "LayerView",
     "LengthSchedule",
     "PackedBatch",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "dtbert.qa": ("Answer", "QuestionAnswerer"),
+    "dtbert.qa": ("Answer", "DocumentAnswer", "QuestionAnswerer"),
     "dtbert.weights": ("CheckpointError", "convert", "load_encoder", "load_model", "save_model"),
 }
 

@@ -20,6 +20,9 @@ _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# How a text in another encoding than UTF-8 begins, where it has a byte order mark.
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
 # The first two bytes of every gzip file.
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -108,19 +111,34 @@ def _beside(target: Path, named: Path) -> Iterator[Path]:
         raise kind(f"cannot write {named}: {reason}{kept}") from error
 
 
-def lock(file: int | BinaryIO, *, wait: bool = False) -> bool:
+def lock(file: int | BinaryIO) -> bool:
     """Lock an open file or folder until it is closed, or the process ends, however it ends.
 
-    False where another process holds it, unless told to ``wait`` for that one; True where there are no locks.
+    False where another process holds it; True where there are no locks.
     """
     if sys.platform != "win32":
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:  # a file system without locks
             pass
     return True
+
+
+class NotUtf8Error(ValueError):
+    """A text is in another encoding."""
+
+
+def utf8(raw: bytes) -> str:
+    """A text in UTF-8, without a byte order mark; `NotUtf8Error` says where it is none, and how to make it one."""
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        marked = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), None)
+        found = f"the mark of {marked}" if marked else f"byte {error.start + 1} is 0x{error.object[error.start]:02x}"
+        advice = f"convert it, as by `iconv -f {marked or 'WINDOWS-1252'} -t UTF-8`"
+        raise NotUtf8Error(f"not UTF-8 text ({found}): {advice}") from error
 
 
 class Json(NamedTuple):
@@ -136,13 +154,12 @@ class Json(NamedTuple):
     def parse(cls, raw: bytes | str) -> "Json":
         """The document in a text; ValueError says where it is no JSON, or no UTF-8."""
         try:
-            return cls(json.loads(raw if isinstance(raw, str) else raw.decode("utf-8-sig")))
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise ValueError(f"not UTF-8 text (byte {error.start + 1} is 0x{byte:02x})") from error
+            return cls(json.loads(raw if isinstance(raw, str) else utf8(raw)))
         except json.JSONDecodeError as error:
             line = "" if error.lineno == 1 else f"line {error.lineno}, "
             raise ValueError(f"not JSON ({error.msg.removesuffix(' at')} at {line}character {error.colno})") from error
+        except NotUtf8Error:
+            raise
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
             raise ValueError(f"not JSON ({error})") from error
 

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtbert.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -33,4 +35,5 @@ def picture(path: Path, width: float, height: float, dpi: int, style: dict[Any, 
     with matplotlib.rc_context({**_STYLE, **style}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        figure.savefig(path, dpi=dpi)
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=dpi, format=path.suffix[1:])

@@ -22,6 +22,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, metavar="N", help="kills of processes that answer and train (default: few)")
+
+
+@pytest.fixture
+def more_kills(request: pytest.FixtureRequest) -> int:
+    """How many times a loop of kills kills in place of its own few; 0 without ``--kills``."""
+    return int(request.config.getoption("--kills") or 0)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

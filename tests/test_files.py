@@ -210,9 +210,10 @@ def test_lock_is_held_by_one_process_until_it_ends(tmp_path: Path, end: str) -> 
             assert not lock(file)
             if end == "dies":
                 holder.kill()
+                holder.wait()
             else:
                 holder.communicate("")
-            assert lock(file, wait=True)
+            assert lock(file)
             assert lock(file)
             with path.open("rb") as other:
                 assert not lock(other)

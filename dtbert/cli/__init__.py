@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from dtbert import __version__
 from dtbert.cli import answer, build, convert, evaluate, profile, search, train
+from dtbert.cli.output import printable
 
 _DESCRIPTION = """\
 Question answering with a BERT that drops tokens between layers, to fit any
@@ -30,6 +31,13 @@ example:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"dtbert: error: {message} (see `{self.prog} --help`)\n")
+
+
+class PlainFormatter(logging.Formatter):
+    """Names in files and texts of servers must not steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a character shows its escape; it is no reason to stop.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(format="dtbert: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("dtbert: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     try:
         status = _run(argv)
         if sys.stdout is not None:
@@ -70,10 +80,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_output()
         return 141
     except (ValueError, TypeError, OSError) as error:
-        _forget_output()
-        print(f"dtbert: error: {_message(error)}", file=sys.stderr)
-        return 2
+        return _fail(_message(error))
+    except (MemoryError, RuntimeError) as error:
+        # torch has no type of its own for a CPU's memory.
+        reason = str(error).strip().partition("\n")[0]
+        if not isinstance(error, MemoryError) and "memory" not in reason:
+            raise
+        return _fail(f"out of memory{f' ({reason})' if reason else ''}: give a smaller batch, file or model")
     return status
+
+
+def _fail(message: str) -> int:
+    _forget_output()
+    print(printable(f"dtbert: error: {message}"), file=sys.stderr)
+    return 2
 
 
 def _run(argv: Sequence[str] | None) -> int:

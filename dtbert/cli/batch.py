@@ -1,45 +1,33 @@
 """`dtbert answer --input --output`: many questions, streamed, and continued after an interruption.
 
-The output itself says how far it has come: one line for each line of the input, in order. What it cannot say, the
+The output itself says how far it has come: one line for each question of the input, in order. What it cannot say, the
 input and the options that made it, stands in a file beside it, written before the first answer.
 """
 
 import argparse
 import json
-import re
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dtbert import __version__
-from dtbert.cli.options import load_for_schedule, other_windows
-from dtbert.cli.output import check_output
-from dtbert.files import GZIP_MAGIC, Json, differing, file_sha256, lock, write_whole
+from dtbert.cli.inputs import Line, Questions
+from dtbert.cli.options import MAX_ANSWER_TOKENS, load_for_schedule, other_windows
+from dtbert.cli.output import check_output, printable
+from dtbert.files import Json, differing, lock, text_sha256, write_whole
 
 if TYPE_CHECKING:
     from dtbert.model import LengthSchedule
     from dtbert.qa import Answer, QuestionAnswerer
+    from dtbert.qa.calls import Asking
 
 # Questions go through the model a chunk at a time. Where chunks end is counted from the start of the file, so that a
 # continued run makes the same batches as an unbroken one, and with them the same digits.
 CHUNK_LINES = 1024
 CHUNK_CHARACTERS = 500_000
-
-# How an array of objects begins; a line that holds some other list is a bad line among others.
-_ARRAY = re.compile(rb"\s*\[\s*\{")
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line of the input that is not blank: ``number`` counts all lines from 1; ``error`` says what is wrong."""
-
-    number: int
-    id: str | int | None = None
-    question: str = ""
-    context: str = ""
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +39,84 @@ class Progress:
     size: int
 
 
+# Where the names of streams are, of which some are regular files at times.
+_STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
+
+# What the names of settings stand for, where an option does not have the same name.
+_SHOWN = {"input_sha256": "input", "model_sha256": "the model's weights, config or tokenizer"}
+
+
+class Files:
+    """The input and the output of a run, which must stay the same files until it ends."""
+
+    def __init__(self, source: Path, output: Path) -> None:
+        self.source, self.output = source, output
+        self._source = _state(source)
+        self._written = (0, 0)
+
+    def writes(self, sink: BinaryIO) -> None:
+        """Tell it the open output."""
+        found = os.fstat(sink.fileno())
+        self._written = (found.st_dev, found.st_ino)
+
+    def check(self) -> None:
+        """Raise ValueError if one of them was changed or removed meanwhile."""
+        if _state(self.source) != self._source:
+            raise ValueError(
+                f"{self.source} was changed while it was read, and {self.output} holds answers to what it was: delete "
+                "that, and start again"
+            )
+        found = _state(self.output)
+        if found is None or found[:2] != self._written:
+            raise ValueError(f"{self.output} was removed or replaced while it was written: give the command again")
+
+
+def _state(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from dtbert.weights import resolve_source
+
     source, output = Path(arguments.input), Path(arguments.output)
-    _check_paths(source, output)
-    answerer, schedule = load_for_schedule(arguments)
-    digest, total = survey(source)
+    _check_paths(source, output, arguments.model)
+    files = Files(source, output)
+    questions = Questions.of(source)
+    # Once: a branch of the hub may move between two questions for it.
+    model = resolve_source(arguments.model, arguments.revision)
+    answerer, schedule = load_for_schedule(argparse.Namespace(**{**vars(arguments), "model": model, "revision": None}))
+    digest, total = questions.survey()
     settings = {
         "dtbert": __version__,
         "input_sha256": digest,
         "model": arguments.model,
         "revision": arguments.revision,
+        "model_sha256": _model_sha256(model, answerer),
         "dtype": arguments.dtype,
         "schedule": None if schedule is None else schedule.to_dict(),
         "top": arguments.top,
         **other_windows(arguments),
+        **_other_answers(arguments, answerer.threshold),
     }
     _check_settings(output, settings)
     with output.open("ab") as sink:
         if not lock(sink):
             raise ValueError(f"another process is writing {output}: wait for it, or name another --output")
-        done = progress(source, output)
+        files.writes(sink)
+        done = progress(questions, output)
         if not done.lines:
             write_whole(_settings_path(output), json.dumps(settings) + "\n")
         sink.truncate(done.size)
         failed = done.failed
         with tqdm(total=total, initial=done.lines, unit="q", disable=arguments.quiet or None) as bar:
-            for line, fields in results(answerer, source, done.lines, schedule, arguments.top):
+            for line, fields in results(answerer, questions, done.lines, arguments.top, asking(arguments, schedule)):
+                files.check()
                 sink.write(_dump(line, fields))
                 sink.flush()
                 if "error" in fields:
@@ -86,34 +124,20 @@ def run(arguments: argparse.Namespace) -> int:
                     # Locked here: where Ctrl-C keeps it from taking its lock, tqdm releases it nevertheless, and fails.
                     with bar.get_lock():
                         message = f"dtbert: {source}, line {line.number}: {fields['error']}"
-                        bar.write(message, file=sys.stderr, nolock=True)
+                        bar.write(printable(message), file=sys.stderr, nolock=True)
                 bar.update()
+        files.check()
     if failed:
         print(f'dtbert: {failed} of {total} lines failed: see "error" in {output}', file=sys.stderr)
     return 1 if failed else 0
 
 
-def read_lines(source: Path) -> Iterator[Line]:
-    """The lines of the input that are not blank, one at a time."""
-    with source.open("rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            if raw.strip():
-                yield parse_line(number, raw)
+def _model_sha256(model: Path, answerer: "QuestionAnswerer") -> str:
+    """The SHA-256 of all of a model that makes answers: its weights, its config, its tokenizer."""
+    from dtbert.weights import weights_sha256
 
-
-def parse_line(number: int, raw: bytes) -> Line:
-    """A line of the input, or what is wrong with it; whether the model can answer it is seen later."""
-    identifier: str | int | None = None
-    try:
-        fields = Json.parse(raw.rstrip())
-        if not isinstance(fields.value, dict):
-            raise ValueError('expected a JSON object with "question" and "context"')
-        if (found := fields.get("id")) is not None:
-            found.of(str, int)
-            identifier = found.value
-        return Line(number, identifier, fields.field("question").of(str), fields.field("context").of(str))
-    except ValueError as error:
-        return Line(number, identifier, error=str(error))
+    config, tokenizer = json.dumps(answerer.config.to_dict()), answerer.tokenizer.to_str()
+    return text_sha256(f"{weights_sha256(model)}{config}{tokenizer}")
 
 
 def chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
@@ -130,16 +154,31 @@ def chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
         yield chunk
 
 
+def asking(arguments: argparse.Namespace, schedule: "LengthSchedule | None") -> "Asking":
+    """What the options say of each question."""
+    return {"schedule": schedule, "overlap": arguments.overlap, "no_answer": arguments.no_answer}
+
+
+def _other_answers(arguments: argparse.Namespace, threshold: float) -> dict[str, Any]:
+    """What the options say of answers where that is not the default: the output is compared by it, too."""
+    longest = arguments.max_answer_tokens
+    return {
+        **({} if longest == MAX_ANSWER_TOKENS else {"max_answer_tokens": longest}),
+        **({"overlap": True} if arguments.overlap else {}),
+        **({"threshold": threshold} if arguments.no_answer else {}),
+    }
+
+
 def results(
-    answerer: "QuestionAnswerer", source: Path, skip: int, schedule: "LengthSchedule | None", top: int
+    answerer: "QuestionAnswerer", questions: Questions, skip: int, top: int, asking: "Asking"
 ) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Each line after the first ``skip`` ones, and the JSON fields of its answer, or of its error."""
-    for chunk in chunks(read_lines(source)):
+    for chunk in chunks(questions.lines()):
         if skip >= len(chunk):
             skip -= len(chunk)
             continue
         pairs = ((line.question, line.context) for line in chunk if line.error is None)
-        answers = answerer.answer_many(pairs, schedule=schedule, top_k=top, errors="yield")
+        answers = answerer.answer_many(pairs, top_k=top, errors="yield", **asking)
         for index, line in enumerate(chunk):
             found: Any = next(answers) if line.error is None else line.error
             if isinstance(found, str | TypeError | ValueError):
@@ -151,13 +190,23 @@ def results(
         skip = 0
 
 
-def answer_fields(answers: "Sequence[Answer]", top: int) -> dict[str, Any]:
+def answer_fields(
+    answers: "Sequence[Answer]", top: int, documents: Sequence[str | None] | None = None
+) -> dict[str, Any]:
     """The JSON fields of the best answer, and where ``top`` is above 1 a list of all as ``answers``."""
-    fields = [
-        # Six digits: what a float32 knows.
-        {"answer": answer.text, "start": answer.start, "end": answer.end, "score": float(f"{answer.score:.6g}")}
+    fields: list[dict[str, Any]] = [
+        {
+            "answer": answer.text,
+            "start": answer.start,
+            "end": answer.end,
+            # Six digits: what a float32 knows.
+            "score": float(f"{answer.score:.6g}"),
+            "margin": float(f"{answer.margin:.6g}"),
+        }
         for answer in answers
     ]
+    if documents is not None:
+        fields = [{**one, "document": name} for one, name in zip(fields, documents, strict=True)]
     return {**fields[0], "answers": fields} if top > 1 else fields[0]
 
 
@@ -169,30 +218,14 @@ def _dump(line: Line, fields: dict[str, Any]) -> bytes:
         return json.dumps(fields).encode() + b"\n"
 
 
-def survey(source: Path) -> tuple[str, int]:
-    """The SHA-256 of the input, and how many of its lines are not blank.
-
-    Raises:
-        ValueError: it is no file of lines: every line of it would be an error.
-    """
-    with source.open("rb") as file:
-        beginning = file.read(256)
-        if beginning.startswith(GZIP_MAGIC):
-            raise ValueError(f"{source} is compressed with gzip: unpack it first (gunzip)")
-        if _ARRAY.match(beginning):
-            raise ValueError(f"{source} is one JSON array: give an object on each line (jq -c '.[]' makes them)")
-        file.seek(0)
-        return file_sha256(source), sum(bool(raw.strip()) for raw in file)
-
-
-def progress(source: Path, output: Path) -> Progress:
+def progress(questions: Questions, output: Path) -> Progress:
     """How far the output has come; a last line without its end is not counted.
 
     Raises:
         ValueError: a line is not what this input gives.
     """
     lines = failed = size = 0
-    expected = read_lines(source)
+    expected = questions.lines()
     with output.open("rb") as written:
         for raw in written:
             if not raw.endswith(b"\n"):
@@ -208,11 +241,29 @@ def progress(source: Path, output: Path) -> Progress:
     return Progress(lines, failed, size)
 
 
-def _check_paths(source: Path, output: Path) -> None:
+def _check_paths(source: Path, output: Path, model: str | None) -> None:
     if not source.is_file():
         reason = "it is read more than once" if source.exists() else "there is none"
         raise ValueError(f"--input {source} must be a file: {reason}")
-    check_output("--output", output, source)
+    check_output("--output", output, source, model=model)
+    record = _settings_path(output)
+    for path in (output, record):
+        if str(path.absolute().parent) in _STREAMS or (path.exists() and not path.is_file()):
+            raise ValueError(f"--output {output}: {path} is no regular file: what was written is read again")
+    check_output(f"--output {output} needs a file for its settings:", record, source, model=model)
+    if record.is_symlink() or (record.exists() and not _is_record(record)):
+        raise FileExistsError(
+            f"--output {output} would replace {record}, which is there already and is no run's: name another --output"
+        )
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file holds the settings of a run; one that is damaged does, too, as far as it can be seen."""
+    content = path.read_bytes()
+    try:
+        return "input_sha256" in Json.parse(content).of(dict)
+    except ValueError:
+        return content.strip() in (b"", b"{") or b'"input_sha256"' in content
 
 
 def _settings_path(output: Path) -> Path:
@@ -234,7 +285,7 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"{record} is damaged ({error}){_afresh(output)}") from error
     if changed:
-        names = ", ".join("input" if name == "input_sha256" else name for name in changed)
+        names = ", ".join(_SHOWN.get(name, name) for name in changed)
         raise ValueError(f"{output} was made from other settings ({names}){_afresh(output)}")
 
 

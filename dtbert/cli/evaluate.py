@@ -3,29 +3,39 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtbert.cli.options import (
     QUIET_HELP,
     SCHEDULE_HELP,
+    add_answer_options,
     add_model_options,
     add_schedule_options,
-    add_window_options,
+    check_threshold_is_used,
     describe_schedule,
     load_for_schedule,
     positive,
 )
-from dtbert.cli.output import check_output, print_json
+from dtbert.cli.output import check_output, print_json, printable
 from dtbert.files import write_whole
 
 if TYPE_CHECKING:
-    from dtbert.evaluation import Cost
+    from dtbert.evaluation import Cost, Measurement, SquadQuestion
 
 SUMMARY = "measure a model and a schedule on a SQuAD file"
 DESCRIPTION = """\
-Answer the questions of a SQuAD 1.1 file; report the official exact match and F1
-in percent, multiply-accumulates (MACs) a question, and questions a second.
+Answer the questions of a SQuAD file, 1.1 or 2.0; report the official exact
+match and F1 in percent, multiply-accumulates (MACs) a question, and questions a
+second.
+
+Where some questions have no answer, as in SQuAD 2.0, the model may say so: it
+does where the best span's margin is below the threshold. The figures are then
+also of the questions with and without an answer alone, and with the threshold
+that is best for this file. --choose-threshold writes that as no_answer.json
+into the model's folder, from where it is the model's: choose it on questions
+that you do not report on.
 
 MACs are a mean over the questions, each of them the sum over its windows:
   executed          what dtbert computes with the schedule
@@ -38,18 +48,22 @@ examples:
   dtbert evaluate dev-v1.1.json
   dtbert evaluate dev-v1.1.json.gz --limit 500 --schedule 1,1,0.9,0.6,0.4,0.2
   dtbert evaluate dev-v1.1.json --json --predictions predictions.json
+  dtbert evaluate held-out-v2.0.json --model folder/ --choose-threshold
 
 {SCHEDULE_HELP}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="questions in SQuAD 1.1's format, .json or .json.gz")
+    parser.add_argument("file", metavar="FILE", help="questions in SQuAD's format, .json or .json.gz")
     parser.add_argument("--limit", type=positive, metavar="N", help="N questions only, evenly spread over the file")
     parser.add_argument("--predictions", metavar="OUT", help="save the answers as JSON, {id: text}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
+    parser.add_argument(
+        "--choose-threshold", action="store_true", help="write the best threshold into the model's folder"
+    )
     add_model_options(parser)
-    add_window_options(parser.add_argument_group("windows"))
+    add_answer_options(parser)
     add_schedule_options(parser, budget=True)
 
 
@@ -59,13 +73,20 @@ def run(arguments: argparse.Namespace) -> int:
     from dtbert.evaluation import evenly_spaced, measure, read_squad
 
     if arguments.predictions is not None:
-        check_output("--predictions", Path(arguments.predictions), arguments.file, arguments.schedule)
+        sources = (arguments.file, arguments.schedule)
+        check_output("--predictions", Path(arguments.predictions), *sources, model=arguments.model)
     questions = evenly_spaced(read_squad(arguments.file), arguments.limit)
+    no_answer = arguments.no_answer or any(one.is_impossible for one in questions)
+    check_threshold_is_used(arguments, no_answer)
+    if arguments.choose_threshold:
+        _check_choice(arguments, questions)
     answerer, schedule = load_for_schedule(arguments)
     with tqdm(total=len(questions), unit="q", disable=arguments.quiet or None) as bar:
-        found = measure(answerer, questions, schedule, on_answers=bar.update)
+        found = measure(answerer, questions, schedule, no_answer=no_answer, on_answers=bar.update)
+    if arguments.choose_threshold:
+        _write_threshold(arguments, len(questions), found)
     for identifier, reason in found.unreadable.items():
-        print(f"dtbert: question {identifier} counts as wrong: {reason}", file=sys.stderr)
+        print(printable(f"dtbert: question {identifier} counts as wrong: {reason}"), file=sys.stderr)
     if arguments.predictions is not None:
         write_whole(Path(arguments.predictions), json.dumps(found.predictions, ensure_ascii=False) + "\n")
     report = {
@@ -78,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         "missing": list(found.scores.missing),
         "exact_match": found.scores.exact_match,
         "f1": found.scores.f1,
+        **(_no_answer_fields(found, answerer.threshold) if no_answer else {}),
         "questions_per_second": found.questions_per_second,
         **_cost_fields(found.cost),
     }
@@ -90,6 +112,38 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"schedule: {describe_schedule(schedule)}\n")
         print(_table(report))
     return 1 if found.unreadable else 0
+
+
+def _check_choice(arguments: argparse.Namespace, questions: "Sequence[SquadQuestion]") -> None:
+    if arguments.model is None or not Path(arguments.model).exists():
+        raise ValueError(
+            "--choose-threshold writes into the model's folder: give it with --model; `dtbert convert` makes one of a "
+            "hub id"
+        )
+    if len({one.is_impossible for one in questions}) < 2:
+        raise ValueError(
+            f"{arguments.file}: --choose-threshold needs questions with and without an answer, as SQuAD 2.0 has them"
+        )
+
+
+def _write_threshold(arguments: argparse.Namespace, num_questions: int, found: "Measurement") -> None:
+    from dtbert.qa import ChosenThreshold, write_threshold
+    from dtbert.qa.thresholds import THRESHOLD_FILE
+    from dtbert.weights import model_folder, resolve_source, weights_sha256
+
+    best, path = found.best["f1"], resolve_source(arguments.model, arguments.revision)
+    name, file = Path(arguments.file).name, model_folder(path) / THRESHOLD_FILE
+    write_threshold(file, ChosenThreshold(best.threshold, best.score, name, num_questions, weights_sha256(path)))
+    print(f"dtbert: {file}: threshold {best.threshold:g}", file=sys.stderr)
+
+
+def _no_answer_fields(found: "Measurement", threshold: float) -> dict[str, Any]:
+    parts = {"has_answer": found.scores.has_answer, "no_answer": found.scores.no_answer}
+    return {
+        "threshold": threshold,
+        **{name: None if part is None else part._asdict() for name, part in parts.items()},
+        **{f"best_{name}": best._asdict() for name, best in found.best.items()},
+    }
 
 
 def _cost_fields(cost: "Cost | None") -> dict[str, Any]:
@@ -112,6 +166,13 @@ def _table(report: dict[str, Any]) -> str:
         f"F1               {report['f1']:8.2f}",
         f"questions/s      {report['questions_per_second']:8.1f}",
     ]
+    for name, label in (("has_answer", "with an answer"), ("no_answer", "with none")):
+        if report.get(name):
+            part = report[name]
+            lines.insert(-1, f"  {label:<15}{part['f1']:8.2f}   (exact match {part['exact_match']:.2f})")
+    if "best_f1" in report:
+        best, used = report["best_f1"], report["threshold"]
+        lines.insert(-1, f"  at best        {best['score']:8.2f}   (threshold {best['threshold']:.3g}, not {used:.3g})")
     if report["missing"]:
         lines.insert(1, f"without answer   {len(report['missing']):8,}   (counted as wrong)")
     if "macs_per_question" not in report:

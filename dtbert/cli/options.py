@@ -16,7 +16,8 @@ REVISION_HELP = "branch, tag or commit of a hub id"
 THREADS_HELP = "CPU threads (default: torch's choice)"
 QUIET_HELP = "no progress bar (there is none outside a terminal)"
 
-WINDOW, STRIDE = 384, 128
+WINDOW, STRIDE, MAX_ANSWER_TOKENS = 384, 128, 30
+_MOST_THREADS = 4096
 DTYPES = ("float32", "bfloat16", "float16")
 
 SCHEDULE_HELP = """\
@@ -43,7 +44,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--revision", metavar="R", help=REVISION_HELP)
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="number format of the computation (default: float32)")
-    group.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    group.add_argument("--threads", type=threads, metavar="N", help=THREADS_HELP)
 
 
 def add_window_options(group: Any) -> None:
@@ -51,10 +52,31 @@ def add_window_options(group: Any) -> None:
     group.add_argument("--stride", type=int, default=STRIDE, metavar="N", help=f"tokens that windows share ({STRIDE})")
 
 
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """What `answer` and `evaluate` may say of windows and answers."""
+    group = parser.add_argument_group("windows and answers")
+    add_window_options(group)
+    longest = f"longest answer, in tokens ({MAX_ANSWER_TOKENS})"
+    group.add_argument("--max-answer-tokens", type=positive, default=MAX_ANSWER_TOKENS, metavar="N", help=longest)
+    group.add_argument("--no-answer", action="store_true", help='the answer may be that there is none, which is ""')
+    group.add_argument(
+        "--threshold",
+        type=float,
+        metavar="M",
+        help="margin below which there is no answer (default: of the model's no_answer.json, else 0)",
+    )
+
+
 def other_windows(arguments: argparse.Namespace) -> dict[str, int]:
     """Window and stride where they are not the default: what a run is compared by, beside what it always was."""
     given = {"window": arguments.window, "stride": arguments.stride}
     return {} if given == {"window": WINDOW, "stride": STRIDE} else given
+
+
+def check_threshold_is_used(arguments: argparse.Namespace, no_answer: bool) -> None:
+    """Raise ValueError for a threshold that would say nothing."""
+    if arguments.threshold is not None and not no_answer:
+        raise ValueError("--threshold says when there is no answer: give --no-answer with it")
 
 
 def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False) -> None:
@@ -77,6 +99,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def threads(text: str) -> int:
+    """A number of threads, for argparse: no machine has more than the most, and asking for more may end the process."""
+    number = positive(text)
+    if number > _MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {_MOST_THREADS} threads, got {text}")
+    return number
 
 
 def _part(text: str) -> float:
@@ -161,7 +191,8 @@ def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) ->
     """The model that the options name, ready to answer; errors as `QuestionAnswerer.load`."""
     from dtbert.qa import QuestionAnswerer
 
-    reading = {"window": arguments.window, "stride": arguments.stride}
+    names = ("window", "stride", "max_answer_tokens", "threshold")
+    reading: Any = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules, **reading)
 
 

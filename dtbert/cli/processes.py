@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
+from dtbert.cli.output import printable
+
 T = TypeVar("T")
 
 # The others wait while the first evaluates; one that ends in an error is noticed at once, without a timeout.
@@ -56,7 +58,7 @@ def joined(device: str) -> Iterator[int]:
         elif rank == 0:
             raise
         else:
-            print(f"dtbert: process {rank} stops: {reason}", file=sys.stderr, flush=True)
+            print(printable(f"dtbert: process {rank} stops: {reason}"), file=sys.stderr, flush=True)
         # Nothing of this process may wait for one that has gone.
         os._exit(2)
     else:

@@ -53,6 +53,7 @@ examples:
 {SCHEDULE_HELP}"""
 
 _BATCH, _LENGTH = 8, 384
+_MOST_TOKENS = 2**31 - 1  # as far as kernels count rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     for option, path in (("--plot", arguments.plot), ("--trace", arguments.trace)):
         if path is not None:
-            check_output(option, Path(path), arguments.lengths, arguments.schedule)
+            check_output(option, Path(path), arguments.lengths, arguments.schedule, model=arguments.model)
     if arguments.plot is not None:
         check_plot(Path(arguments.plot))
     if arguments.size is not None and (arguments.model, arguments.revision) != (None, None):
@@ -154,7 +155,10 @@ def _size(text: str) -> tuple[int, int]:
 
 def _seqlens(arguments: argparse.Namespace) -> list[int]:
     if arguments.lengths is None:
-        return [arguments.length or _LENGTH] * (arguments.batch or _BATCH)
+        length, sequences = arguments.length or _LENGTH, arguments.batch or _BATCH
+        if length * sequences > _MOST_TOKENS:
+            raise ValueError(f"--batch {sequences} of --length {length} are more than {_MOST_TOKENS:,} tokens")
+        return [length] * sequences
     if (arguments.batch, arguments.length) != (None, None):
         raise ValueError("--lengths gives every sequence its own length: leave out --batch and --length")
     return read_lengths(Path(arguments.lengths))

@@ -18,7 +18,7 @@ from dtbert.cli.options import (
     parse_schedule,
     positive,
 )
-from dtbert.cli.output import check_output, print_json
+from dtbert.cli.output import check_output, print_json, printable
 from dtbert.files import text_sha256
 from dtbert.pictures import check_matplotlib
 
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dtbert.evaluation import read_squad
     from dtbert.qa import write_schedules
-    from dtbert.search import in_search_order
+    from dtbert.search import in_search_order, naming_storage
     from dtbert.search.plot import plot_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -123,17 +123,24 @@ def run(arguments: argparse.Namespace) -> int:
     questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
     # A schedules.json that is old or damaged is what the search may be there to replace.
     answerer = load_answerer(arguments, with_schedules=False)
-    search, front, published = _run(arguments, answerer, questions, starts)
-    if errors := search.errors():
-        print(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}", file=sys.stderr)
-    write_schedules(arguments.out, front)
-    if arguments.plot is not None:
-        plot_front(search, front, Path(arguments.plot), published)
-    if arguments.json:
-        print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
-    else:
-        print(_table(search, front))
+    with naming_storage(_storage(arguments)):
+        search, front, published = _run(arguments, answerer, questions, starts)
+        if errors := search.errors():
+            print(printable(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}"), file=sys.stderr)
+        write_schedules(arguments.out, front)
+        if arguments.plot is not None:
+            plot_front(search, front, Path(arguments.plot), published)
+        if arguments.json:
+            print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
+        else:
+            print(_table(search, front))
     return 0
+
+
+def _storage(arguments: argparse.Namespace) -> str:
+    from dtbert.search import sqlite_url
+
+    return arguments.storage or sqlite_url(Path(arguments.out).with_suffix(".study.db"))
 
 
 def _run(
@@ -187,9 +194,11 @@ def _check(arguments: argparse.Namespace) -> None:
     for option, ending in (("out", ".json"), ("plot", ".png")):
         given = getattr(arguments, option)
         if given is not None:
-            check_output(f"--{option}", Path(given), arguments.file, arguments.published)
+            sources = (arguments.file, arguments.published)
+            check_output(f"--{option}", Path(given), *sources, model=arguments.model)
             if not given.endswith(ending):
                 raise ValueError(f"--{option} {given}: the ending must be {ending}")
+    _check_replaced(Path(arguments.out))
     if arguments.published is not None and arguments.plot is None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:
@@ -197,6 +206,14 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.seed < 0:
         raise ValueError(f"--seed must be 0 or more, not {arguments.seed}")
     dtbert.search.Effort(arguments.rungs, arguments.margin)
+
+
+def _check_replaced(out: Path) -> None:
+    """Raise FileExistsError if there is something else than schedules, damaged ones included."""
+    if not out.is_file() or out.name == "schedules.json" or out.stat().st_size == 0:
+        return
+    if not holds_many(out.read_text("utf-8", errors="replace")):
+        raise FileExistsError(f"--out {out} is there already and holds no schedules: name another file, or remove it")
 
 
 def _search(
@@ -223,10 +240,9 @@ def _search(
     if arguments.objective == "latency":
         # Times of different devices do not compare.
         settings |= {"device": str(answerer.model.device), "threads": arguments.threads}
-    storage = arguments.storage or room.sqlite_url(Path(arguments.out).with_suffix(".study.db"))
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
-        room.open_study(storage, name, settings, arguments.sampler, arguments.seed),
+        room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
         room.SearchSpace(num_layers, scorers, keep_question),
         room.QuestionEvaluator(answerer, questions),
         objective=arguments.objective,

@@ -18,8 +18,9 @@ from dtbert.cli.options import (
     describe_schedule,
     parse_schedule,
     positive,
+    threads,
 )
-from dtbert.cli.output import print_json
+from dtbert.cli.output import print_json, printable
 from dtbert.cli.processes import agree, joined
 from dtbert.files import text_sha256
 from dtbert.training import Distillation, LengthDrop, TrainingOptions
@@ -102,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_fields(group, TrainingOptions, "save_every")
     group = parser.add_argument_group("machine and output")
     group.add_argument("--device", metavar="D", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    group.add_argument("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    group.add_argument("--threads", type=threads, metavar="N", help=THREADS_HELP)
     _add_fields(group, TrainingOptions, "bf16")
     group.add_argument("--strict", action="store_true", help="stop at questions that cannot be trained on")
     group.add_argument("--quiet", action="store_true", help=QUIET_HELP)
@@ -257,7 +258,7 @@ def _warn_of_all(unusable: list[str], unreadable: dict[str, str]) -> None:
     ):
         lines = [f"{len(found)} questions {what}", *(f"  {line}" for line in found[:20])] if found else []
         for line in [*lines, f"  and {len(found) - 20} more"] if len(found) > 20 else lines:
-            print(f"dtbert: {line}", file=sys.stderr)
+            print(printable(f"dtbert: {line}"), file=sys.stderr)
 
 
 def _teacher(

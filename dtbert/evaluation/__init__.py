@@ -1,10 +1,21 @@
-"""Accuracy and work: SQuAD 1.1's reader and official metric, and what a model gets right at what cost."""
+"""Accuracy and work: SQuAD's reader and official metric, and what a model gets right at what cost."""
 
 from dtbert.evaluation.measure import Cost, Measurement, PreparedQuestions, check_readable, evenly_spaced, measure
-from dtbert.evaluation.metric import Evaluation, Score, evaluate, exact_match, f1, normalize_answer, score_prediction
+from dtbert.evaluation.metric import (
+    BestThreshold,
+    Evaluation,
+    Score,
+    best_threshold,
+    evaluate,
+    exact_match,
+    f1,
+    normalize_answer,
+    score_prediction,
+)
 from dtbert.evaluation.reader import GoldAnswer, SquadQuestion, read_squad
 
 __all__ = [
+    "BestThreshold",
     "Cost",
     "Evaluation",
     "GoldAnswer",
@@ -12,6 +23,7 @@ __all__ = [
     "PreparedQuestions",
     "Score",
     "SquadQuestion",
+    "best_threshold",
     "check_readable",
     "evaluate",
     "evenly_spaced",

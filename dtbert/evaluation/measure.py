@@ -4,11 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 
-from dtbert.evaluation.metric import Evaluation, evaluate
+from dtbert.evaluation.metric import BestThreshold, Evaluation, Measure, best_threshold, evaluate
 from dtbert.evaluation.reader import SquadQuestion
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Answer, PairError, Prepared, QuestionAnswerer
@@ -36,7 +36,8 @@ class Cost(NamedTuple):
 class PreparedQuestions:
     """Questions that are tokenized once, to be answered, scored and counted with any schedule.
 
-    A question that the model cannot read has no prediction, counts as wrong, and costs nothing.
+    A question that the model cannot read has no prediction, counts as wrong, and costs nothing. Where one of the
+    questions has no answer, the prediction is empty for spans whose margin is below the answerer's threshold.
 
     Attributes:
         answerer, questions, prepared: the model, the questions, and their tokens.
@@ -49,11 +50,12 @@ class PreparedQuestions:
         self.prepared = Prepared(tuple(one for part in parts for one in part.examples))
         self.unreadable = _unreadable(questions, self.prepared.examples)
         self._lengths = Counter(self.prepared.window_lengths())
+        self._threshold = answerer.threshold if _some_impossible(questions) else None
 
     def predict(self, schedule: LengthSchedule | None = None, begin: int = 0, end: int | None = None) -> dict[str, str]:
         """Answers by id, to the questions number ``begin`` to ``end``; errors of the schedule as the answerer's."""
         answers = self.answerer.answer_prepared(self.prepared[begin:end], schedule=schedule)
-        return _predictions(self.questions[begin:end], answers)
+        return _predictions(self.questions[begin:end], answers, self._threshold)
 
     def evaluate(self, schedule: LengthSchedule | None = None, begin: int = 0, end: int | None = None) -> Evaluation:
         """The official metric of `predict`; ValueError where there are no questions."""
@@ -74,6 +76,8 @@ class Measurement(NamedTuple):
 
     Attributes:
         predictions: the text of each answer by question id.
+        margins: of the best span of each question, by id.
+        best: the official best thresholds, by measure; empty where there is always an answer.
         unreadable: what is wrong with each question that the model cannot read, by id; it counts as wrong.
         scores: the official metric.
         cost: of the questions that the model can read; None where there are none.
@@ -81,6 +85,8 @@ class Measurement(NamedTuple):
     """
 
     predictions: dict[str, str]
+    margins: dict[str, float]
+    best: dict[Measure, BestThreshold]
     unreadable: dict[str, str]
     scores: Evaluation
     cost: Cost | None
@@ -92,6 +98,8 @@ def measure(
     questions: Sequence[SquadQuestion],
     schedule: LengthSchedule | None = None,
     *,
+    no_answer: bool | None = None,
+    threshold: float | None = None,
     on_answers: Callable[[int], object] = lambda _: None,
 ) -> Measurement:
     """Answer questions once, in bounded memory for their tokens, score the answers and count the work.
@@ -99,6 +107,8 @@ def measure(
     Args:
         answerer, questions: the model, and what it is asked.
         schedule: tokens that each layer keeps; all by default.
+        no_answer: whether the answer may be that there is none; by default where one of the questions has none.
+        threshold: of the margin, for that; by default the answerer's.
         on_answers: called with the number of questions that are done since the last call.
 
     Raises:
@@ -112,11 +122,17 @@ def measure(
         lengths.update(part.window_lengths())
         on_answers(len(part))
     seconds = time.perf_counter() - start
-    predictions = _predictions(questions, answers)
+    spans = _predictions(questions, answers)
+    margins = {one.id: found.margin for one, found in zip(questions, answers, strict=True) if isinstance(found, Answer)}
     full = _macs(answerer, lengths, None)
-    cost = _cost(answerer, len(predictions), lengths, full, schedule) if predictions else None
+    cost = _cost(answerer, len(spans), lengths, full, schedule) if spans else None
+    predictions, best = spans, dict[Measure, BestThreshold]()
+    if _some_impossible(questions) if no_answer is None else no_answer:
+        predictions = _predictions(questions, answers, answerer.threshold if threshold is None else threshold)
+        best = {name: best_threshold(questions, spans, margins, name) for name in get_args(Measure)}
     scores = evaluate(questions, predictions)
-    return Measurement(predictions, _unreadable(questions, answers), scores, cost, len(predictions) / seconds)
+    unreadable = _unreadable(questions, answers)
+    return Measurement(predictions, margins, best, unreadable, scores, cost, len(predictions) / seconds)
 
 
 def check_readable(unreadable: Mapping[str, str]) -> None:
@@ -136,8 +152,18 @@ def _pairs(questions: Sequence[SquadQuestion]) -> Iterator[tuple[str, str]]:
     return ((one.question, one.context) for one in questions)
 
 
-def _predictions(questions: Sequence[SquadQuestion], answers: Sequence[Answer | PairError]) -> dict[str, str]:
-    return {one.id: found.text for one, found in zip(questions, answers, strict=True) if isinstance(found, Answer)}
+def _some_impossible(questions: Sequence[SquadQuestion]) -> bool:
+    return any(question.is_impossible for question in questions)
+
+
+def _predictions(
+    questions: Sequence[SquadQuestion], answers: Sequence[Answer | PairError], threshold: float | None = None
+) -> dict[str, str]:
+    return {
+        one.id: "" if threshold is not None and found.margin < threshold else found.text
+        for one, found in zip(questions, answers, strict=True)
+        if isinstance(found, Answer)
+    }
 
 
 def _unreadable(questions: Sequence[SquadQuestion], found: Sequence[object]) -> dict[str, str]:

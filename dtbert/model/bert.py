@@ -11,6 +11,7 @@ from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
 from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
+from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import SpanHead
@@ -81,6 +82,7 @@ class Bert(nn.Module):
         self.backend.prepare(self)
         self._prepared = True
         self._graphs = self._make_graphs()
+        survive_forks()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights as BERT's: normal with ``initializer_range``, biases 0, LayerNorm 1 and 0."""
@@ -98,7 +100,6 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
-            self._graphs = None
             self._to_plain()
         super().requires_grad_(requires_grad)
         return self
@@ -123,7 +124,7 @@ class Bert(nn.Module):
         self._prepare_again()
 
     def _to_plain(self) -> None:
-        self._prepared = False
+        self._prepared, self._graphs = False, None
         for module in self.modules():
             if isinstance(module, Linear):
                 module.to_plain()

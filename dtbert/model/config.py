@@ -1,12 +1,13 @@
 """The sizes of a BERT and where they come from: a hub ``config.json``."""
 
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from dtbert.files import Json, naming
 from dtbert.kernels import Activation
 
 # The hub's names of the activations.
@@ -20,15 +21,16 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
+# Each with a bound that no BERT comes near, and below which no product of two overflows.
+_SIZES = {
+    "vocab_size": 2**30,
+    "hidden_size": 2**24,
+    "num_hidden_layers": 2**14,
+    "num_attention_heads": 2**24,
+    "intermediate_size": 2**24,
+    "max_position_embeddings": 2**30,
+    "type_vocab_size": 2**30,
+}
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,26 @@ class BertConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
+        for name, most in _SIZES.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                expected = "at least 1" if not isinstance(value, int) or value < 1 else f"at most {most}"
+                raise ValueError(f"{name} must be a whole number of {expected}, not {value!r:.40}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
-        if self.hidden_act not in _ACTIVATIONS:
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in _ACTIVATIONS:
             raise ValueError(f"unknown hidden_act {self.hidden_act!r}: dtbert computes {', '.join(_ACTIVATIONS)}")
         for name, upper in (
             ("layer_norm_eps", 1.0),
             ("hidden_dropout_prob", 1.0),
             ("attention_probs_dropout_prob", 1.0),
-            ("initializer_range", float("inf")),
+            ("initializer_range", sys.float_info.max),
         ):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < upper:
-                raise ValueError(f"{name} must be a number of at least 0 and below {upper}, not {value!r}")
+                raise ValueError(f"{name} must be a number of at least 0 and below {upper}, not {value!r:.40}")
 
     @property
     def head_size(self) -> int:
@@ -112,13 +115,8 @@ class BertConfig:
             OSError: the file cannot be read.
             ValueError: it is not a JSON object, or as `from_dict`; the message names the file.
         """
-        try:
-            fields = json.loads(Path(path).read_text("utf-8"))
-            if not isinstance(fields, dict):
-                raise ValueError(f"expected a JSON object, found {type(fields).__name__}")
-            return cls.from_dict(fields)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        with naming(path):
+            return cls.from_dict(Json.parse(Path(path).read_bytes()).of(dict))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of a hub ``config.json``."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dtbert.files import Json
 from dtbert.kernels import BackendName
 from dtbert.model.config import BertConfig
 from dtbert.model.scorers import available_scorers
@@ -225,7 +226,7 @@ class LengthSchedule:
     @classmethod
     def from_json(cls, text: str) -> "LengthSchedule":
         """The schedule of `to_json`; ValueError as `from_dict`, or when the text is not JSON."""
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(Json.parse(text).value)
 
 
 def _number(entry: str) -> float:

@@ -2,12 +2,16 @@
 
 from dtbert.qa.answerer import QuestionAnswerer
 from dtbert.qa.budgets import Latency, MeasuredSchedule, ScheduleFront, read_schedules, write_schedules
+from dtbert.qa.documents import DocumentAnswer
 from dtbert.qa.spans import Answer
+from dtbert.qa.thresholds import ChosenThreshold, read_threshold, write_threshold
 from dtbert.qa.tokenize import check_pair, load_tokenizer
 from dtbert.qa.windows import PairError, Prepared, Window
 
 __all__ = [
     "Answer",
+    "ChosenThreshold",
+    "DocumentAnswer",
     "Latency",
     "MeasuredSchedule",
     "PairError",
@@ -18,5 +22,7 @@ __all__ = [
     "check_pair",
     "load_tokenizer",
     "read_schedules",
+    "read_threshold",
     "write_schedules",
+    "write_threshold",
 ]

@@ -1,18 +1,34 @@
 """The answerer: questions and contexts in, answers out, one at a time or any number."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from tokenizers import Tokenizer
 
 from dtbert.model import BertForQuestionAnswering, LengthSchedule
+from dtbert.qa.answering import best_answers
 from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, schedules_of
+from dtbert.qa.calls import (
+    Asking,
+    Named,
+    Question,
+    Request,
+    Texts,
+    check_choice,
+    check_count,
+    check_names,
+    pairs_of,
+    request_of,
+)
+from dtbert.qa.documents import BestOfDocuments, DocumentAnswer, Documents, named_texts
 from dtbert.qa.reading import Pair, read_examples, without_errors
-from dtbert.qa.spans import Answer, BestAnswers, WindowSpans
+from dtbert.qa.spans import Answer, BestAnswers
+from dtbert.qa.thresholds import check_threshold, threshold_of
 from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, tokenize
-from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, batches, pack, windows
+from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, windows
 from dtbert.weights import load_model, model_folder, resolve_source
 
 # `answer_many` reads ahead until it has this many characters per token of a batch.
@@ -26,13 +42,7 @@ class Reading(TypedDict, total=False):
     stride: int
     max_answer_tokens: int
     batch_tokens: int | None
-
-
-class Dropping(TypedDict, total=False):
-    """What a call may say of the tokens that are dropped: see `QuestionAnswerer.__call__`."""
-
-    schedule: LengthSchedule | None
-    budget: float | None
+    threshold: float | None
 
 
 class QuestionAnswerer:
@@ -50,9 +60,11 @@ class QuestionAnswerer:
         batch_tokens: tokens, padding counted, that go through the model together; by default 2,048 on a CPU
             and 32,768 elsewhere.
         front: schedules that were measured for this model, for calls with a ``budget``.
+        threshold: margin below which the best span is no answer, for calls with ``no_answer``; 0 by default, at which
+            that there is none is as likely as the best span.
 
     Attributes:
-        model, tokenizer, window, stride, max_answer_tokens, batch_tokens, front: as given.
+        model, tokenizer, window, stride, max_answer_tokens, batch_tokens, front, threshold: as given.
         config: the model's sizes.
 
     Raises:
@@ -71,6 +83,7 @@ class QuestionAnswerer:
         max_answer_tokens: int = 30,
         batch_tokens: int | None = None,
         front: ScheduleFront | None = None,
+        threshold: float | None = None,
     ) -> None:
         if not isinstance(model, BertForQuestionAnswering):
             raise TypeError(f"the model must be a BertForQuestionAnswering, not {type(model).__name__}")
@@ -78,14 +91,16 @@ class QuestionAnswerer:
             batch_tokens = 2048 if model.device.type == "cpu" else 32768
         self.window, self.stride = window, stride
         self._size = WindowSize(window, stride, model.config)
-        _check_count("max_answer_tokens", max_answer_tokens, 1)
-        _check_count("batch_tokens", batch_tokens, window)
+        check_count("max_answer_tokens", max_answer_tokens, 1)
+        check_count("batch_tokens", batch_tokens, window)
         self.model, self.tokenizer, self.config = model, plain(tokenizer), model.config
         self._cls, self._sep = special_ids(self.tokenizer, model.config.vocab_size)
         self.max_answer_tokens, self.batch_tokens = max_answer_tokens, batch_tokens
         if front is not None:
             front.check_layers(model.config.num_hidden_layers)
         self.front = front
+        self.threshold = 0.0 if threshold is None else threshold
+        check_threshold(self.threshold)
 
     @property
     def schedules(self) -> tuple[MeasuredSchedule, ...]:
@@ -104,63 +119,84 @@ class QuestionAnswerer:
         with_schedules: bool = True,
         **reading: Unpack[Reading],
     ) -> "QuestionAnswerer":
-        """Load a model, its tokenizer, and its `schedules.json` where there is one.
+        """Load a model, its tokenizer, and its `schedules.json` and `no_answer.json` where there are such.
 
-        Schedules that were measured with other weights are loaded with a warning in the log.
+        Schedules and a threshold that were measured with other weights are loaded with a warning in the log.
 
         Args:
             source: a local folder, or a hub id; by default the model that ships with dtbert.
             revision: of the hub id.
             device, dtype, graphs: as `dtbert.load_model`.
             with_schedules: False leaves `schedules.json` unread, whatever it holds.
-            reading: window, stride, max_answer_tokens and batch_tokens, as the class.
+            reading: window, stride, max_answer_tokens, batch_tokens and threshold, as the class; a threshold that is
+                given goes before the file's.
 
         Raises:
             OSError: a file is missing or cannot be read, or cannot be fetched.
             ValueError, TypeError: a file's content is wrong, or as the class.
         """
+        check_names(reading, Reading.__annotations__)
         path = resolve_source(source, revision)
         model = load_model(path, device=device, dtype=dtype, graphs=graphs)
         tokenizer = load_tokenizer(model_folder(path))
         front = schedules_of(path, model.config.num_hidden_layers) if with_schedules else None
+        if reading.get("threshold") is None:
+            reading["threshold"] = threshold_of(path)
         return cls(model, tokenizer, front=front, **reading)
 
+    @overload
     def __call__(
-        self, question: str, context: str, *, schedule: LengthSchedule | None = None, budget: float | None = None
-    ) -> Answer:
-        """The best answer to a question about a context.
+        self, question: str | Named, context: str | None = None, *, top_k: Literal[1] = 1, **asking: Unpack[Asking]
+    ) -> Answer: ...
+
+    @overload
+    def __call__(
+        self, question: Question, context: Texts = None, *, top_k: int = 1, **asking: Unpack[Asking]
+    ) -> Answer | list[Answer] | list[list[Answer]]: ...
+
+    def __call__(
+        self, question: Question, context: Texts = None, *, top_k: int = 1, **asking: Unpack[Asking]
+    ) -> Answer | list[Answer] | list[list[Answer]]:
+        """The best answer to a question about a context; a list of them where the question is a list.
 
         Args:
-            question: at most as long as a window leaves room for.
-            context: of any length.
+            question: at most as long as a window leaves room for. Or a dictionary of ``question`` and ``context``, or a
+                list of either.
+            context: of any length; of a list of questions one for all, or a list of as many.
+            top_k: answers to each question: where it is above 1, a list of them, as `top` gives.
             schedule: tokens that each layer keeps; all by default.
             budget: instead of a schedule: the part of the full model's MACs that a schedule may cost in the mean over
                 the questions it was searched on, above 0 and at most 1; the most accurate of `schedules` that fits is
                 used, see `within_budget`. A short text may cost a few points more.
+            overlap: whether one of several answers may share characters with a better one; False by default.
+            no_answer: whether the answer may be that the context has none, which is ``""`` from 0 to 0; False by
+                default. It comes before all answers whose margin is below the threshold.
+            threshold: of the margin, for ``no_answer``; by default the attribute of this name.
 
         Raises:
-            TypeError: not strings, not a `LengthSchedule`, or a budget that is not a number.
+            TypeError: not strings, not a `LengthSchedule`, a number that is none; or an option that there is not.
             ValueError: a text is empty, blank, without tokens or with lone surrogates; a question too long for the
                 window; a schedule with another number of layers than the model; as `within_budget`.
         """
-        return self.top(question, context, 1, schedule=schedule, budget=budget)[0]
+        check_count("top_k", top_k, 1)
+        request = self._request(top_k, **asking)
+        pairs, several = pairs_of(question, context)
+        if several:
+            return list(without_errors(self._answer_pairs(pairs, request)))
+        (found,) = self._answer_pairs(pairs, request)
+        if isinstance(found, PairError):
+            raise found
+        return found
 
-    def top(
-        self,
-        question: str,
-        context: str,
-        k: int,
-        *,
-        schedule: LengthSchedule | None = None,
-        budget: float | None = None,
-    ) -> list[Answer]:
-        """The ``k`` best answers of distinct text, best first; fewer where the context has no more.
+    def top(self, question: str, context: str, k: int, **asking: Unpack[Asking]) -> list[Answer]:
+        """The ``k`` best answers, best first by their margin; fewer where the context has no more.
 
-        A text that occurs several times counts once, at its best place. Otherwise as calling the answerer.
+        They are of distinct text: one that occurs several times counts once, at its best place. Unless ``overlap``
+        says otherwise none overlaps a better one, nor the same words elsewhere. Otherwise as calling the answerer.
         """
-        _check_count("k", k, 1)
-        schedule = self._choose(schedule, budget)
-        return self._answer([self._example(question, context)], schedule, k)[0]
+        check_count("k", k, 1)
+        request = self._request(k, **asking)
+        return self._answer([self._example(question, context)], request)[0].answers(request.threshold)
 
     @overload
     def answer_many(
@@ -169,32 +205,31 @@ class QuestionAnswerer:
         *,
         top_k: Literal[1] = 1,
         errors: Literal["raise"] = "raise",
-        **dropping: Unpack[Dropping],
+        **asking: Unpack[Asking],
     ) -> Iterator[Answer]: ...
 
     @overload
     def answer_many(
-        self, pairs: Iterable[Pair], *, top_k: Literal[1] = 1, errors: Literal["yield"], **dropping: Unpack[Dropping]
+        self, pairs: Iterable[Pair], *, top_k: Literal[1] = 1, errors: Literal["yield"], **asking: Unpack[Asking]
     ) -> Iterator[Answer | PairError]: ...
 
     @overload
     def answer_many(
-        self, pairs: Iterable[Pair], *, top_k: int, errors: Literal["raise"] = "raise", **dropping: Unpack[Dropping]
+        self, pairs: Iterable[Pair], *, top_k: int, errors: Literal["raise"] = "raise", **asking: Unpack[Asking]
     ) -> Iterator[Answer] | Iterator[list[Answer]]: ...
 
     @overload
     def answer_many(
-        self, pairs: Iterable[Pair], *, top_k: int, errors: Literal["raise", "yield"], **dropping: Unpack[Dropping]
+        self, pairs: Iterable[Pair], *, top_k: int, errors: Literal["raise", "yield"], **asking: Unpack[Asking]
     ) -> Iterator[Answer | PairError] | Iterator[list[Answer] | PairError]: ...
 
     def answer_many(
         self,
         pairs: Iterable[Pair],
         *,
-        schedule: LengthSchedule | None = None,
         top_k: int = 1,
-        budget: float | None = None,
         errors: Literal["raise", "yield"] = "raise",
+        **asking: Unpack[Asking],
     ) -> Iterator[Answer | PairError] | Iterator[list[Answer] | PairError]:
         """Answer any number of questions, in order, in bounded memory.
 
@@ -202,11 +237,11 @@ class QuestionAnswerer:
         each of ``batch_tokens``. Pairs read together are sorted by length for the model.
 
         Args:
-            pairs: ``(question, context)``; may be endless.
-            schedule, budget: as calling the answerer.
+            pairs: ``(question, context)``, or dictionaries of ``question`` and ``context``; may be endless.
             top_k: answers to each question.
             errors: ``"raise"``, or ``"yield"``, by which a pair that cannot be answered gives its `TypeError` or
                 `ValueError`, as calling the answerer raises it, in place of its answer.
+            asking: as calling the answerer.
 
         Returns:
             An iterator over an `Answer` per pair, or over a list of them, as `top` gives, where ``top_k`` is above 1.
@@ -215,14 +250,55 @@ class QuestionAnswerer:
             TypeError, ValueError: at once for all but the pairs; for a pair as calling the answerer, with its number,
                 from 0, when all answers before it are out, as is what the iterable itself raises.
         """
-        _check_count("top_k", top_k, 1)
-        if errors not in ("raise", "yield"):
-            raise ValueError(f"errors must be 'raise' or 'yield', not {errors!r}")
-        schedule = self._choose(schedule, budget)
-        parts = self.prepare_many(pairs)
-        found = (one for part in parts for one in self._answer_readable(part, schedule, top_k))
-        answers = found if errors == "yield" else without_errors(found)
-        return (one if isinstance(one, PairError) else one[0] for one in answers) if top_k == 1 else answers
+        check_count("top_k", top_k, 1)
+        check_choice("errors", errors, "raise", "yield")
+        found = self._answer_pairs(pairs, self._request(top_k, **asking))
+        return found if errors == "yield" else without_errors(found)
+
+    def answer_documents(
+        self,
+        question: str,
+        documents: Documents,
+        k: int = 1,
+        *,
+        errors: Literal["raise", "skip"] = "raise",
+        **asking: Unpack[Asking],
+    ) -> list[DocumentAnswer]:
+        """The ``k`` best answers to a question about many documents, best first, each with its document's name.
+
+        Args:
+            question: as calling the answerer.
+            documents: a mapping of names to texts, or an iterable of ``(name, text)``, or of texts, whose names are
+                their numbers from 0; read once, in bounded memory.
+            k: answers of all documents together; fewer where they have no more.
+            errors: ``"raise"``, or ``"skip"``, by which a document without words is left out.
+            asking: as calling the answerer. With ``no_answer`` one answer may be that no document has any.
+
+        Returns:
+            Probabilities are among all spans of all documents and the answer that there is none.
+
+        Raises:
+            TypeError, ValueError: as calling the answerer; for a document with its name.
+        """
+        check_count("k", k, 1)
+        check_choice("errors", errors, "raise", "skip")
+        request, best = self._request(k, **asking), BestOfDocuments(k)
+        self._example(question, "?")  # what is wrong with the question is wrong with no document
+        names: deque[Any] = deque()
+
+        def pairs() -> Iterator[Pair]:
+            for name, text in named_texts(documents):
+                names.append(name)
+                yield question, text
+
+        for part in self.prepare_many(pairs()):
+            read = [(names.popleft(), example) for example in part.examples]
+            for name, example in read:
+                if isinstance(example, PairError) and errors == "raise":
+                    raise type(example)(f"document {name!r}: {example}")
+            usable = [(name, example) for name, example in read if isinstance(example, Example)]
+            best.add([name for name, _ in usable], self._answer([example for _, example in usable], request))
+        return best.answers(request.threshold)
 
     def prepare(self, pairs: Iterable[Pair]) -> Prepared:
         """Tokenize questions once, to answer them with many schedules by `answer_prepared`; all are held in memory.
@@ -243,8 +319,7 @@ class QuestionAnswerer:
     ) -> list[Answer | PairError]:
         """The best answer to each of the prepared questions, or its error; errors of the schedule are raised."""
         self._check_schedule(schedule)
-        answers = self._answer_readable(prepared, schedule, 1)
-        return [one if isinstance(one, PairError) else one[0] for one in answers]
+        return self._answer_readable(prepared, Request(1, schedule))
 
     def within_budget(self, budget: float) -> MeasuredSchedule:
         """The most accurate of `schedules` whose MACs are at most this part of the full model's.
@@ -274,13 +349,12 @@ class QuestionAnswerer:
         """
         return windows(self._example(question, context), self._cls, self._sep)
 
-    def _choose(self, schedule: LengthSchedule | None, budget: float | None) -> LengthSchedule | None:
-        if budget is None:
-            self._check_schedule(schedule)
-            return schedule
-        if schedule is not None:
-            raise ValueError("schedule and budget exclude each other: a budget chooses a schedule; give one of them")
-        return self.within_budget(budget).schedule
+    def _request(self, k: int, **asking: Unpack[Asking]) -> Request:
+        schedule, budget = asking.get("schedule"), asking.get("budget")
+        if budget is not None and schedule is None:
+            schedule = self.within_budget(budget).schedule
+        self._check_schedule(schedule)
+        return request_of(k, schedule, asking, self.threshold)
 
     def _check_schedule(self, schedule: LengthSchedule | None) -> None:
         if schedule is None:
@@ -296,29 +370,16 @@ class QuestionAnswerer:
         check_pair(question, context)
         return self._size.example(*tokenize(self.tokenizer, [question, context]))
 
-    def _answer_readable(
-        self, prepared: Prepared, schedule: LengthSchedule | None, k: int
-    ) -> list[list[Answer] | PairError]:
+    def _answer_pairs(self, pairs: Iterable[Pair], request: Request) -> Iterator[Any]:
+        return (one for part in self.prepare_many(pairs) for one in self._answer_readable(part, request))
+
+    def _answer_readable(self, prepared: Prepared, request: Request) -> list[Any]:
+        """An answer to each question, or a list of them where the request is for several, or its error."""
         examples = prepared.examples
-        answers = iter(self._answer([one for one in examples if isinstance(one, Example)], schedule, k))
-        return [next(answers) if isinstance(one, Example) else one for one in examples]
+        answers = iter(self._answer([one for one in examples if isinstance(one, Example)], request))
+        found = [next(answers).answers(request.threshold) if isinstance(one, Example) else one for one in examples]
+        return [one[0] if isinstance(one, list) and request.k == 1 else one for one in found]
 
-    def _answer(self, examples: Sequence[Example], schedule: LengthSchedule | None, k: int) -> list[list[Answer]]:
-        best = [BestAnswers(example.context, k) for example in examples]
-        for parts in batches(examples, self.batch_tokens):
-            batch, firsts, counts = pack(examples, parts, self._cls, self._sep, self.model.device)
-            with torch.inference_mode():
-                start, end = self.model.forward_packed(batch, schedule)
-                # Several spans may have one text, so more than k are at hand.
-                depth = 1 if k == 1 else 4 * k
-                spans = WindowSpans(start, end, firsts, counts, self.max_answer_tokens, depth)
-            for window, part in enumerate(parts):
-                best[part.row].add(spans.of(window), part.begin, spans.log_totals[window])
-        return [answers.answers() for answers in best]
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
+    def _answer(self, examples: Sequence[Example], request: Request) -> list[BestAnswers]:
+        special = self._cls, self._sep
+        return best_answers(self.model, examples, request, special, self.max_answer_tokens, self.batch_tokens)

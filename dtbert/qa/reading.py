@@ -1,6 +1,6 @@
 """Pairs in, examples out: any number of questions, tokenized a bounded number at a time."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from tokenizers import Tokenizer
@@ -14,7 +14,7 @@ T = TypeVar("T")
 # At most so many pairs are read at a time.
 BUFFER_PAIRS = 4096
 
-Pair = tuple[str, str]
+Pair = tuple[str, str] | Mapping[str, str]
 
 
 def read_examples(
@@ -45,9 +45,9 @@ def without_errors(found: Iterable[T | PairError]) -> Iterator[T]:
         yield one
 
 
-def _take(pairs: Iterator[Pair], characters: int) -> tuple[list[Pair | PairError], Exception | None]:
+def _take(pairs: Iterator[Pair], characters: int) -> tuple[list[tuple[str, str] | PairError], Exception | None]:
     """Pairs, or what is wrong with them, and the iterator's own error."""
-    buffer: list[Pair | PairError] = []
+    buffer: list[tuple[str, str] | PairError] = []
     try:
         for pair in pairs:
             checked = _checked(pair)
@@ -60,10 +60,17 @@ def _take(pairs: Iterator[Pair], characters: int) -> tuple[list[Pair | PairError
     return buffer, None
 
 
-def _checked(pair: Pair) -> Pair | PairError:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
+def _checked(pair: Pair) -> tuple[str, str] | PairError:
+    if isinstance(pair, Mapping):
+        missing = [name for name in ("question", "context") if name not in pair]
+        if missing:
+            return ValueError(f"the dictionary has no {missing[0]!r}; it has {', '.join(map(repr, pair)) or 'nothing'}")
+        question, context = pair["question"], pair["context"]
+    elif isinstance(pair, tuple | list) and len(pair) == 2:
+        question, context = pair
+    else:
         return TypeError(f"expected (question, context), got {type(pair).__name__} {pair!r:.60}")
-    return _or_error(check_pair, *pair) or pair
+    return _or_error(check_pair, question, context) or (question, context)
 
 
 def _or_error(call: Callable[[P, P], T], question: P, context: P) -> T | PairError:

@@ -1,129 +1,256 @@
 """Spans: from the scores of tokens to the best answers, over all windows of a question."""
 
 import math
-from collections.abc import Iterator
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dtbert.qa.tokenize import Tokens
+from dtbert.qa.tokenize import BEGINS, ENDS
+from dtbert.qa.windows import Example, Part, SpanPlaces
 
 
 class Answer(NamedTuple):
-    """An answer: ``text == context[start:end]``, offsets in characters.
+    """An answer: ``text == context[start:end]``, offsets in characters; that there is none is ``""`` from 0 to 0.
 
-    ``score`` is its probability: the softmax over all spans of all windows of the question.
+    Attributes:
+        text, start, end: the span.
+        score: its probability, among all spans of all windows of the question and the answer that there is none. A span
+            that shares words with a better one is the same answer in other words: its probability counts there, unless
+            answers may overlap.
+        margin: the logarithm of the span's odds against that there is no answer: start logit + end logit, less those of
+            its window's [CLS].
     """
 
     text: str
     start: int
     end: int
     score: float
+    margin: float
 
 
 class Span(NamedTuple):
-    """Tokens ``first`` to ``last`` of a window's context; ``score`` is start logit + end logit."""
+    """Tokens ``first`` to ``last`` of a context.
 
-    score: float
+    ``log_mass`` is the logarithm of the sum of ``exp(margin)`` over it and the spans that share tokens with it.
+    """
+
+    margin: float
     first: int
     last: int
+    log_mass: float
 
 
 class WindowSpans:
-    """The spans of each window of a batch, best first; among equals the earlier start, then the shorter.
+    """The spans of each window of a batch that begin and end at a word's edge.
+
+    A span's margin is start logit + end logit, less those of the window's [CLS]: within a window only differences of
+    logits mean something, and [CLS], trained to be the answer of a window that holds none, is what all windows share.
 
     Args:
         start_logits, end_logits: of the packed batch, ``[T]``.
-        firsts, counts: the row of each window's first context token, and how many it has, int64 ``[W]``.
+        places: where spans may lie in it.
         max_answer_tokens: longest span.
-        depth: 1 for the best span of each window alone; else all can be read, and so many are at hand at once.
 
     Attributes:
-        log_totals: per window, the logarithm of the sum of ``exp(score)`` over its spans.
+        best: of each window, its tokens counted from the window's first one; among equals the earlier start, then the
+            shorter. Its margin is -inf where the window has no span.
+        log_totals: per window, the logarithm of the sum of ``exp(margin)`` over its spans.
 
     Raises:
         ValueError: a logit is NaN or infinite.
     """
 
-    def __init__(
-        self,
-        start_logits: Tensor,
-        end_logits: Tensor,
-        firsts: Tensor,
-        counts: Tensor,
-        max_answer_tokens: int,
-        depth: int,
-    ) -> None:
-        length = int(counts.max())
-        self._width = min(max_answer_tokens, length)
-        column = torch.arange(length, device=firsts.device)
-        rows = (firsts[:, None] + column).clamp_(max=len(start_logits) - 1)
-        outside = column >= counts[:, None]
-        starts = start_logits.float()[rows].masked_fill_(outside, -math.inf)  # [W, length]
-        ends = end_logits.float()[rows].masked_fill_(outside, -math.inf)
+    def __init__(self, start_logits: Tensor, end_logits: Tensor, places: SpanPlaces, max_answer_tokens: int) -> None:
+        length = places.length
+        width = min(max_answer_tokens, length)
+        column = torch.arange(length, device=start_logits.device)
+        rows = (places.firsts[:, None] + column).clamp_(max=len(places.edges) - 1)
+        edges = places.edges[rows].masked_fill_(column >= places.counts[:, None], 0)
+        nothing = start_logits[places.cls].float() + end_logits[places.cls].float()
+        starts = (start_logits.float()[rows] - nothing[:, None]).masked_fill_(edges & BEGINS == 0, -math.inf)
+        ends = end_logits.float()[rows].masked_fill_(edges & ENDS == 0, -math.inf)
         # Entry [w, i, j] is the span that starts at i and has j + 1 tokens.
-        ends = F.pad(ends, (0, self._width - 1), value=-math.inf).unfold(1, self._width, 1)
-        scores = (starts[:, :, None] + ends).flatten(1)
-        self.log_totals: list[float] = scores.logsumexp(1).tolist()
-        if not all(map(math.isfinite, self.log_totals)):
+        ends = F.pad(ends, (0, width - 1), value=-math.inf).unfold(1, width, 1)
+        self._margins = starts[:, :, None] + ends  # [W, length, width]
+        # Of equal values, max names the first.
+        best, at = self._margins.flatten(1).max(1)
+        base = best.masked_fill(best == -math.inf, 0)
+        weights = (self._margins - base[:, None, None]).exp_()
+        log_totals = base + weights.sum((1, 2)).log()
+        # The rows from which spans reach the best one: at most so many before its first token, and its own.
+        first, last = (at // width)[:, None], (at // width + at % width)[:, None]
+        near = torch.arange(min(2 * width - 1, length), device=column.device)
+        near = (first - width + 1).clamp_(min=0, max=length - len(near)) + near
+        shares = (near <= last)[:, :, None] & (near[:, :, None] + column[:width] >= first[:, :, None])
+        weights = weights[torch.arange(len(near), device=column.device)[:, None], near].mul_(shares)
+        log_mass = base + weights.sum((1, 2)).log()
+        # All in one wait for the device; a place is exact in float32.
+        checked = log_totals.nan_to_num(math.nan, math.inf, 0) + 0 * nothing
+        found = torch.stack([best, at.float(), log_mass, log_totals, checked]).tolist()
+        if not all(map(math.isfinite, found[4])):
             raise ValueError(
                 f"the model gave logits that are NaN or infinite in {start_logits.dtype}: its weights are damaged, or "
                 "too large for the dtype; try bfloat16 or float32"
             )
-        if depth == 1:
-            # Of equal values, max names the first.
-            self._scores, self._places = scores.max(1, keepdim=True)
-        else:
-            self._scores, self._places = scores.sort(dim=1, descending=True, stable=True)
-        self._depth = depth
-        self._head_scores, self._head_places = self._scores[:, :depth].tolist(), self._places[:, :depth].tolist()
+        self.log_totals: list[float] = found[3]
+        self.best = [
+            Span(margin, int(place) // width, int(place) // width + int(place) % width, mass)
+            for margin, place, mass in zip(*found[:3], strict=True)
+        ]
 
-    def of(self, window: int) -> Iterator[Span]:
-        """The spans of one window."""
-        head = zip(self._head_scores[window], self._head_places[window], strict=True)
-        for score, place in chain(head, self._tail(window)):
-            if score == -math.inf:
-                return
-            first, more = divmod(place, self._width)
-            yield Span(score, first, first + more)
+    def margins(self, window: int, count: int) -> NDArray[np.float32]:
+        """Of all spans of a window of so many context tokens, by first token and length - 1; -inf where none is."""
+        return self._on_host[window, :count]
 
-    def _tail(self, window: int) -> Iterator[tuple[float, int]]:
-        scores, places = self._scores[window, self._depth :], self._places[window, self._depth :]
-        yield from zip(scores.tolist(), places.tolist(), strict=True)
+    @cached_property
+    def _on_host(self) -> NDArray[np.float32]:
+        return self._margins.cpu().numpy()
+
+
+class Found(NamedTuple):
+    """A span that may be an answer: ``text`` from character ``start`` to ``end``; margin and mass as `Span`'s."""
+
+    text: str
+    start: int
+    end: int
+    margin: float
+    log_mass: float
+
+    def answer(self, log_total: float) -> Answer:
+        """The answer, of the logarithm of the sum that makes probabilities."""
+        # Rounded, a part may be above the whole.
+        return Answer(self.text, self.start, self.end, math.exp(min(self.log_mass - log_total, 0)), self.margin)
+
+
+NOTHING = Found("", 0, 0, 0.0, 0.0)
+
+
+def with_nothing(log_totals: Iterable[float]) -> float:
+    """The logarithm of the sum that makes probabilities: of the spans of some windows or texts, and `NOTHING`."""
+    return float(np.logaddexp.reduce([NOTHING.margin, *log_totals]))
+
+
+def ranked(found: Sequence[Found], threshold: float | None) -> list[Found]:
+    """What was found, best first; where there is a threshold `NOTHING` comes before the first whose margin is below."""
+    if threshold is None:
+        return list(found)
+    better = sum(one.margin >= threshold for one in found)
+    return [*found[:better], NOTHING, *found[better:]]
 
 
 class BestAnswers:
-    """The ``k`` best answers of distinct text to one question, as its windows come in."""
+    """The best answers to one question about one context, as its windows come in.
 
-    def __init__(self, context: Tokens, k: int) -> None:
-        self._context, self._k = context, k
-        self._log_total = -math.inf
-        # By text: (-score, first token, last token, start, end), which sorts by score, then place, then length.
-        self._best: dict[str, tuple[float, int, int, int, int]] = {}
+    A span that several windows read counts once, with the margin of the window that is surest of it: one at whose edge
+    it stands has seen less of what is around it.
 
-    def add(self, spans: Iterator[Span], begin: int, log_total: float) -> None:
-        """Take a window in: its spans, best first; the context token it begins with; its `log_totals`."""
-        self._log_total = float(np.logaddexp(self._log_total, log_total))
-        seen = set()
-        for score, first, last in spans:
-            start, end = self._context.characters(begin + first, begin + last)
-            text = self._context.text[start:end]
-            if text in seen:
-                continue
-            seen.add(text)
-            found = (-score, begin + first, begin + last, start, end)
-            self._best[text] = min(found, self._best.get(text, found))
-            if len(seen) == self._k:
+    Args:
+        example: the question and the context.
+        k: how many answers are wanted.
+        max_answer_tokens: longest answer.
+        overlap: whether an answer may share characters with a better one.
+    """
+
+    def __init__(self, example: Example, k: int, max_answer_tokens: int, overlap: bool) -> None:
+        self._context, self._k, self._overlap = example.context, k, overlap
+        # The best span of a single window and its total are known; for all else each span's margin is needed.
+        self._best, self._log_total = Span(-math.inf, 0, 0, -math.inf), -math.inf
+        self._is_single = len(example.parts) == 1
+        self._margins: NDArray[np.float32] | None = None
+        if k > 1 or not self._is_single:
+            width = min(max_answer_tokens, max(end - begin for begin, end in example.parts))
+            self._margins = np.full((len(self._context.ids), width), -np.inf, np.float32)
+
+    def add(self, spans: WindowSpans, window: int, part: Part) -> None:
+        """Take a window in."""
+        if self._is_single:
+            self._best, self._log_total = spans.best[window], spans.log_totals[window]
+        if self._margins is None:
+            return
+        # Either may be the wider: a batch is as wide as its longest window, a context as its own.
+        margins = spans.margins(window, part.end - part.begin)[:, : self._margins.shape[1]]
+        known = self._margins[part.begin : part.end, : margins.shape[1]]
+        np.maximum(known, margins, out=known)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no window had a span at the edges of words."""
+        return self.log_total == -math.inf
+
+    @property
+    def log_total(self) -> float:
+        """The logarithm of the sum of ``exp(margin)`` over all spans."""
+        if self._margins is None or self._is_single:
+            return self._log_total
+        return _log_sum_exp(self._margins)
+
+    def found(self) -> list[Found]:
+        """Best first; fewer than ``k`` where the context has no more, none where none is at the edges of words."""
+        return [self._at(span) for span in self._ranked()]
+
+    def answers(self, threshold: float | None = None) -> list[Answer]:
+        """What was `found`, with its probabilities, and where a threshold is given as `ranked` has it."""
+        total = with_nothing([self.log_total])
+        return [one.answer(total) for one in ranked(self.found(), threshold)[: self._k]]
+
+    def _at(self, span: Span) -> Found:
+        start, end = self._context.characters(span.first, span.last)
+        log_mass = span.margin if self._overlap else span.log_mass
+        return Found(self._context.text[start:end], start, end, span.margin, log_mass)
+
+    def _ranked(self) -> list[Span]:
+        """The best spans of distinct text; those that overlap a better one, or its like elsewhere, only if they may."""
+        if self._margins is None:
+            return [] if self.is_empty else [self._best]
+        margins, best = self._margins.copy(), list[Span]()
+        length, width = margins.shape
+        taken = np.zeros(length + 1, np.int64)
+        while len(best) < self._k:
+            first, more = divmod(int(margins.argmax()), width)
+            if margins[first, more] == -np.inf:
                 break
-        if len(self._best) > self._k:
-            ranked = sorted(self._best.items(), key=lambda item: item[1])
-            self._best = dict(ranked[: self._k])
+            near = margins[max(0, first - width + 1) : first + more + 1]
+            sharing = np.arange(len(near))[:, None] + np.arange(width) >= min(first, width - 1)
+            best.append(Span(float(margins[first, more]), first, first + more, _log_sum_exp(near[sharing])))
+            alike = self._alike(first, first + more)
+            if self._overlap:
+                margins[alike, more] = -np.inf
+                continue
+            begin, end = self._touching(first, first + more)
+            changes = np.bincount([begin, *alike], minlength=length + 1)
+            changes -= np.bincount([end, *(place + more + 1 for place in alike)], minlength=length + 1)
+            taken[changes.cumsum() > 0] = 1
+            before = np.concatenate([[0], taken.cumsum()])
+            ends = np.minimum(np.arange(length)[:, None] + np.arange(1, width + 1), length)
+            margins[before[ends] > before[:length, None]] = -np.inf
+        # To the last digit what is said where one answer is asked for.
+        return [self._best, *best[1:]] if best and self._is_single else best
 
-    def answers(self) -> list[Answer]:
-        """Best first; fewer than ``k`` where the context has no more distinct spans."""
-        ranked = sorted(self._best.items(), key=lambda item: item[1])
-        return [Answer(text, start, end, math.exp(-s - self._log_total)) for text, (s, _, _, start, end) in ranked]
+    def _alike(self, first: int, last: int) -> list[int]:
+        """The first tokens of all spans with the text of this one."""
+        text, ids, offsets = self._context.text, self._context.ids, self._context.offsets
+        same = np.ones(len(ids) - (last - first), np.bool_)
+        for token in range(first, last + 1):
+            same &= ids[token - first : len(same) + token - first] == ids[token]
+        wanted = text[offsets[first, 0] : offsets[last, 1]]
+        places = [int(place) for place in np.flatnonzero(same)]
+        return [one for one in places if text[offsets[one, 0] : offsets[one + last - first, 1]] == wanted]
+
+    def _touching(self, first: int, last: int) -> tuple[int, int]:
+        """The range of the tokens that share a character with a span's text."""
+        start, end = self._context.characters(first, last)
+        begin = int(np.searchsorted(self._context.offsets[:, 1], start, side="right"))
+        return min(begin, first), max(int(np.searchsorted(self._context.offsets[:, 0], end, side="left")), last + 1)
+
+
+def _log_sum_exp(values: NDArray[np.float32]) -> float:
+    highest = float(values.max())
+    if highest == -math.inf:
+        return highest
+    return highest + math.log(np.exp(values - np.float32(highest)).sum(dtype=np.float64))

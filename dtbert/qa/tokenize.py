@@ -1,12 +1,12 @@
 """Text to tokens: the tokenizer that belongs to a model, and what a text must be to have an answer."""
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
@@ -20,23 +20,61 @@ _GROUP = 1 << 20
 # BERT's tokenizer starts a new word at each of these: cut before one, a text keeps its tokens.
 _WORD_BREAK = re.compile("[ \n.,;、。]")
 _BREAKS_IN_TOKENS = re.compile(r"[\s.,;、。]")
+# Scripts that write words without spaces, or, as Korean, particles at their end.
+_UNSPACED = regex.compile(r"[\p{Line_Break=SA}\p{Hiragana}\p{Katakana}\p{Hangul}]")
+# Where words begin and end in these: Unicode's word boundaries (UAX 29), and between syllables of Hangul.
+_WORD_EDGE = regex.compile(r"\b|(?<=\p{Hangul})(?=\p{Hangul})", regex.WORD)
+_GRAPHEME = regex.compile(r"\X")
+# A character before which a grapheme begins, whatever stands there; found backwards.
+_BEGINS_GRAPHEME = regex.compile(
+    r"(?<!\p{GCB=Prepend})[\p{GCB=Other}--\p{Extended_Pictographic}--\p{InCB=Consonant}]", regex.V1 | regex.REVERSE
+)
+# Regional indicators, of which two make a flag; found backwards.
+_FLAGS = regex.compile(r"\p{GCB=Regional_Indicator}+", regex.REVERSE)
+
+# Marks in `Tokens.edges`.
+BEGINS, ENDS = 1, 2
 
 
 class Tokens(NamedTuple):
-    """A text as tokens: ``ids`` int64 ``[n]``; ``offsets`` int64 ``[n, 2]``, the characters of ``text`` each covers."""
+    """A text as tokens.
+
+    Attributes:
+        text: the text.
+        ids: int64 ``[n]``.
+        offsets: the characters of the text that each covers, int64 ``[n, 2]``.
+        edges: whether a word begins with the token, `BEGINS`, and whether one ends, `ENDS`; their sum, int64 ``[n]``.
+    """
 
     text: str
     ids: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    edges: NDArray[np.int64]
 
     def characters(self, first: int, last: int) -> tuple[int, int]:
-        """Where the tokens ``first`` to ``last`` begin and end in the text, in characters."""
+        """Where the tokens ``first`` to ``last`` begin and end in the text, in characters; no grapheme is cut.
+
+        So what belongs to no token, such as an accent that the tokenizer strips, stays with the letter before it.
+        """
         start, end = int(self.offsets[first, 0]), int(self.offsets[last, 1])
-        # Accents that the tokenizer strips belong to no token: they stay with the letter before them.
-        limit = int(self.offsets[last + 1, 0]) if last + 1 < len(self.offsets) else len(self.text)
-        while end < limit and unicodedata.category(self.text[end]).startswith("M"):
-            end += 1
-        return start, end
+        if self.text.isascii():
+            return start, end
+        return _grapheme_around(self.text, start)[0], _grapheme_around(self.text, end)[1]
+
+
+def _grapheme_around(text: str, place: int) -> tuple[int, int]:
+    """The grapheme that a place between two characters cuts; the place twice where it cuts none (UAX 29)."""
+    flags = _FLAGS.match(text, 0, place)
+    if flags:
+        # Two characters each: the pattern of graphemes would count all of them again at every one.
+        begin = place - (1 if (place - flags.start()) % 2 else 2)
+    else:
+        before = _BEGINS_GRAPHEME.search(text, 0, place)
+        begin = 0 if before is None else before.start()
+    for grapheme in _GRAPHEME.finditer(text, begin):
+        if grapheme.end() >= place:
+            return (grapheme.start(), grapheme.end()) if grapheme.start() < place < grapheme.end() else (place, place)
+    return place, place
 
 
 def check_pair(question: str, context: str) -> None:
@@ -157,7 +195,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], piece: int = PIECE) -> 
         texts: each has passed `check_pair`.
         piece: longer texts are cut into pieces of about this many characters where that changes no token.
     """
-    unique = {text: ([np.empty(0, np.int64)], [np.empty((0, 2), np.int64)]) for text in texts}
+    unique: dict[str, list[list[NDArray[np.int64]]]] = {text: [[], [], []] for text in texts}
     cut = any(len(text) > piece for text in unique) and _starts_words_at_breaks(tokenizer)
     for group in _groups(list(unique), piece if cut else None):
         with documented_errors("the tokenizer"):
@@ -165,13 +203,26 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], piece: int = PIECE) -> 
                 [text[begin:end] for text, begin, end in group], add_special_tokens=False
             )
         for (text, begin, _), encoding in zip(group, encodings, strict=True):
-            ids, offsets = unique[text]
-            ids.append(np.array(encoding.ids, np.int64))
-            offsets.append(np.array(encoding.offsets, np.int64).reshape(-1, 2) + begin)
-    tokens = {
-        text: Tokens(text, np.concatenate(ids), np.concatenate(offsets)) for text, (ids, offsets) in unique.items()
-    }
+            unique[text][0].append(np.array(encoding.ids, np.int64))
+            unique[text][1].append(np.array(encoding.offsets, np.int64).reshape(-1, 2) + begin)
+            # Words are counted anew in each piece: from where it begins they are other ones.
+            unique[text][2].append(np.array(encoding.word_ids, np.int64) + begin)
+    tokens = {}
+    for text, pieces in unique.items():
+        ids, offsets, words = (np.concatenate(one) if one else np.empty(0, np.int64) for one in pieces)
+        places = offsets.reshape(-1, 2)
+        tokens[text] = Tokens(text, ids, places, _edges(text, places, words))
     return [tokens[text] for text in texts]
+
+
+def _edges(text: str, offsets: NDArray[np.int64], words: NDArray[np.int64]) -> NDArray[np.int64]:
+    begins = np.ones(len(words) + 1, np.bool_)
+    begins[1:-1] = words[1:] != words[:-1]
+    if not text.isascii() and _UNSPACED.search(text):
+        edges = np.zeros(len(text) + 1, np.bool_)
+        edges[[edge.start() for edge in _WORD_EDGE.finditer(text)]] = True
+        begins[:-1] |= edges[offsets[:, 0]]
+    return BEGINS * begins[:-1] + ENDS * begins[1:]
 
 
 def _starts_words_at_breaks(tokenizer: Tokenizer) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dtbert.kernels.packing import to_device
 from dtbert.model import BertConfig, PackedBatch
-from dtbert.qa.tokenize import Tokens
+from dtbert.qa.tokenize import BEGINS, ENDS, Tokens
 
 # [CLS] question [SEP] context [SEP]
 _NUM_SPECIAL = 3
@@ -42,6 +42,10 @@ class Example(NamedTuple):
     question: Tokens
     context: Tokens
     parts: list[tuple[int, int]]
+
+    def at_any_token(self) -> "Example":
+        """This example, with answers that may begin and end inside of words."""
+        return self._replace(context=self.context._replace(edges=np.full_like(self.context.edges, BEGINS + ENDS)))
 
 
 @dataclass(frozen=True)
@@ -147,14 +151,8 @@ def batches(examples: Sequence[Example], batch_tokens: int) -> Iterator[list[Par
         begin = end
 
 
-def pack(
-    examples: Sequence[Example], parts: Sequence[Part], cls: int, sep: int, device: torch.device
-) -> tuple[PackedBatch, Tensor, Tensor]:
-    """The packed batch of some windows.
-
-    Returns:
-        The batch; the row of each window's first context token, and how many it has, int64 ``[W]``.
-    """
+def pack(examples: Sequence[Example], parts: Sequence[Part], cls: int, sep: int, device: torch.device) -> PackedBatch:
+    """The packed batch of some windows."""
     pieces: list[NDArray[np.int64] | list[int]] = []
     lengths: list[int] = []
     for row, begin, end, _ in parts:
@@ -163,21 +161,49 @@ def pack(
         lengths += [len(question) + 2, end - begin + 1]
     segment_lengths = np.array(lengths)
     seqlens = segment_lengths.reshape(-1, 2).sum(1)
-    ends = seqlens.cumsum()
     input_ids = np.concatenate(pieces, dtype=np.int64)
     segments = np.resize([0, 1], len(lengths)).repeat(segment_lengths)
-    positions = np.arange(len(input_ids)) - (ends - seqlens).repeat(seqlens)
-    firsts = ends - segment_lengths[1::2]
-    counts = segment_lengths[1::2] - 1
+    positions = np.arange(len(input_ids)) - (seqlens.cumsum() - seqlens).repeat(seqlens)
     rows = torch.from_numpy(np.stack([input_ids, segments, positions]))
-    where = to_device(torch.from_numpy(np.stack([firsts, counts])), device)
-    return PackedBatch.from_rows(rows, seqlens.tolist(), device), where[0], where[1]
+    return PackedBatch.from_rows(rows, seqlens.tolist(), device)
+
+
+class SpanPlaces(NamedTuple):
+    """Where spans may lie among the T rows of a packed batch of W windows.
+
+    Attributes:
+        cls: the row of each window's [CLS], int64 ``[W]``.
+        firsts, counts: the row of each window's first context token, and how many it has, int64 ``[W]``.
+        edges: where words begin and end among the context's tokens, as `Tokens.edges`, int64 ``[T]``.
+        length: the most context tokens of a window.
+    """
+
+    cls: Tensor
+    firsts: Tensor
+    counts: Tensor
+    edges: Tensor
+    length: int
+
+
+def span_places(examples: Sequence[Example], parts: Sequence[Part], device: torch.device) -> SpanPlaces:
+    """Where spans may lie among the rows of `pack`'s batch of these windows, in one transfer to the device."""
+    everything = np.zeros(3 * len(parts) + sum(part.num_tokens for part in parts), np.int64)
+    windows, edges = everything[: 3 * len(parts)].reshape(-1, 3), everything[3 * len(parts) :]
+    cls = 0
+    for window, (row, begin, end, num_tokens) in enumerate(parts):
+        first = cls + len(examples[row].question.ids) + 2
+        edges[first : first + end - begin] = examples[row].context.edges[begin:end]
+        windows[window] = cls, first, end - begin
+        cls += num_tokens
+    there = to_device(torch.from_numpy(everything), device)
+    cls_rows, firsts, counts = there[: windows.size].view(-1, 3).unbind(1)
+    return SpanPlaces(cls_rows, firsts, counts, there[windows.size :], int(windows[:, 2].max()))
 
 
 def windows(example: Example, cls: int, sep: int) -> list[Window]:
     """The windows of one example, in order of the text."""
     parts = parts_of(0, example)
-    batch, _, _ = pack([example], parts, cls, sep, torch.device("cpu"))
+    batch = pack([example], parts, cls, sep, torch.device("cpu"))
     seqlens = list(batch.packing.seqlens)
     rows = zip(batch.input_ids.split(seqlens), batch.token_type_ids.split(seqlens), parts, strict=True)
     return [Window(ids.tolist(), segments.tolist(), part.begin) for ids, segments, part in rows]

@@ -12,7 +12,7 @@ from dtbert.search.evaluation import QuestionEvaluator, ids_sha256, in_search_or
 from dtbert.search.front import bootstrap_intervals, front_of
 from dtbert.search.records import Record, is_beaten, pareto, records_of
 from dtbert.search.space import SearchSpace, constant_ratio
-from dtbert.search.storage import open_study, sqlite_url
+from dtbert.search.storage import naming_storage, open_study, sqlite_url
 from dtbert.search.study import Effort, Search
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "ids_sha256",
     "in_search_order",
     "is_beaten",
+    "naming_storage",
     "open_study",
     "pareto",
     "plot",

@@ -17,6 +17,7 @@ from dtbert.qa import Latency
 # What a trial's user attributes are called.
 SCHEDULE, MACS, MACS_FRACTION, F1, EXACT_MATCHES = "schedule", "macs", "macs_fraction", "f1", "exact_matches"
 LATENCY, COST, ORIGIN, SAME_AS, ERROR = "latency", "cost", "origin", "same_as", "error"
+PROCESS = "process"  # the one that answers its questions
 ALIVE = "alive"  # when its process last said that it goes on, in seconds since 1970
 
 

@@ -1,6 +1,9 @@
 """Where a study lives: any storage of Optuna's, opened by several processes at once, with its sampler."""
 
+import logging
 import os
+import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,7 +15,7 @@ import optuna
 from optuna import Study
 from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import SQLAlchemyError
 
 from dtbert.files import differing, lock
 
@@ -20,6 +23,12 @@ SamplerName = Literal["nsga2", "tpe"]
 
 _POPULATION = 32
 _SQLITE_PATIENCE = 60  # seconds that a process waits for another one's write
+_LOCK_PATIENCE = 5.0  # ... and for the lock of a folder, under which tables are made
+
+# What a storage raises that fails.
+STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)
+
+logger = logging.getLogger(__name__)
 
 
 def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler: SamplerName, seed: int) -> Study:
@@ -34,6 +43,7 @@ def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler
     Raises:
         ValueError: the storage cannot be opened, or holds a study of that name with other settings.
     """
+    place = "memory" if storage is None else without_password(storage)
     try:
         study = optuna.create_study(
             storage=None if storage is None else _open_storage(storage),
@@ -42,14 +52,14 @@ def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler
             load_if_exists=True,
         )
     except Exception as error:  # the errors of the storages have nothing in common
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"cannot open the study {name!r} in {_without_password(storage)}: {reason}") from error
+        reason = str(error).partition("\n")[0].replace(storage or "memory", place)
+        raise ValueError(f"cannot open the study {name!r} in {place}: {reason}") from error
     before = study.user_attrs.get("settings")
     if before is None:
         study.set_user_attr("settings", settings)
     elif before != settings:
         raise ValueError(
-            f"the study {name!r} in {_without_password(storage)} was made with other settings "
+            f"the study {name!r} in {place} was made with other settings "
             f"({', '.join(differing(before, settings))}): name another one"
         )
     # A continued search must not repeat the draws it began with.
@@ -69,11 +79,29 @@ def sqlite_url(file: Path) -> str:
     return URL.create("sqlite", database=str(file)).render_as_string()
 
 
-def _without_password(url: str | None) -> str:
+@contextmanager
+def naming_storage(storage: str) -> Iterator[None]:
+    """Say in one line what goes wrong with a study while it is used: the disk is full, the database has gone.
+
+    Raises:
+        OSError: the storage fails; the message names it.
+    """
     try:
-        return "memory" if url is None else make_url(url).render_as_string()
-    except ArgumentError:
-        return f"{url!r}"
+        yield
+    except STORAGE_ERRORS as error:
+        # The reason is the database's, behind what Optuna makes of it.
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise OSError(
+            f"the study in {without_password(storage)} cannot be read or written any more ({reason}): "
+            "see to it, then the same command goes on"
+        ) from error
+
+
+def without_password(url: str) -> str:
+    """A storage's URL as it may be shown."""
+    # By hand, for one that is wrong is shown, too.
+    masked = re.sub(r"^([^/@]*(?://)?[^:/@]*):[^/]*@", r"\1:***@", url)
+    return re.sub(r"([?&](?:password|passwd|pwd|token|sslpassword)=)[^&]*", r"\1***", masked, flags=re.IGNORECASE)
 
 
 def _open_storage(url: str) -> BaseStorage:
@@ -85,10 +113,17 @@ def _open_storage(url: str) -> BaseStorage:
 
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
-    """Let one process at a time make its tables: two at once would be in each other's way."""
+    """Let one process at a time make its tables: two at once would be in each other's way.
+
+    Whoever may read a folder may lock it, for ever: this one waits for a while.
+    """
     with ExitStack() as opened:
         with suppress(OSError):  # there is none, or on Windows, where no folder can be opened
             descriptor = os.open(folder, os.O_RDONLY)
             opened.callback(os.close, descriptor)
-            lock(descriptor, wait=True)
+            began = time.monotonic()
+            while not lock(descriptor) and time.monotonic() - began < _LOCK_PATIENCE:
+                time.sleep(0.02)
+            if time.monotonic() - began >= _LOCK_PATIENCE:
+                logger.warning("another process has locked the folder %s: going on without that lock", folder)
         yield

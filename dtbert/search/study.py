@@ -18,8 +18,10 @@ from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency
 from dtbert.search import records
 from dtbert.search.evaluation import QuestionEvaluator
+from dtbert.search.processes import has_ended, this_process
 from dtbert.search.records import Record, estimated_f1, is_beaten, records_of
 from dtbert.search.space import SearchSpace
+from dtbert.search.storage import STORAGE_ERRORS
 
 Objective = Literal["macs", "latency"]
 
@@ -140,7 +142,7 @@ class Search:
         """Go on until the study has so many trials, other processes' and earlier ones included.
 
         A trial that raises is recorded as failed, with its message. One that was interrupted, or whose process has
-        given no sign for three minutes, is put in line again.
+        ended or given no sign for three minutes, is put in line again, even where there are enough trials.
 
         Args:
             num_trials: finished ones, failed ones included, those repeated or outside the range not.
@@ -148,17 +150,22 @@ class Search:
 
         Raises:
             ValueError: no new schedule inside the range is drawn any more.
+            StorageInternalError, SQLAlchemyError: of Optuna and its storage, which fails: see `naming_storage`.
         """
         idle = 0
-        while self.num_finished() < num_trials:
-            self._retry_lost()
+        if (process := this_process()) is not None:
+            self.study.set_user_attr(f"{records.PROCESS} {process}", process)
+        while self._retry_lost() or self.num_finished() < num_trials:
             trial = self.study.ask()
+            trial.set_user_attr(records.PROCESS, this_process())
             trial.set_user_attr(records.ALIVE, time.time())
             try:
                 with _signs_of_life(trial):
                     values, is_new = self._evaluate(trial)
             except KeyboardInterrupt:
                 self._retry(self.study.get_trials(deepcopy=False)[trial.number])
+                raise
+            except STORAGE_ERRORS:
                 raise
             except Exception as error:  # whatever it is, the others may do
                 with suppress(UpdateFinishedTrialError):  # another process took it for lost, and tries it again
@@ -286,19 +293,32 @@ class Search:
             return False
         return True
 
-    def _retry_lost(self) -> None:
-        """Put the trials of processes that were killed in line again."""
+    def _retry_lost(self) -> int:
+        """Put the trials of processes that were killed in line again; how many."""
+        lost = 0
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             started = math.inf if trial.datetime_start is None else trial.datetime_start.timestamp()
-            if time.time() - trial.user_attrs.get(records.ALIVE, started) > LOST_AFTER:
-                self._retry(trial)
+            silent = time.time() - trial.user_attrs.get(records.ALIVE, started) > LOST_AFTER
+            if silent or self._has_ended(trial):
+                lost += self._retry(trial)
+        return lost
 
-    def _retry(self, trial: FrozenTrial) -> None:
-        """End a trial that was interrupted, and put its schedule in line, unless another process has."""
+    def _has_ended(self, trial: FrozenTrial) -> bool:
+        """Whether the process of a trial is known to have ended."""
+        if records.PROCESS in trial.user_attrs or records.ALIVE in trial.user_attrs:
+            return has_ended(trial.user_attrs.get(records.PROCESS))
+        # It ended before it could say that it runs this one: so it is if all of the others have.
+        known = (value for name, value in self.study.user_attrs.items() if name.startswith(f"{records.PROCESS} "))
+        others = [process for process in known if process != this_process()]
+        return bool(others) and all(map(has_ended, others))
+
+    def _retry(self, trial: FrozenTrial) -> bool:
+        """End a trial that was interrupted, and put its schedule in line; False where another process has."""
         if not self._tell(trial.number, state=TrialState.FAIL):
-            return
+            return False
         origin = {name: value for name, value in trial.user_attrs.items() if name == records.ORIGIN}
         self.study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=origin)
+        return True
 
 
 @contextmanager

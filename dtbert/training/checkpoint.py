@@ -1,6 +1,7 @@
 """A run's folder: what it needs to go on after any interruption, and the models it made."""
 
 import json
+import os
 import shutil
 from io import FileIO
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from dtbert.files import Json, differing, lock, replacing, write_whole
 from dtbert.model import BertForQuestionAnswering
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES
+from dtbert.weights.kinds import unpickler_says
 from dtbert.weights.save import write_model_files
 
 _STATE = "checkpoint.pt"
@@ -43,7 +45,7 @@ class RunFolder:
         description = path / _RUN
         if not description.is_file() and any(not _is_passing(entry) for entry in path.iterdir()):
             raise FileExistsError(f"{path} has files in it that are not a training run's: name a new or empty folder")
-        self._lock = FileIO(path / _LOCK, "w")
+        self._lock = FileIO(path / _LOCK, "a", opener=_no_link)
         if not lock(self._lock):
             raise OSError(f"another process trains in {path}: wait for it, or name another folder")
         if description.is_file():
@@ -68,8 +70,9 @@ class RunFolder:
             state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             step = int(state["step"])
         except Exception as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{file} is damaged ({reason}): remove it to start the run again") from error
+            raise ValueError(
+                f"{file} is damaged ({unpickler_says(error)}): remove it to start the run again"
+            ) from error
         self._keep_metrics(step)
         return state
 
@@ -123,6 +126,16 @@ class RunFolder:
             kept.append(line)
         if len(kept) < len(lines):
             write_whole(file, "".join(kept))
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open the file of that name itself: a link would lead to one that is not the run's."""
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if not Path(path).is_symlink():
+            raise
+        raise FileExistsError(f"{path} is a link: remove it, or name another folder") from error
 
 
 def _is_passing(entry: Path) -> bool:

@@ -127,7 +127,7 @@ class TrainingSet:
     def collate(self, indices: Sequence[int], device: torch.device) -> LabelledBatch:
         """The packed batch of some windows."""
         parts = [self.parts[index] for index in indices]
-        batch, _, _ = pack(self.examples, parts, *self.special, device)
+        batch = pack(self.examples, parts, *self.special, device)
         labels = to_device(torch.from_numpy(self.labels[list(indices)]), device)
         return LabelledBatch(batch, labels[:, 0], labels[:, 1], tuple(self.ids[part.row] for part in parts))
 

@@ -1,20 +1,22 @@
-"""Reading a checkpoint: its config, its tensors from a mapped file, and whether the two fit."""
+"""Reading a checkpoint: its config, its tensors one by one, and whether the two fit."""
 
 import errno
 import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dtbert.files import Json, file_sha256, text_sha256
 from dtbert.model import BertConfig
-from dtbert.weights.kinds import what_else
+from dtbert.weights.bounds import is_dense, unpacks
+from dtbert.weights.header import read_header
+from dtbert.weights.kinds import unpickler_says, what_else
 from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, encoder_prefix, is_known_extra
 
 # In the order of preference.
@@ -41,7 +43,12 @@ _REMAP_BYTES = 16 * 2**20
 _INDEX = ".index.json"
 
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
-_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
+_SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAFETENSORS_DTYPES |= {"I8": "int8", "U8": "uint8"}
+
+_LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
+# So many layers may be missing, or twice those that are there, and each of their tensors is listed.
+_MORE_LAYERS = 100
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +73,7 @@ class Source(NamedTuple):
 
 
 class TensorFile(ABC):
-    """Named tensors in a file that is mapped into memory.
+    """Named tensors in a file, of which one is in memory at a time.
 
     Raises:
         OSError: the file cannot be read.
@@ -108,22 +115,31 @@ class TensorFile(ABC):
 
 class SafetensorsFile(TensorFile):
     def _open(self) -> None:
+        self._mapped = False
         try:
-            self._handle: Any = safe_open(self.path, "pt")
-        except SafetensorError as error:
+            self._entries = read_header(self.path)
+        except ValueError as error:
             reason = what_else(self.path) or str(error)
             raise CheckpointError(f"{self.path} is not a whole safetensors file: {reason}") from error
 
     def describe(self) -> list[StoredTensor]:
-        described = []
-        for name in list(self._handle.keys()):
-            part = self._handle.get_slice(name)
-            dtype = part.get_dtype()
-            described.append(StoredTensor(name, tuple(part.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype)))
-        return described
+        return [
+            StoredTensor(name, entry.shape, _SAFETENSORS_DTYPES.get(entry.dtype, entry.dtype))
+            for name, entry in self._entries.items()
+        ]
 
     def _view(self, name: str) -> Tensor:
-        return self._handle.get_tensor(name)
+        entry = self._entries[name]
+        size = entry.end - entry.begin
+        # Memory of its own, which goes back to the machine at once, where malloc would keep it.
+        values = mmap(-1, max(size, 1))
+        with self.path.open("rb") as file:
+            file.seek(entry.begin)
+            received = file.readinto(values)
+        if received < size or self._stat() != self._state:
+            raise CheckpointError(f"{self.path} changed while it was read: load it again")
+        dtype = getattr(torch, _SAFETENSORS_DTYPES[entry.dtype])
+        return torch.frombuffer(values, dtype=torch.uint8)[:size].view(dtype).view(entry.shape)
 
 
 class PickleFile(TensorFile):
@@ -133,22 +149,25 @@ class PickleFile(TensorFile):
         # Files from before torch 1.6 are no archives and cannot be mapped: they are read once, and let go by tensor.
         with self.path.open("rb") as file:
             self._mapped = file.read(2) == b"PK"
+        if self._mapped and unpacks(self.path):
+            raise CheckpointError(f"{self.path} is compressed, as torch writes no file: unpack it, and save it anew")
         try:
             content: Any = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
         except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a seek to before the start gives
                 raise
-            reason = what_else(self.path) or str(error).strip().partition("\n")[0]
-            if "weights_only" in reason:  # torch's advice is to run whatever the file holds
-                reason = "it holds something else, or is damaged"
+            reason = what_else(self.path) or unpickler_says(error)
             raise CheckpointError(
                 f"{self.path} is not a whole pickle of tensors, and nothing else is read: {reason}"
             ) from error
         if not isinstance(content, dict) or not all(
-            isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
-            for name, tensor in content.items()
+            isinstance(name, str) and is_dense(tensor) for name, tensor in content.items()
         ):
             raise CheckpointError(f"{self.path} must hold a dictionary of names and dense tensors, and does not")
+        # Tensors may share their values, as the words and the head of pretraining do, but not all of them.
+        taken, held = sum(tensor.nbytes for tensor in content.values()), self.path.stat().st_size
+        if taken > 4 * held:
+            raise CheckpointError(f"{self.path} holds {held:,} bytes, its tensors would take {taken:,}")
         self._tensors: dict[str, Tensor] = content
 
     def describe(self) -> list[StoredTensor]:
@@ -232,7 +251,7 @@ class Checkpoint(NamedTuple):
 
     def check_finite(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise CheckpointError if a tensor made from this checkpoint, given by hub name, holds NaN or infinity."""
-        broken = [name for name, tensor in tensors.items() if not torch.stack(torch.aminmax(tensor)).isfinite().all()]
+        broken = [name for name, tensor in tensors.items() if not _extremes(tensor).isfinite().all()]
         if broken:
             names = ", ".join(sorted(broken))
             raise CheckpointError(f"{self.file.path} holds NaN, infinity, or values too large for the dtype in {names}")
@@ -306,13 +325,30 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if encoder:
         logger.warning("%s: the encoder's names begin with the prefix %r, which is read as 'bert.'", file, encoder)
     for tensor in described:
+        if not tensor.name.isprintable():
+            raise CheckpointError(
+                f"{file} holds a tensor of the name {tensor.name!r:.80}, which would steer a terminal"
+            )
         name = tensor.name.removeprefix(prefix)
         if encoder and name.startswith(encoder):
             name = f"bert.{name.removeprefix(encoder)}"
         twin = stored.setdefault(canonical_name(name), tensor)
         if twin is not tensor:
             raise CheckpointError(f"{file} holds one tensor under two names: {twin.name} and {tensor.name}")
+    _check_layers(config, file, stored)
     return Checkpoint(folder, config, tensors, stored)
+
+
+def _check_layers(config: BertConfig, file: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise CheckpointError where the config has far more layers than the file: to make them all would take for ever.
+
+    What else does not fit is listed by `Checkpoint.match`.
+    """
+    layers = len({found[1] for name in stored if (found := _LAYER.match(name))})
+    if config.num_hidden_layers > 2 * layers + _MORE_LAYERS:
+        raise CheckpointError(
+            f"{file} does not fit its config.json: that has {config.num_hidden_layers:,} layers, the file {layers}"
+        )
 
 
 def _config(file: Path) -> BertConfig:
@@ -348,3 +384,8 @@ def weights_sha256(path: Path) -> str:
     if not file.name.endswith(_INDEX):
         return file_sha256(file)
     return text_sha256("".join(file_sha256(file.with_name(name)) for name in sorted(set(shard_names(file).values()))))
+
+
+def _extremes(tensor: Tensor) -> Tensor:
+    # As float32 has them: in that, or in less, they are computed with.
+    return torch.stack(torch.aminmax(tensor)).float()

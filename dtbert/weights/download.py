@@ -6,18 +6,22 @@ The layout of the cache is huggingface_hub's: ``blobs/ETAG``, ``snapshots/COMMIT
 
 import os
 import re
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from queue import Empty, SimpleQueue
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+
+T = TypeVar("T")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._+=-]{0,127}")
 # What git allows in the name of a branch or tag, and no path that leads elsewhere.
 _REVISION_PART = re.compile(r"[^./\\~^:?*\[\s\x00-\x1f\x7f-][^/\\~^:?*\[\s\x00-\x1f\x7f]*")
 
-# A download that brings less than this in this time (bytes, seconds) is given up.
+# A download that brings less than this in this time (bytes, seconds) is given up, and a request without an answer.
 _LEAST_BYTES, _PATIENCE = 64 * 2**10, 60.0
 # Breaks in a row, without a byte between them, after which a download is given up.
 _MOST_BREAKS = 4
@@ -54,11 +58,13 @@ def ask(repo_id: str, name: str, revision: str | None) -> Remote:
 
     Raises:
         HubError: the answer cannot be a hub's.
+        TimeoutError: there is none in time.
         Exception: whatever huggingface_hub raises.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    found = get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision))
+    url = hf_hub_url(repo_id, name, revision=revision)
+    found = _in_time(lambda: get_hf_file_metadata(url))
     commit, etag = found.commit_hash or "", found.etag or ""
     if not _COMMIT.fullmatch(commit) or (_COMMIT.fullmatch(revision or "") and commit != revision):
         raise HubError(f"the hub names {commit!r:.80} as the commit of {name} of {repo_id!r} at {revision or 'main'!r}")
@@ -119,6 +125,26 @@ def _storage(repo_id: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
 
 
+def _in_time(call: Callable[[], T]) -> T:
+    """What a call gives, or raises; one that reads an answer byte by byte, each just in time, is left behind."""
+    ended: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put((call(), None))
+        except BaseException as error:
+            ended.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        found, error = ended.get(timeout=_PATIENCE)
+    except Empty:
+        raise TimeoutError(f"no answer in {_PATIENCE:g} seconds") from None
+    if error is not None:
+        raise error
+    return cast(T, found)
+
+
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A path that is moved to the target where all goes well, and otherwise removed."""
@@ -170,9 +196,10 @@ class _Transfer:
         if begin:
             headers["Range"] = f"bytes={begin}-"
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream(
-            "GET", self._url, headers=headers, timeout=timeout, follow_redirects=True
-        ) as response:
+        opening = get_session().stream("GET", self._url, headers=headers, timeout=timeout, follow_redirects=True)
+        with ExitStack() as stack:
+            response = _in_time(opening.__enter__)
+            stack.push(opening)
             if response.status_code in (429, 503):
                 wait = response.headers.get("Retry-After", "a few")
                 raise HubError(f"the hub has too much to do, and asks to wait {wait:.20} seconds")
@@ -189,7 +216,8 @@ class _Transfer:
                     raise HubError(f"the hub sends more than the {self._limit:,} bytes of {self._name}")
                 file.write(piece)
                 bar.update(len(piece))
-                self._keep_pace(len(piece))
+                if file.tell() != self._size:
+                    self._keep_pace(len(piece))
         if self._size is not None and file.tell() < self._size:
             raise EOFError(f"{file.tell():,} bytes of {self._size:,} came")
 

@@ -1,4 +1,4 @@
-"""What a file is that lies about under the name of another, by how it begins."""
+"""What a file is that cannot be read, by how it begins and by what the unpickler says of it."""
 
 import re
 import zipfile
@@ -44,6 +44,12 @@ def what_else(path: Path) -> str:
     if path.suffix in (".safetensors", ".bin") and _TEXT.fullmatch(beginning):
         return f"it is a text, which begins {beginning[:32].decode()!r}"
     return ""
+
+
+def unpickler_says(error: Exception) -> str:
+    """The first line of what torch's unpickler raised, without its advice to run whatever the file holds."""
+    reason = str(error).strip().partition("\n")[0]
+    return "it holds something else, or is damaged" if "weights_only" in reason else reason
 
 
 def _is_of_torch(path: Path) -> bool:

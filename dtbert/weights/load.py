@@ -127,10 +127,12 @@ def load_trainable(
     if checkpoint.has(SPAN_HEAD):
         model = _filled(BertForQuestionAnswering, checkpoint, placement)
     else:
+        # First, for it finds whether the file is of the sizes in its config.
+        encoder = _filled(BertEncoder, checkpoint, placement).encoder
         model = BertForQuestionAnswering(checkpoint.config)
         model.reset_parameters(generator)
         model = model.to(placement.device)
-        model.encoder = _filled(BertEncoder, checkpoint, placement).encoder
+        model.encoder = encoder
     return model.requires_grad_(True).train()
 
 

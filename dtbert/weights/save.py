@@ -20,7 +20,8 @@ from dtbert.weights.names import POOLER, SPAN_HEAD, hub_names
 from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_rows
 
 # What goes with the weights into a converted folder.
-_COMPANIONS = ("config.json", *TOKENIZER_FILES, "schedules.json", "README.md", "LICENSE")
+_MEASURED = ("schedules.json", "no_answer.json")
+_COMPANIONS = ("config.json", *TOKENIZER_FILES, *_MEASURED, "README.md", "LICENSE")
 
 
 def to_hub_tensors(model: BertForQuestionAnswering | BertEncoder) -> dict[str, Tensor]:
@@ -70,8 +71,8 @@ def convert(
         revision: as `load_model`'s.
         int8: write ``model.int8.safetensors``, a quarter of float32's size: matrices as int8 with a float16 scale per
             row, the rest as float16. Otherwise ``model.safetensors``, in the floats of the source; int8 becomes
-            float32. A `schedules.json` beside the source goes along; it was measured with the source's weights, and
-            with ``int8`` loading says so.
+            float32. A `schedules.json` or `no_answer.json` beside the source goes along; it was measured with the
+            source's weights, and with ``int8`` loading says so.
 
     Returns:
         ``dest``.
@@ -93,11 +94,12 @@ def convert(
         for name in _COMPANIONS:
             if (checkpoint.folder / name).is_file():
                 shutil.copyfile(checkpoint.folder / name, partial / name)
-        schedules = partial / "schedules.json"
-        if not int8 and schedules.is_file():
+        measured = [] if int8 else [partial / name for name in _MEASURED if (partial / name).is_file()]
+        if measured:
             # They were measured with the same values in another file.
             old, new = weights_sha256(checkpoint.file.path), weights_sha256(partial)
-            schedules.write_bytes(schedules.read_bytes().replace(old.encode(), new.encode()))
+            for copied in measured:
+                copied.write_bytes(copied.read_bytes().replace(old.encode(), new.encode()))
     return Path(dest)
 
 

@@ -29,18 +29,54 @@ def test_answer_prints_the_models_answer_with_its_place(run: Run, model_folder: 
 def test_answer_as_json_holds_the_top_answers_best_first(run: Run, model_folder: Path) -> None:
     arguments = ("answer", "--question", "Who?", "--context", CONTEXT, "--model", model_folder, "--json")
     best = json.loads(run(*arguments).out)
-    assert best.keys() == {"answer", "start", "end", "score"}
+    assert best.keys() == {"answer", "start", "end", "score", "margin"}
     assert best["answer"] == CONTEXT[best["start"] : best["end"]]
     three = json.loads(run(*arguments, "--top", 3).out)
     assert three["answers"][0] == best == {name: three[name] for name in best}
-    scores = [answer["score"] for answer in three["answers"]]
-    assert scores == sorted(scores, reverse=True)
+    margins = [answer["margin"] for answer in three["answers"]]
+    assert margins == sorted(margins, reverse=True)
+    assert sum(answer["score"] for answer in three["answers"]) < 1
     assert len({answer["answer"] for answer in three["answers"]}) == 3
 
 
 def test_answer_numbers_the_top_answers(run: Run, model_folder: Path) -> None:
     out = run("answer", "--question", "Who?", "--context", CONTEXT, "--model", model_folder, "--top", 2).out
     assert [line[:3] for line in out.splitlines() if not line.startswith(" ")] == ["1. ", "2. "]
+
+
+def test_best_of_several_contexts_is_printed_with_its_name(run: Run, model_folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.txt", tmp_path / "b.txt"
+    first.write_bytes(b"\xef\xbb\xbf" + CONTEXT.encode())  # a mark that offsets do not count
+    second.write_text("Zoe said it.")
+    arguments = ("answer", "--question", "Who?", "--context", first, second, "--model", model_folder, "--top", 3)
+    documents = {str(first): CONTEXT, str(second): "Zoe said it."}
+    expected = QuestionAnswerer.load(model_folder).answer_documents("Who?", documents, 3)
+    found = json.loads(run(*arguments, "--json").out)["answers"]
+    assert [(one["document"], one["answer"], one["start"]) for one in found] == [
+        (name, answer.text, answer.start) for name, answer in expected
+    ]
+    assert [line for line in run(*arguments).out.splitlines() if line.endswith(tuple(documents))] == [
+        f"   score {answer.score:.3g}, characters {answer.start} to {answer.end} of {name}" for name, answer in expected
+    ]
+
+
+def test_answer_may_be_that_there_is_none(run: Run, model_folder: Path) -> None:
+    arguments = ("answer", "--question", "Who?", "--context", CONTEXT, "--model", model_folder)
+    first, second = run(*arguments, "--no-answer", "--threshold", 1e6).out.splitlines()
+    assert first == "(no answer)"
+    assert second.startswith("   score ")
+    assert "characters" not in second
+    always = run(*arguments)
+    assert run(*arguments, "--no-answer", "--threshold", -1e6) == always
+    assert "give --no-answer with it" in run(*arguments, "--threshold", 1).err
+
+
+def test_answer_options_reach_the_answerer(run: Run, model_folder: Path) -> None:
+    arguments = ("answer", "--question", "Who?", "--context", CONTEXT, "--model", model_folder, "--json", "--top", 99)
+    short = json.loads(run(*arguments, "--max-answer-tokens", 1, "--overlap").out)["answers"]
+    assert all(len(answer["answer"].split()) == 1 for answer in short)
+    apart, overlapping = (json.loads(run(*arguments, *more).out)["answers"] for more in ((), ("--overlap",)))
+    assert len(apart) < len(overlapping)
 
 
 def test_answer_depends_on_the_schedule(run: Run, model_folder: Path) -> None:
@@ -104,7 +140,7 @@ def test_context_that_looks_like_a_missing_file_is_refused(argument: str) -> Non
 def test_context_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "letter.txt"
     path.write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"letter\.txt: not UTF-8 .*byte 3 is 0xe9"):
+    with pytest.raises(ValueError, match=r"letter\.txt: not UTF-8 .*byte 4 is 0xe9"):
         read_context(str(path))
     with pytest.raises(OSError, match="directory"):
         read_context(str(tmp_path))

@@ -1,11 +1,11 @@
 """`dtbert answer --input --output`: bad lines, and going on after an interruption at any moment."""
 
-import gzip
 import io
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from dtbert.cli import batch, main
-from dtbert.cli.batch import Line, chunks, parse_line, read_lines
+from dtbert.cli.batch import chunks
+from dtbert.cli.inputs import Line, Questions
 from dtbert.qa import QuestionAnswerer
 from tests.cli.command import run_command
 from tests.cli.conftest import WORDS, Run
@@ -88,6 +90,7 @@ def test_batch_answers_each_line_in_order(
         "start": best.start,
         "end": best.end,
         "score": pytest.approx(best.score, rel=1e-5),
+        "margin": pytest.approx(best.margin, rel=1e-5),
     }
     assert (second["line"], second["answer"]) == (4, answerer("Where?", "Zo\u00eb wrote it.").text)
     assert "id" not in second
@@ -162,7 +165,7 @@ def test_batch_goes_on_from_any_byte(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forkserver")
 def test_batch_survives_kills_at_any_moment(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more_kills: int
 ) -> None:
     monkeypatch.setattr(batch, "CHUNK_LINES", 40)
     write_questions(tmp_path / "q.jsonl", 1200)
@@ -182,8 +185,9 @@ def test_batch_survives_kills_at_any_moment(
 
     choose = random.Random(0)
     # The first interruption is Ctrl-C, which tidies up; the others leave no chance to.
-    moments = [1, *sorted(choose.randrange(size // 10, size * 3 // 4) for _ in range(6))]
-    for moment, end in zip(moments, [signal.SIGINT, *[signal.SIGKILL] * 6], strict=True):
+    kills = more_kills or 6
+    moments = [1, *sorted(choose.randrange(size // 10, size * 3 // 4) for _ in range(kills))]
+    for moment, end in zip(moments, [signal.SIGINT, *[signal.SIGKILL] * kills], strict=True):
         process = start()
         while process.exitcode is None and (not broken.exists() or broken.stat().st_size < moment):
             process.join(0.002)
@@ -196,7 +200,9 @@ def test_batch_survives_kills_at_any_moment(
     process.join()
     assert process.exitcode == 1
     assert broken.read_bytes() == unbroken.read_bytes()
-    assert [line["line"] for line in read(broken)] == [line.number for line in read_lines(tmp_path / "q.jsonl")]
+    assert [line["line"] for line in read(broken)] == [
+        line.number for line in Questions.of(tmp_path / "q.jsonl").lines()
+    ]
     assert "Traceback" not in log.read_text()
 
 
@@ -257,6 +263,104 @@ def test_batch_refuses_an_output_made_otherwise(run: Run, command: tuple[str, ..
     output.unlink()
     assert run(*command, "--top", "2").status == 0
     assert "answers" in read(output)[0]
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "vocab.txt"])
+def test_batch_does_not_go_on_with_another_model(
+    run: Run, command: tuple[str, ...], model_folder: Path, tmp_path: Path, changed: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    (tmp_path / "q.jsonl").write_text(f"{json.dumps(GOOD)}\n" * 3)
+    command = tuple(str(model) if one == str(model_folder) else one for one in command)
+    assert run(*command).status == 0
+    before = (tmp_path / "a.jsonl").read_bytes()
+    file = model / changed
+    if changed == "model.safetensors":
+        save_file({name: 2 * tensor for name, tensor in load_file(file).items()}, file)
+    else:
+        file.write_text(file.read_text().replace('"gelu"', '"relu"').replace("zoe", "zoo"))
+    status, _, err = run(*command)
+    assert (status, (tmp_path / "a.jsonl").read_bytes()) == (2, before)
+    assert "(the model's weights, config or tokenizer): name another --output" in err
+
+
+@pytest.mark.parametrize("what", ["input", "output", "output replaced"])
+def test_batch_stops_where_a_file_is_changed_meanwhile(
+    run: Run, command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    source, output = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    source.write_text(f"{json.dumps(GOOD)}\n" * 3)
+    results = batch.results
+
+    def change_then_answer(*arguments: Any) -> Any:
+        for number, one in enumerate(results(*arguments)):
+            if number == 1 and what == "input":
+                source.write_text(json.dumps(GOOD))
+            elif number == 1:
+                output.unlink()
+                if what == "output replaced":
+                    output.write_text("mine")
+            yield one
+
+    monkeypatch.setattr(batch, "results", change_then_answer)
+    status, _, err = run(*command)
+    assert status == 2
+    assert f"{source} was changed" in err if what == "input" else f"{output} was removed or replaced" in err
+    assert output.exists() == (what != "output")
+    if what == "output replaced":
+        assert output.read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_batch_writes_to_regular_files_alone(run: Run, command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(GOOD))
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("/dev/full", "/dev/stdout", tmp_path / "pipe"):
+        status, _, err = run(*command[:-1], place)
+        assert status == 2
+        assert "is no regular file" in err
+    (tmp_path / "link").symlink_to(tmp_path / "a.jsonl")
+    assert run(*command[:-1], tmp_path / "link").status == 0
+    assert len(read(tmp_path / "a.jsonl")) == 1
+
+
+def test_batch_replaces_no_file_that_it_did_not_make(
+    run: Run, command: tuple[str, ...], model_folder: Path, tmp_path: Path
+) -> None:
+    line = json.dumps(GOOD)
+    (tmp_path / "a.jsonl.settings.json").write_text(line)
+    (tmp_path / "b.jsonl.settings.json").write_text('{"theme": "dark"}')
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "empty.jsonl.settings.json").write_text("settings of mine")
+    source = tmp_path / "a.jsonl.settings.json"
+    inputs = ("answer", "--model", str(model_folder), "--input", str(source), "--output")
+    for name, said in (
+        ("a.jsonl", f"{source} is the input itself"),
+        ("b.jsonl", "which is there already and is no run's"),
+        ("empty.jsonl", "which is there already and is no run's"),
+    ):
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        status, _, err = run(*inputs, tmp_path / name)
+        assert status == 2
+        assert said in err
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "c.jsonl.settings.json").symlink_to(tmp_path / "planted")
+    assert run(*inputs, tmp_path / "c.jsonl").status == 2
+    assert not (tmp_path / "planted").exists()
+    for name in ("vocab.txt", "config.json", "model.safetensors"):
+        status, _, err = run(*inputs, model_folder / name)
+        assert (status, "is a file of the model" in err) == (2, True)
+
+
+def test_batch_says_ids_and_texts_without_steering_the_terminal(
+    run: Run, command: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({"id": 1, "question": "who?", "\x1b[2J\x9b1m": ""}))
+    _, _, err = run(*command)
+    assert "context: missing" in err
+    assert not {"\x1b", "\x9b"} & set(err)
+    assert "\\x1b[2J\\x9b1m" in err
 
 
 @pytest.mark.parametrize(
@@ -344,45 +448,30 @@ def test_chunks_hold_every_line_and_are_bounded(lines: list[Line]) -> None:
     assert all(sum(len(line.question + line.context) for line in chunk[:-1]) < 40 for chunk in found)
 
 
-@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
-def test_parse_line_takes_any_bytes(raw: bytes) -> None:
-    line = parse_line(3, raw)
-    assert line.number == 3
-    assert line.error is not None
-
-
 def test_batch_holds_a_chunk_at_a_time(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "CHUNK_LINES", 4)
     taken: list[int] = []
 
-    def lines(_: Path) -> Any:
+    def lines(_: Questions) -> Any:
         for number in range(1, 41):
             taken.append(number)
             yield Line(number, None, "Who wrote it?", "Ada wrote it.")
 
-    monkeypatch.setattr(batch, "read_lines", lines)
+    monkeypatch.setattr(Questions, "lines", lines)
     answerer = QuestionAnswerer.load(model_folder)
-    for line, fields in batch.results(answerer, tmp_path / "q.jsonl", 0, None, 1):
+    for line, fields in batch.results(answerer, Questions(tmp_path, "lines", False), 0, 1, {}):
         assert "answer" in fields
         assert len(taken) <= line.number + 4
     assert len(taken) == 40
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (gzip.compress(json.dumps(GOOD).encode()), "compressed with gzip"),
-        (json.dumps([GOOD, GOOD]).encode(), "one JSON array"),
-        (json.dumps([GOOD, GOOD], indent=1).encode(), "one JSON array"),
-    ],
-    ids=["gzip", "array", "array over lines"],
-)
-def test_file_that_is_not_of_lines_is_named_once(
-    run: Run, model_folder: Path, tmp_path: Path, content: bytes, said: str
-) -> None:
-    source = tmp_path / "questions"
-    source.write_bytes(content)
-    done = run("answer", "--model", model_folder, "--input", source, "--output", tmp_path / "answers")
-    assert done.status == 2
-    assert done.err.startswith(f"dtbert: error: {source} is {said}")
-    assert not (tmp_path / "answers").exists()
+def test_batch_may_answer_with_nothing(run: Run, command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(GOOD))
+    assert run(*command, "--no-answer", "--threshold", 1e6, "--top", 2).status == 0
+    (line,) = read(tmp_path / "a.jsonl")
+    assert (line["answer"], line["start"], line["end"], line["margin"]) == ("", 0, 0, 0)
+    assert 0 < line["score"] < 1
+    assert line["answers"][1]["answer"] != ""
+    assert "(threshold)" in run(*command, "--no-answer", "--threshold", -1e6, "--top", 2).err
+    assert "(overlap)" in run(*command, "--no-answer", "--threshold", 1e6, "--top", 2, "--overlap").err
+    assert "give --no-answer with it" in run(*command, "--threshold", 1).err

@@ -1,6 +1,7 @@
 """`dtbert evaluate`: the metric, the costs and the speed of a model at a schedule."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from dtbert.evaluation import evaluate, read_squad
 from dtbert.model import LengthSchedule
-from dtbert.qa import QuestionAnswerer
+from dtbert.qa import QuestionAnswerer, read_threshold
 from tests.cli.conftest import Run
 
 CONTEXTS = ["Ada wrote it in London in 1843.", "Zoe said it in Paris. " * 40, "the letter to Ada, " * 200]
@@ -77,6 +78,70 @@ def test_evaluate_counts_a_question_that_is_too_long_as_wrong(run: Run, model_fo
     assert (alone.status, "MACs" in alone.out) == (1, False)
 
 
+@pytest.fixture
+def second_file(tmp_path: Path) -> Path:
+    """A file of SQuAD 2.0's kind: every other question has no answer."""
+    path = tmp_path / "squad2.json"
+    write_squad(path, [f"who wrote it {'and where ' * number}?" for number in range(12)])
+    document = json.loads(path.read_text())
+    for paragraph in document["data"][0]["paragraphs"]:
+        for question in paragraph["qas"][::2]:
+            question |= {"answers": [], "is_impossible": True}
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_evaluate_reports_the_figures_of_squad_2(
+    run: Run, model_folder: Path, second_file: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "predictions.json"
+    margins = [
+        answer.margin
+        for answer in QuestionAnswerer.load(model_folder).answer_many(
+            [(one.question, one.context) for one in read_squad(second_file)]
+        )
+    ]
+    threshold = sorted(margins)[6]
+    arguments = ("evaluate", second_file, "--model", model_folder, "--threshold", threshold)
+    report = json.loads(run(*arguments, "--json", "--predictions", saved).out)
+    predictions = json.loads(saved.read_text("utf-8"))
+    assert 0 < sum(not text for text in predictions.values()) < 12
+    expected = evaluate(read_squad(second_file), predictions)
+    assert (report["exact_match"], report["f1"]) == (expected.exact_match, expected.f1)
+    for name, part in (("has_answer", expected.has_answer), ("no_answer", expected.no_answer)):
+        assert part is not None
+        assert report[name] == {"exact_match": part.exact_match, "f1": part.f1}
+    assert report["threshold"] == threshold
+    assert report["best_f1"]["score"] >= report["f1"]
+    assert report["best_exact_match"]["score"] >= report["exact_match"]
+    table = run(*arguments).out
+    for line in ("with an answer ", "with none ", "at best "):
+        assert f"\n  {line}" in table
+
+
+def test_chosen_threshold_is_the_models_from_then_on(
+    run: Run, model_folder: Path, second_file: Path, questions_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    status, out, err = run("evaluate", second_file, "--model", folder, "--choose-threshold", "--json")
+    best = json.loads(out)["best_f1"]
+    chosen = read_threshold(folder / "no_answer.json")
+    assert (status, chosen.threshold, chosen.f1) == (0, best["threshold"], best["score"])
+    assert (chosen.questions_file, chosen.num_questions) == ("squad2.json", 12)
+    assert f"{folder / 'no_answer.json'}: threshold" in err
+    assert QuestionAnswerer.load(folder).threshold == best["threshold"]
+    again = json.loads(run("evaluate", second_file, "--model", folder, "--json").out)
+    assert (again["threshold"], again["f1"]) == (best["threshold"], pytest.approx(best["score"]))
+    for file, more, message in (
+        (second_file, (), "give it with --model"),
+        (second_file, ("--model", "Some/model"), "give it with --model"),
+        (questions_file, ("--model", folder), "needs questions with and without an answer"),
+    ):
+        assert message in run("evaluate", file, "--choose-threshold", *more).err
+    assert "give --no-answer with it" in run("evaluate", questions_file, "--model", folder, "--threshold", 1).err
+
+
 def test_limit_spreads_over_the_file(run: Run, model_folder: Path, questions_file: Path) -> None:
     report = json.loads(run("evaluate", questions_file, "--model", model_folder, "--limit", 5, "--json").out)
     assert report["questions"] == 5
@@ -111,3 +176,13 @@ def test_evaluate_says_what_is_wrong_in_one_line(
     assert message in err
     assert err.count("\n") == 1
     assert sorted(path.name for path in questions_file.parent.iterdir()) == ["bad.json", "squad.json"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt", "model.safetensors"])
+def test_predictions_replace_no_file_of_the_model(
+    run: Run, model_folder: Path, questions_file: Path, name: str
+) -> None:
+    before = (model_folder / name).read_bytes()
+    status, _, err = run("evaluate", questions_file, "--model", model_folder, "--predictions", model_folder / name)
+    assert (status, "is a file of the model: name another file" in err) == (2, True)
+    assert (model_folder / name).read_bytes() == before

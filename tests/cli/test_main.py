@@ -1,5 +1,6 @@
 """What all commands share: help, exit status, errors, signals, pipes."""
 
+import logging
 import os
 import shlex
 import subprocess
@@ -7,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-import dtbert
+import dtbert.cli
 from dtbert.cli import build_parser
 from dtbert.model.scorers import BUILT_IN_SCORERS
 from dtbert.qa import QuestionAnswerer
@@ -57,6 +59,7 @@ def test_help_does_not_wait_for_torch() -> None:
         (["answer", "--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["answer", "--quest", "x"], "unrecognized arguments: --quest x"),
         (["answer", "--top", "0"], "argument --top: "),
+        (["answer", "--threads", "100000"], "expected at most 4096 threads, got 100000"),
         (["answer", "--top", "two"], "got 'two'"),
         (["answer", "--dtype", "int8"], "invalid choice: 'int8'"),
         (["evaluate"], "required: FILE"),
@@ -88,6 +91,27 @@ def test_documented_errors_have_no_traceback(run: Run, monkeypatch: pytest.Monke
     monkeypatch.setattr(QuestionAnswerer, "load", fail)
     outcome = run("answer", "--question", "Who?", "--context", "Ada wrote it.")
     assert outcome == (2, "", "dtbert: error: what is wrong\n")
+
+
+def test_memory_that_runs_out_is_one_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(QuestionAnswerer, "load", fail)
+    status, out, err = run("answer", "--question", "Who?", "--context", "Ada wrote it.")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("dtbert: error: out of memory (")
+
+
+def test_what_an_error_says_does_not_steer_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("bell \x07, and \x9b1m\nnext line: Zo\u00eb")
+
+    monkeypatch.setattr(QuestionAnswerer, "load", fail)
+    err = run("answer", "--question", "Who?", "--context", "Ada wrote it.").err
+    assert err == "dtbert: error: bell \\x07, and \\x9b1m\nnext line: Zo\u00eb\n"
+    record = logging.makeLogRecord({"msg": "clear \x1b[2J"})
+    assert dtbert.cli.PlainFormatter().format(record) == "clear \\x1b[2J"
 
 
 def test_defects_of_dtbert_keep_their_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

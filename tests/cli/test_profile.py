@@ -72,6 +72,7 @@ def test_random_weights_need_no_model(run: Run) -> None:
     ("arguments", "message"),
     [
         (["--batch", "0"], "argument --batch: expected a whole number of at least 1, got '0'"),
+        (["--batch", "9" * 9, "--length", "512"], "are more than 2,147,483,647 tokens"),
         (["--repeats", "none"], "argument --repeats: expected a whole number"),
         (["--size", "6by768"], "such as 6x768, got '6by768'"),
         (["--length", "513"], "513 tokens: this model takes 1 to 512"),

@@ -184,6 +184,8 @@ def test_batch_answers_within_a_budget(run: Run, folder: Path) -> None:
         (("--out", "model"), "--out model is a folder"),
         (("--out", "squad.json"), "--out squad.json is the input itself"),
         (("--out", "letter.txt"), "--out letter.txt: the ending must be .json"),
+        (("--out", "model/config.json"), "--out model/config.json is a file of the model"),
+        (("--out", "other.json"), "--out other.json is there already and holds no schedules"),
         (("--plot", "front.xyz"), "--plot front.xyz: the ending must be .png"),
         (("--published", "points.json", "--plot", "f.png", "--out", "points.json"), "points.json is the input itself"),
         (("--start", "half"), "--start 'half'"),
@@ -206,6 +208,7 @@ def test_search_says_what_is_wrong_in_one_line(
     run: Run, folder: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     Path("points.json").touch()
+    Path("other.json").write_text("[1]")
     status, out, err = run(*SEARCH, *arguments)
     assert (status, out) == (2, "")
     assert message in err

@@ -26,6 +26,10 @@ def question(
     return {"id": identifier, "question": "who wrote it ?", "context": context, "answers": answers}
 
 
+# Where the answer stands only once, its place is certain, whatever the file says.
+TWICE = "ada wrote the letter to ada ."
+
+
 @pytest.fixture
 def train(tmp_path: Path) -> Path:
     return write(tmp_path / "train.json", *(question(f"t{index}") for index in range(8)))
@@ -74,7 +78,9 @@ def test_train_starts_from_a_bare_encoder(run: Run, train: Path, tmp_path: Path)
 
 
 def test_train_lists_answers_out_of_place_and_strict_stops(run: Run, model_folder: Path, tmp_path: Path) -> None:
-    file = write(tmp_path / "train.json", question("good"), *(question(f"bad{index}", at=3) for index in range(22)))
+    file = write(
+        tmp_path / "train.json", question("good"), *(question(f"bad{index}", TWICE, at=3) for index in range(22))
+    )
     command = ("train", "--model", model_folder, "--train", file, *SMALL)
     lenient = run(*command, "--out", tmp_path / "run")
     assert lenient.status == 0
@@ -90,7 +96,7 @@ def test_train_lists_answers_out_of_place_and_strict_stops(run: Run, model_folde
 def test_train_reads_all_its_files_even_one_whose_answers_are_all_out_of_place(
     run: Run, model_folder: Path, train: Path, dev: Path, tmp_path: Path
 ) -> None:
-    bad = write(tmp_path / "bad.json", question("bad", at=3))
+    bad = write(tmp_path / "bad.json", question("bad", TWICE, at=3))
     command = ("train", "--model", model_folder, "--out", tmp_path / "run", *SMALL)
     refused = run(*command, "--train", bad)
     assert refused.status == 2

@@ -1,6 +1,7 @@
 """Predict, score and count, on a tiny model: against the answerer's single calls, the metric and windows by hand."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from dtbert.evaluation import (
     PreparedQuestions,
     Score,
     SquadQuestion,
+    best_threshold,
     check_readable,
     evaluate,
     evenly_spaced,
@@ -151,6 +153,27 @@ def test_questions_that_cannot_be_read_count_as_wrong_cost_nothing_and_say_why(
     assert found.cost == prepared.cost(DROPPING) == expected_cost(answerer, DROPPING)
     with pytest.raises(ValueError, match=r"^question q2\d: the question"):
         check_readable(found.unreadable)
+
+
+def test_questions_without_an_answer_are_answered_with_nothing_below_the_threshold(answerer: QuestionAnswerer) -> None:
+    questions = [*QUESTIONS, *(replace(one, id=f"n{one.id}", answers=()) for one in QUESTIONS)]
+    margins = {one.id: answerer(one.question, one.context).margin for one in questions}
+    middle = sorted(margins.values())[len(margins) // 2]
+    found = measure(answerer, questions, threshold=middle)
+    assert found.margins == pytest.approx(margins, abs=1e-4)
+    empty = {one for one, text in found.predictions.items() if not text}
+    assert empty == {one for one, margin in found.margins.items() if margin < middle}
+    assert 0 < len(empty) < len(questions)
+    assert found.scores == evaluate(questions, found.predictions)
+    always = measure(answerer, questions, no_answer=False)
+    assert (always.best, "" in always.predictions.values()) == ({}, False)
+    assert found.best["f1"] == best_threshold(questions, always.predictions, found.margins)
+    assert found.best["exact_match"] == best_threshold(questions, always.predictions, found.margins, "exact_match")
+    own = {one: "" if margin < answerer.threshold else always.predictions[one] for one, margin in margins.items()}
+    assert measure(answerer, questions).predictions == PreparedQuestions(answerer, questions).predict() == own
+    # Where each question has an answer, each is answered.
+    plain = measure(answerer, QUESTIONS)
+    assert (plain.best, "" in plain.predictions.values()) == ({}, False)
 
 
 def test_questions_none_of_which_can_be_read_have_scores_and_no_cost(answerer: QuestionAnswerer) -> None:

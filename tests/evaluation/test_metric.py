@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from dtbert.evaluation import (
     GoldAnswer,
     Score,
     SquadQuestion,
+    best_threshold,
     evaluate,
     exact_match,
     f1,
@@ -19,6 +21,7 @@ from dtbert.evaluation import (
     read_squad,
     score_prediction,
 )
+from dtbert.evaluation.metric import Measure
 
 WORDS = st.lists(st.sampled_from(["the", "A", "denver", "Denver,", "broncos!", "in", "1995"]), max_size=6).map(" ".join)
 
@@ -110,3 +113,48 @@ def test_normalize_answer_is_idempotent_where_it_leaves_no_new_article(text: str
     once = normalize_answer(text)
     assert once == " ".join(once.split())
     assert exact_match(text, text) == 1
+
+
+def impossible(identifier: str) -> SquadQuestion:
+    return SquadQuestion(identifier, "", "?", "", ())
+
+
+def test_questions_without_an_answer_are_scored_as_by_the_official_script_of_2_0() -> None:
+    questions = [question("a", "x y"), impossible("b"), impossible("c"), question("d", "z"), question("e", "the")]
+    result = evaluate(questions, {"a": "x", "b": "", "c": "x", "d": "", "e": ""})
+    assert result.has_answer == Score(pytest.approx(100 / 3), pytest.approx(100 * (2 / 3 + 1) / 3))
+    assert result.no_answer == Score(50.0, 50.0)
+    assert (result.exact_match, result.f1) == (40.0, pytest.approx(100 * (2 / 3 + 1 + 1) / 5))
+    # In a file where each question has an answer nothing changes.
+    first = evaluate([question("e", "the")], {"e": ""})
+    assert (first.exact_match, first.f1, first.no_answer) == (100.0, 0.0, None)
+    assert first.has_answer == Score(100.0, 0.0)
+
+
+def brute_force_threshold(
+    questions: list[SquadQuestion], spans: dict[str, str], margins: dict[str, float], measure: str
+) -> float:
+    tried = [-99.0, 99.0, *margins.values()]
+    answers = [{one: "" if margins[one] < threshold else text for one, text in spans.items()} for threshold in tried]
+    return max(getattr(evaluate(questions, one), measure) for one in answers)
+
+
+@given(st.lists(st.tuples(st.booleans(), WORDS, WORDS, st.integers(-3, 3)), min_size=1, max_size=8))
+@pytest.mark.parametrize("measure", ["exact_match", "f1"])
+def test_best_threshold_is_the_best_of_all(measure: Measure, drawn: list[tuple[bool, str, str, int]]) -> None:
+    numbered = list(enumerate(drawn))
+    questions = [impossible(str(i)) if none else question(str(i), answer) for i, (none, answer, _, _) in numbered]
+    spans = {str(i): span + " x" for i, (_, _, span, _) in numbered}
+    margins = {str(i): float(margin) for i, (_, _, _, margin) in numbered}
+    best = best_threshold(questions, spans, margins, measure)
+    assert best.score == pytest.approx(brute_force_threshold(questions, spans, margins, measure))
+    chosen = {one: "" if margins[one] < best.threshold else text for one, text in spans.items()}
+    # Without predictions a question scores nothing, with an empty one as it deserves.
+    assert getattr(evaluate(questions, chosen), measure) == pytest.approx(best.score)
+    assert math.isfinite(best.threshold)
+
+
+def test_best_threshold_without_questions_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to score"):
+        best_threshold([], {}, {})
+    assert best_threshold([impossible("a")], {}, {}) == (100.0, 0.0)

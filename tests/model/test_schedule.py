@@ -150,7 +150,8 @@ def test_schedule_refuses_unknown_and_miscounted_scorers() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1 column 1"),
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "list"),
         ("{}", "kind"),
         ('{"kind": "ratios"}', "length_config"),

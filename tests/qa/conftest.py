@@ -1,4 +1,4 @@
-"""A tiny model with random weights behind the tokenizer that ships with dtbert."""
+"""A tiny model with random weights behind the tokenizer that ships with dtbert, and one that knows a single word."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +7,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from dtbert.model import BertConfig, BertForQuestionAnswering
-from dtbert.qa import QuestionAnswerer, load_tokenizer
+from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, SpanLogits
+from dtbert.qa import Answer, QuestionAnswerer, load_tokenizer
 from dtbert.weights import resolve_source
+
+NEEDLE = "treasure"  # a token of its own
+QUESTION = "Who wrote the letter?"
+LETTER = "The letter was written by Ada Lovelace in 1843, and Charles Babbage answered it."
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +48,22 @@ def make_answerer(tokenizer: Tokenizer) -> Callable[..., QuestionAnswerer]:
 @pytest.fixture(scope="session")
 def answerer(make_answerer: Callable[..., QuestionAnswerer]) -> QuestionAnswerer:
     return make_answerer()
+
+
+@pytest.fixture
+def finder(make_answerer: Callable[..., QuestionAnswerer], monkeypatch: pytest.MonkeyPatch) -> QuestionAnswerer:
+    """An answerer whose model is sure of the needle and of nothing else."""
+    answerer = make_answerer()
+    needle = answerer.tokenizer.token_to_id(NEEDLE)
+
+    def forward(batch: PackedBatch, schedule: LengthSchedule | None = None) -> SpanLogits:
+        logits = torch.where(batch.input_ids == needle, 20.0, 0.0)
+        return SpanLogits(logits, logits)
+
+    monkeypatch.setattr(answerer.model, "forward_packed", forward)
+    return answerer
+
+
+def same(got: list[Answer], expected: list[Answer]) -> None:
+    assert [answer[:3] for answer in got] == [answer[:3] for answer in expected]
+    assert [answer.score for answer in got] == pytest.approx([answer.score for answer in expected], rel=1e-3)

@@ -82,19 +82,34 @@ def run_padded(peer: transformers.BertForQuestionAnswering, windows: list[Encodi
     return logits
 
 
+def edges_of_words(context: str) -> tuple[set[int], set[int]]:
+    """The characters at which words begin, and at which they end."""
+    tokenizer = Tokenizer.from_file(str(resolve_source(None) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    encoding = tokenizer.encode(context, add_special_tokens=False)
+    words, offsets = [None, *encoding.word_ids, None], encoding.offsets
+    begins = {start for token, (start, _) in enumerate(offsets) if words[token + 1] != words[token]}
+    return begins, {end for token, (_, end) in enumerate(offsets) if words[token + 1] != words[token + 2]}
+
+
 def decode(context: str, windows: list[Encoding], logits: dict[int, list[list[float]]]) -> Answer:
     """The best span of all windows by plain loops."""
-    best, place, total = -math.inf, (0, 0), 0.0
+    begins, ends = edges_of_words(context)
+    margins: dict[tuple[int, int], float] = {}
     for window in windows:
         start, end = logits[id(window)]
         inside = [i for i, sequence in enumerate(window.sequence_ids) if sequence == 1]
         for first in inside:
             for last in range(first, min(first + LONGEST, inside[-1] + 1)):
-                score = start[first] + end[last]
-                total += math.exp(score)
-                if score > best:
-                    best, place = score, (window.offsets[first][0], window.offsets[last][1])
-    return Answer(context[slice(*place)], *place, math.exp(best) / total)
+                place = window.offsets[first][0], window.offsets[last][1]
+                if place[0] in begins and place[1] in ends:
+                    margin = start[first] + end[last] - start[0] - end[0]
+                    margins[place] = max(margin, margins.get(place, -math.inf))
+    total = 1 + sum(map(math.exp, margins.values()))
+    place, margin = max(margins.items(), key=lambda one: one[1])
+    sharing = [one for (start, end), one in margins.items() if start < place[1] and place[0] < end]
+    return Answer(context[slice(*place)], *place, sum(map(math.exp, sharing)) / total, margin)
 
 
 # Short paragraphs, for the time they take; and a few of any length, in many windows.
@@ -122,3 +137,4 @@ def test_answers_are_those_decoded_from_transformers_logits(
         expected = decode(question.context, windows, logits)
         assert answer[:3] == expected[:3], question
         assert answer.score == pytest.approx(expected.score, rel=1e-3)
+        assert answer.margin == pytest.approx(expected.margin, abs=1e-3)

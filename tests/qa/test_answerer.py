@@ -1,6 +1,7 @@
 """The answerer: one question or any number, on a tiny model, and on one that knows a single word."""
 
 import itertools
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,7 @@ from dtbert.model import PackedBatch, SpanLogits
 from dtbert.qa import Answer, PairError, QuestionAnswerer, load_tokenizer, reading
 from dtbert.qa.answerer import BUFFER_CHARACTERS_PER_TOKEN
 from dtbert.weights import resolve_source
-from tests.qa.conftest import make_model
-
-NEEDLE = "treasure"  # a token of its own
-QUESTION = "Who wrote the letter?"
-LETTER = "The letter was written by Ada Lovelace in 1843, and Charles Babbage answered it."
+from tests.qa.conftest import LETTER, NEEDLE, QUESTION, make_model, same
 
 
 def make_pairs(count: int) -> Iterator[tuple[str, str]]:
@@ -42,25 +39,6 @@ def count_batches(answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(answerer.model, "forward_packed", counting)
     return sizes
-
-
-@pytest.fixture
-def finder(make_answerer: Callable[..., QuestionAnswerer], monkeypatch: pytest.MonkeyPatch) -> QuestionAnswerer:
-    """An answerer whose model is sure of the needle and of nothing else."""
-    answerer = make_answerer()
-    needle = tokenizer_ids(answerer.tokenizer, NEEDLE)[0]
-
-    def forward(batch: PackedBatch, schedule: LengthSchedule | None = None) -> SpanLogits:
-        logits = torch.where(batch.input_ids == needle, 20.0, 0.0)
-        return SpanLogits(logits, logits)
-
-    monkeypatch.setattr(answerer.model, "forward_packed", forward)
-    return answerer
-
-
-def tokenizer_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
 
 
 def test_shipped_model_answers_a_question() -> None:
@@ -122,7 +100,7 @@ def test_batches_stay_within_their_budget_however_long_the_context(
 
 def test_top_answers_are_distinct_and_best_first(finder: QuestionAnswerer) -> None:
     context = f"{NEEDLE} one {NEEDLE} two."
-    answers = finder.top("Where?", context, 4)
+    answers = finder.top("Where?", context, 4, overlap=True)
     assert [answer.text for answer in answers] == [
         f"{NEEDLE}",
         f"{NEEDLE} one {NEEDLE}",
@@ -131,23 +109,44 @@ def test_top_answers_are_distinct_and_best_first(finder: QuestionAnswerer) -> No
     ]
     assert answers[0].start == 0
     assert [answer.score for answer in answers] == sorted((answer.score for answer in answers), reverse=True)
-    assert finder("Where?", context) == answers[0]
+    assert finder("Where?", context, overlap=True) == answers[0]
+    # No answer has a word of a better one, nor of its like elsewhere.
+    assert [answer.text for answer in finder.top("Where?", context, 4)] == [NEEDLE, "one", "two", "."]
+
+
+def test_answers_begin_and_end_at_the_edges_of_words(
+    make_answerer: Callable[..., QuestionAnswerer], tokenizer: Tokenizer
+) -> None:
+    context = "Zxqvlkj sailed, and unhappily Qwrtzpy's xylographers' ship sank."
+    pieces = [token for token in tokenizer.encode(context, add_special_tokens=False).tokens if token.startswith("##")]
+    assert len(pieces) > 8
+    edges = {edge for word in re.finditer(r"\w+|[^\w\s]", context) for edge in word.span()}
+    for answerer in (make_answerer(), make_answerer(window=20, stride=7)):
+        answers = answerer.top("What?", context, 1000, overlap=True)
+        assert len(answers) > 30
+        assert {place for answer in answers for place in (answer.start, answer.end)} <= edges
+
+
+@pytest.mark.parametrize("options", [{"max_answer_tokens": 2}, {"window": 7, "stride": 0}], ids=["longest", "window"])
+def test_word_too_long_for_an_answer_still_has_one(
+    make_answerer: Callable[..., QuestionAnswerer], options: dict[str, int]
+) -> None:
+    context = "Zxqvlkjqwrtzpy" * 3
+    answer, *_ = make_answerer(**options).top("Q?", context, 3)
+    assert answer.text
+    assert context[answer.start : answer.end] == answer.text
 
 
 def test_top_gives_fewer_answers_where_there_are_no_more(answerer: QuestionAnswerer) -> None:
-    answers = answerer.top(QUESTION, "one two", 10)
-    assert sorted(answer.text for answer in answers) == ["one", "one two", "two"]
+    answers = answerer.top(QUESTION, "one two", 10, no_answer=True, overlap=True)
+    assert sorted(answer.text for answer in answers) == ["", "one", "one two", "two"]
     assert sum(answer.score for answer in answers) == pytest.approx(1, abs=1e-5)
+    assert sorted(answer.text for answer in answerer.top(QUESTION, "one two", 10)) in (["one", "two"], ["one two"])
 
 
 def test_answers_are_at_most_as_long_as_asked(make_answerer: Callable[..., QuestionAnswerer]) -> None:
-    answers = make_answerer(max_answer_tokens=2).top(QUESTION, "a b c d", 100)
+    answers = make_answerer(max_answer_tokens=2).top(QUESTION, "a b c d", 100, overlap=True)
     assert sorted(answer.text for answer in answers) == ["a", "a b", "b", "b c", "c", "c d", "d"]
-
-
-def same(got: list[Answer], expected: list[Answer]) -> None:
-    assert [answer[:3] for answer in got] == [answer[:3] for answer in expected]
-    assert [answer.score for answer in got] == pytest.approx([answer.score for answer in expected], rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", [None, LengthSchedule.ratios([0.9, 0.4])], ids=["all", "dropping"])
@@ -162,7 +161,9 @@ def test_answer_many_gives_the_answers_of_single_calls_in_order(
     same(list(answerer.answer_many(iter(pairs), schedule=schedule)), expected)
     top = list(answerer.answer_many(pairs, schedule=schedule, top_k=3))
     same([answers[0] for answers in top], expected)
-    assert all(len(answers) == 3 for answers in top)
+    words = [context.split() for _, context in pairs]
+    assert all(len(answers) <= 3 for answers in top)
+    assert all(len(answers) == 3 for answers, context in zip(top, words, strict=True) if len(context) > 90)
 
 
 def test_answer_many_of_nothing_is_nothing(answerer: QuestionAnswerer) -> None:

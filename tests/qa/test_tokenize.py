@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from dtbert.qa import check_pair, load_tokenizer
-from dtbert.qa.tokenize import plain, special_ids, tokenize
+from dtbert.qa.tokenize import BEGINS, ENDS, Tokens, plain, special_ids, tokenize
 from dtbert.weights import resolve_source
 
 UNKNOWN = 100
@@ -246,3 +249,74 @@ def test_check_pair_refuses_what_has_no_answer(
 ) -> None:
     with pytest.raises(error, match=message):
         check_pair(question, context)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Ada's unhappily xqzt.", ["Ada", "'", "s", "unhappily", "xqzt", "."]),
+        ("naïve 3.14", ["naïve", "3", ".", "14"]),
+        ("東京は日本", ["東", "京", "は", "日", "本"]),
+        # Kana end where kanji and other kana begin; Thai and Hangul may end anywhere.
+        ("アダが書いた", ["アダ", "が", "書", "い", "た"]),
+    ],
+)
+def test_words_begin_and_end_where_the_script_has_it(tokenizer: Tokenizer, text: str, expected: list[str]) -> None:
+    (tokens,) = tokenize(tokenizer, [text])
+    begins = tokens.offsets[tokens.edges & BEGINS > 0, 0]
+    ends = tokens.offsets[tokens.edges & ENDS > 0, 1]
+    words = dict.fromkeys(text[start : min(end for end in ends if end > start)] for start in begins)
+    assert list(words) == expected
+
+
+@pytest.mark.parametrize("text", ["가나다라", "สวัสดี"])
+def test_words_of_scripts_with_particles_or_without_spaces_may_be_cut(text: str) -> None:
+    pieces = dict.fromkeys(["[UNK]", text[0], *(f"##{character}" for character in text[1:])])
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    letters = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    letters.pre_tokenizer = BertPreTokenizer()
+    (tokens,) = tokenize(letters, [text])
+    graphemes = [match.start() for match in regex.finditer(r"\X", text)]
+    assert len(graphemes) > 3
+    assert tokens.offsets[tokens.edges & BEGINS > 0, 0].tolist() == graphemes
+
+
+GRAPHEMES = [
+    "🇩🇪",
+    "🇩🇪\u0301",
+    "🇩",
+    "🇫🇷",
+    "👩‍👩‍👧",
+    "क्षि",
+    "e\u0301\u0323",
+    "👍🏽",
+    "한",
+    "a",
+    " ",
+    "ﷺ",
+    "\u0600\u0661",
+    "#️⃣",
+    "z",
+]
+
+
+@given(st.lists(st.sampled_from(GRAPHEMES), min_size=1, max_size=12), st.data())
+def test_characters_of_tokens_cut_no_grapheme(parts: list[str], data: st.DataObject) -> None:
+    text = "".join(parts)
+    # A token for each code point: the worst that a vocabulary can do.
+    places = np.stack([np.arange(len(text)), np.arange(len(text)) + 1], 1)
+    tokens = Tokens(text, np.zeros(len(text), np.int64), places, np.full(len(text), BEGINS + ENDS))
+    edges = [match.start() for match in regex.finditer(r"\X", text)] + [len(text)]
+    first = data.draw(st.integers(0, len(text) - 1))
+    last = data.draw(st.integers(first, len(text) - 1))
+    start, end = tokens.characters(first, last)
+    assert start == max(edge for edge in edges if edge <= first)
+    assert end == min(edge for edge in edges if edge >= last + 1)
+
+
+def test_graphemes_of_a_long_text_without_words_are_found_in_linear_time() -> None:
+    text = "🇩🇪" * 100_000
+    places = np.array([[0, 1], [1, len(text) - 1]])
+    tokens = Tokens(text, np.zeros(2, np.int64), places, np.full(2, BEGINS + ENDS))
+    # Looked for from the beginning, each flag would count all before it: minutes.
+    assert tokens.characters(1, 1) == (0, len(text))

@@ -12,14 +12,15 @@ from tokenizers import Tokenizer
 from dtbert.model import BertConfig, PackedBatch
 from dtbert.qa import QuestionAnswerer
 from dtbert.qa.tokenize import Tokens
-from dtbert.qa.windows import Example, WindowSize, batches, pack, windows
+from dtbert.qa.windows import Example, WindowSize, batches, pack, span_places, windows
 
 CLS, SEP = 101, 102
 
 
 def make_tokens(count: int, first_id: int = 1000) -> Tokens:
     ids = np.arange(first_id, first_id + count)
-    return Tokens("x" * count, ids, np.stack([np.arange(count), np.arange(count) + 1], 1))
+    edges = np.arange(count) % 4
+    return Tokens("x" * count, ids, np.stack([np.arange(count), np.arange(count) + 1], 1), edges)
 
 
 @st.composite
@@ -80,7 +81,7 @@ def test_batches_hold_every_window_once_within_the_budget(
 def test_packed_windows_are_the_windows_as_lists(made: list[tuple[WindowSize, Example]]) -> None:
     found = [example for _, example in made]
     (parts,) = batches(found, 10**6)
-    batch, firsts, counts = pack(found, parts, CLS, SEP, torch.device("cpu"))
+    batch = pack(found, parts, CLS, SEP, torch.device("cpu"))
     listed = {}
     for row, example in enumerate(found):
         for window in windows(example, CLS, SEP):
@@ -91,9 +92,15 @@ def test_packed_windows_are_the_windows_as_lists(made: list[tuple[WindowSize, Ex
         assert torch.equal(getattr(batch, name), getattr(expected, name)), name
     assert batch.packing.seqlens == expected.packing.seqlens
     assert torch.equal(batch.packing.cu_seqlens, expected.packing.cu_seqlens)
-    for part, first, count in zip(parts, firsts, counts, strict=True):
-        context = found[part.row].context.ids[part.begin : part.end]
-        assert batch.input_ids[first : first + count].tolist() == context.tolist()
+    places = span_places(found, parts, torch.device("cpu"))
+    assert batch.input_ids[places.cls].tolist() == [CLS] * len(parts)
+    assert places.length == int(places.counts.max())
+    edges = torch.zeros_like(batch.input_ids)
+    for part, first, count in zip(parts, places.firsts, places.counts, strict=True):
+        context = found[part.row].context
+        assert batch.input_ids[first : first + count].tolist() == context.ids[part.begin : part.end].tolist()
+        edges[first : first + count] = torch.from_numpy(context.edges[part.begin : part.end])
+    assert torch.equal(places.edges, edges)
 
 
 def test_question_without_room_says_how_long_it_is_and_may_be() -> None:

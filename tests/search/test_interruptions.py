@@ -1,16 +1,19 @@
 """A search in which several processes take part, one after another or together, any of them stopped or killed."""
 
 import multiprocessing
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from optuna import Study
 
 from dtbert.evaluation import Score
 from dtbert.model import LengthSchedule
-from dtbert.search import records_of, study
+from dtbert.search import naming_storage, records_of, storage, study
 from tests.search.toys import STARTS, Toy, sqlite, take_part, toy_search
 
 
@@ -175,6 +178,76 @@ def test_living_process_gives_signs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     search = toy_search(sqlite(tmp_path), Slow())
     search.run(1)
     assert len(signs) == 3
+
+
+def die_in_a_trial(storage: str, signed: bool) -> None:
+    """A process that is killed while it answers, or before it could even say that it does."""
+
+    class Killed(Toy):
+        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+            if schedule is not None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().scores(schedule, begin, end)
+
+    search = toy_search(storage, Killed())
+    search.add_starts(STARTS[:1], "start")
+    if not signed:
+        search.study.ask = lambda: (Study.ask(search.study), os.kill(os.getpid(), signal.SIGKILL))  # type: ignore
+    search.run(1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="which process has ended is told on Linux alone")
+@pytest.mark.parametrize("signed", [True, False])
+def test_start_whose_process_was_killed_is_tried_by_the_next_at_once(tmp_path: Path, signed: bool) -> None:
+    killed = multiprocessing.get_context("fork").Process(target=die_in_a_trial, args=(sqlite(tmp_path), signed))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    toy = Toy()
+    search = toy_search(sqlite(tmp_path), toy)
+    assert search.add_starts(STARTS[:1], "start") == 0
+    search.run(1)
+    assert [schedule for schedule, _, _ in toy.answered if schedule is not None] == STARTS[:1]
+    assert (search.counts().finished, search.counts().failed) == (1, 0)
+
+
+def test_start_that_was_lost_is_tried_though_there_are_trials_enough(tmp_path: Path) -> None:
+    search = toy_search(sqlite(tmp_path))
+    search.add_starts(STARTS[:1], "start")
+    search.study.ask().set_user_attr("alive", time.time())
+    search.run(2)
+    toy = Toy()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "LOST_AFTER", -1.0)
+        toy_search(sqlite(tmp_path), toy).run(2)
+    assert toy.answered[-1][0] == STARTS[0]
+
+
+def test_storage_that_fails_ends_the_search_and_no_trial_is_blamed(tmp_path: Path) -> None:
+    class Full(Toy):
+        def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+            if schedule is not None:
+                (tmp_path / "study.db").unlink()
+            return super().scores(schedule, begin, end)
+
+    search = toy_search(sqlite(tmp_path), Full())
+    with pytest.raises(OSError, match=r"^the study in sqlite:.*study\.db cannot be read or written any more \(.*\): "):  # noqa: SIM117
+        with naming_storage(sqlite(tmp_path)):
+            search.run(3)
+
+
+def test_locked_folder_is_waited_for_a_while_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
+    monkeypatch.setattr(storage, "_LOCK_PATIENCE", 0.05)
+    holder = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    toy_search(sqlite(tmp_path)).run(1)
+    os.close(holder)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("dtbert")] == [
+        f"another process has locked the folder {tmp_path}: going on without that lock"
+    ]
 
 
 def test_two_processes_share_a_study(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import NSGAIISampler, TPESampler
 
 from dtbert.evaluation import Score
@@ -16,7 +17,7 @@ from dtbert.model import LengthSchedule, Macs
 from dtbert.search import Effort, Record, is_beaten, open_study, pareto, records_of, sqlite_url, study
 from dtbert.search.front import full_records
 from dtbert.search.records import margin_of_many
-from dtbert.search.storage import SamplerName
+from dtbert.search.storage import SamplerName, naming_storage
 from tests.search.toys import STARTS, Toy, best_f1, sqlite, toy_search
 
 
@@ -192,10 +193,31 @@ def test_storage_that_cannot_be_opened_is_named(storage: str) -> None:
         open_study(storage, "toy", {}, "tpe", 0)
 
 
-def test_password_of_a_storage_is_not_shown() -> None:
-    with pytest.raises(ValueError, match=r"nothing://me:\*\*\*@host/studies") as caught:
-        open_study("nothing://me:secret@host/studies", "toy", {}, "tpe", 0)
-    assert "secret" not in str(caught.value)
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nothing://me:secret@host/studies",
+        "postgresql://me:secret@host:port/studies",
+        "redis://:secret@host/0",
+        "me:secret@host",
+        "mysql://host/db?charset=utf8&password=secret",
+        "mysql://host/db?Token=secret&x=y",
+        "mysql://me:sec@ret@host/db",
+    ],
+)
+def test_password_of_a_storage_is_not_shown(url: str) -> None:
+    with pytest.raises(ValueError, match=r"\*\*\*") as caught:
+        open_study(url, "toy", {}, "tpe", 0)
+    assert not {"secret", "ret@"} & {str(caught.value), *re.split(r"[^\w@]", str(caught.value))}
+
+
+def test_failing_storage_is_named_in_one_line() -> None:
+    with (
+        pytest.raises(OSError, match=r"^the study in a://me:\*\*\*@b .* \(the disk is full\): ") as caught,
+        naming_storage("a://me:secret@b"),
+    ):
+        raise StorageInternalError("An exception is raised") from RuntimeError("the disk is full\nat line 3")
+    assert "\n" not in str(caught.value)
 
 
 def test_study_may_be_in_a_file_of_any_name(tmp_path: Path) -> None:

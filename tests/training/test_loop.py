@@ -1,5 +1,6 @@
 """The training loop: it learns, it resumes, and it stops where it must."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,12 +109,25 @@ def test_folder_of_another_run_is_refused(make_trainer: MakeTrainer, tmp_path: P
     assert sorted(file.name for file in (tmp_path / "other").iterdir()) == ["thesis.txt"]
 
 
+def test_lock_that_is_a_link_is_not_followed(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (folder / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError, match=r"\.lock is a link: remove it"):
+        make_trainer(folder)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_damaged_checkpoint_is_named(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     make_trainer().run()
     state = tmp_path / "run" / "checkpoint.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged .*remove it"):
-        make_trainer()
+    whole = state.read_bytes()
+    for damaged in (whole[:1000], pickle.dumps(Path("code of its own"), 2), b"Not found"):
+        state.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged .*remove it") as caught:
+            make_trainer()
+        assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("failing", "better"), [(r"checkpoint\.pt", 1.0), (r"best/model\.safetensors", 2.0)])

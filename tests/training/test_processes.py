@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +67,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_training_survives_kills_at_any_moment(arguments: list[str], tmp_path: Path) -> None:
+def test_training_survives_kills_at_any_moment(arguments: list[str], tmp_path: Path, more_kills: int) -> None:
     options = ["--epochs", "2", "--save-every", "2", "--eval-every", "3", "--length-drop", "--layer-dropout", "0.3"]
     arguments = [*arguments, *options, "--num-sandwich", "1", "--learning-rate", "1e-3"]
     log = tmp_path / "log"
@@ -74,6 +75,12 @@ def test_training_survives_kills_at_any_moment(arguments: list[str], tmp_path: P
     broken = [*arguments, "--out", str(tmp_path / "broken")]
     for kill in (Kill("line", 1), Kill("before checkpoint", 1), Kill("after checkpoint", 1), Kill("line", 1)):
         assert train(broken, log, kill) == -signal.SIGKILL
+    choose = random.Random(0)
+    for _ in range(more_kills):
+        # The run may have come to its end before the last of them.
+        train(
+            broken, log, Kill(choose.choice(("line", "before checkpoint", "after checkpoint")), choose.randrange(1, 3))
+        )
     assert train(broken, log) == 0, log.read_text()
     whole, mended = state(tmp_path / "whole"), state(tmp_path / "broken")
     assert [name for name in whole if not torch.equal(whole[name], mended[name])] == []

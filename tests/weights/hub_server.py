@@ -23,6 +23,7 @@ class Hub:
         lies: for each method and file, headers that replace the true ones.
         busy: headers with which downloads are put off, with status 429.
         drip: seconds between the bytes of a body.
+        stall: seconds before an answer begins, for each method.
         requests: method, file and Range header of each request.
     """
 
@@ -33,6 +34,7 @@ class Hub:
     lies: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     busy: dict[str, str] | None = None
     drip: float = 0.0
+    stall: dict[str, float] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     endpoint: str = ""
 
@@ -88,6 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         revision = unquote(revision)
         hub.requests.append((self.command, name, self.headers.get("Range")))
         files = hub.files(revision)
+        time.sleep(hub.stall.get(self.command, 0))
         if hub.refuse is not None:
             return self._refuse(*hub.refuse)
         if unquote(repo) != hub.repo:

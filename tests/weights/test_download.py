@@ -92,6 +92,16 @@ def test_download_that_drips_is_given_up(
     assert not [path for path in everything(tmp_path) if "incomplete" in path]
 
 
+@pytest.mark.parametrize(("method", "said"), [("HEAD", "cannot reach .*"), ("GET", r"config\.json .* broke off: ")])
+def test_answer_that_does_not_come_is_not_waited_for(
+    connect: Connect, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, method: str, said: str
+) -> None:
+    monkeypatch.setattr(download, "_PATIENCE", 0.2)
+    connect(Hub("org/name", {"main": files}, stall={method: 0.6}))
+    with pytest.raises(OSError, match=rf"{said}no answer in 0\.2 seconds"):
+        resolve_source("org/name")
+
+
 def test_body_that_would_have_to_be_unpacked_is_refused(connect: Connect, files: dict[str, bytes]) -> None:
     lie = {"Content-Encoding": "gzip"}
     connect(Hub("org/name", {"main": files}, lies={("GET", "model.safetensors"): lie}))

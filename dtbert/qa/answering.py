@@ -1,0 +1,45 @@
+"""From examples to answers: batches of windows through the model, and the best spans of what it says."""
+
+from collections.abc import Sequence
+
+import torch
+
+from dtbert.model import BertForQuestionAnswering
+from dtbert.qa.calls import Request
+from dtbert.qa.spans import BestAnswers, WindowSpans
+from dtbert.qa.windows import Example, batches, pack, span_places
+
+
+def best_answers(
+    model: BertForQuestionAnswering,
+    examples: Sequence[Example],
+    request: Request,
+    special: tuple[int, int],
+    max_answer_tokens: int,
+    batch_tokens: int,
+) -> list[BestAnswers]:
+    """The best answers to each example.
+
+    Args:
+        model, examples, request: what is asked of whom.
+        special: the ids of [CLS] and [SEP].
+        max_answer_tokens: longest answer.
+        batch_tokens: tokens that go through the model together.
+    """
+    best = [BestAnswers(one, request.k, max_answer_tokens, request.overlap) for one in examples]
+    for parts in batches(examples, batch_tokens):
+        batch = pack(examples, parts, *special, model.device)
+        places = span_places(examples, parts, model.device)
+        with torch.inference_mode():
+            start, end = model.forward_packed(batch, request.schedule)
+            spans = WindowSpans(start, end, places, max_answer_tokens)
+        for window, part in enumerate(parts):
+            best[part.row].add(spans, window, part)
+    # A word may be longer than the longest answer, or than a window.
+    wordless = [row for row, one in enumerate(best) if one.is_empty]
+    if wordless:
+        anywhere = [examples[row].at_any_token() for row in wordless]
+        again = best_answers(model, anywhere, request, special, max_answer_tokens, batch_tokens)
+        for row, one in zip(wordless, again, strict=True):
+            best[row] = one
+    return best

@@ -1,0 +1,119 @@
+"""How an answerer may be called: what a call asks for, and what transformers' pipeline took."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from dtbert.model import LengthSchedule
+from dtbert.qa.thresholds import check_threshold
+
+Texts = str | Sequence[str] | None
+Named = Mapping[str, str]
+Question = Texts | Named | Sequence[Named]
+
+# What transformers' question-answering pipeline calls otherwise, and what to write.
+_ELSEWHERE = {
+    "handle_impossible_answer": "write no_answer=True",
+    "topk": "write top_k",
+    "max_answer_len": "give max_answer_tokens to QuestionAnswerer or its load",
+    "max_seq_len": "give window to QuestionAnswerer or its load",
+    "doc_stride": "give stride to QuestionAnswerer or its load",
+    "batch_size": "give batch_tokens, which counts tokens, to QuestionAnswerer or its load",
+    "max_question_len": "leave it out: a question is never cut, one that does not fit beside the context is an error",
+    "align_to_words": "leave it out: an answer begins and ends at the edges of words",
+    "padding": "leave it out: nothing is padded",
+    "num_workers": "leave it out: texts are tokenized in parallel",
+    "model": "give it to QuestionAnswerer.load, as its first argument",
+    "tokenizer": "it is loaded with the model: QuestionAnswerer.load",
+}
+
+
+class Asking(TypedDict, total=False):
+    """What a call may say beside its texts: see `QuestionAnswerer.__call__`."""
+
+    schedule: LengthSchedule | None
+    budget: float | None
+    overlap: bool
+    no_answer: bool
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a call asks for, checked: ``threshold`` is None where there is always an answer."""
+
+    k: int = 1
+    schedule: LengthSchedule | None = None
+    overlap: bool = False
+    threshold: float | None = None
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError for an option that there is not, with what to write instead where its meaning is known."""
+    for name in given:
+        if name not in known:
+            advice = _ELSEWHERE.get(name, f"there are {', '.join(sorted(known))}")
+            raise TypeError(f"there is no option {name!r}: {advice}")
+
+
+def check_choice(name: str, value: str, *choices: str) -> None:
+    """Raise ValueError if it is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise TypeError if it is not a whole number, ValueError if it is too small."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def request_of(k: int, schedule: LengthSchedule | None, asking: Asking, threshold: float) -> Request:
+    """What a call asks for, with the schedule that it chose and the threshold that holds where it gives none.
+
+    Raises:
+        TypeError, ValueError: an option that there is not, or a value that it cannot have.
+    """
+    check_names(asking, Asking.__annotations__)
+    if asking.get("budget") is not None and asking.get("schedule") is not None:
+        raise ValueError("schedule and budget exclude each other: a budget chooses a schedule; give one of them")
+    no_answer, overlap, given = asking.get("no_answer", False), asking.get("overlap", False), asking.get("threshold")
+    for name, value in (("no_answer", no_answer), ("overlap", overlap)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, not {value!r}")
+    if given is not None:
+        check_threshold(given)
+        if not no_answer:
+            raise ValueError("threshold says when there is no answer: give no_answer=True with it")
+        threshold = given
+    return Request(k, schedule, overlap, threshold if no_answer else None)
+
+
+def pairs_of(question: Question, context: Texts) -> tuple[list[Any], bool]:
+    """The pairs that a call means, and whether it means several: texts, lists of them, a dictionary or a list of them.
+
+    Raises:
+        TypeError, ValueError: question and context do not belong together.
+    """
+    if context is None:
+        if isinstance(question, Mapping):
+            return [question], False
+        if not isinstance(question, str) and isinstance(question, Sequence):
+            return list(question), True
+        raise TypeError(
+            "the context is missing: give question and context, or a dictionary of both, or a list of these"
+        )
+    if isinstance(question, Mapping):
+        raise TypeError("the question is a dictionary, which has a context already: give no other")
+    if not isinstance(question, list | tuple):
+        if isinstance(context, list | tuple):
+            raise TypeError("one question and a list of contexts: answer_documents finds the best answer of them all")
+        return [(question, context)], False
+    contexts = context if isinstance(context, list | tuple) else [context] * len(question)
+    if len(contexts) != len(question):
+        raise ValueError(
+            f"{len(question)} questions and {len(contexts)} contexts: give a context to each, or one to all"
+        )
+    return list(zip(question, contexts, strict=True)), True
