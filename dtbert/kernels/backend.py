@@ -240,9 +240,9 @@ def choose_backend(
 
     Args:
         device: where the tensors are.
-        name: ``"reference"``, ``"cpu"``, ``"native"`` or ``"triton"``. By default on a CPU ``"native"``, if it was built
-            (`dtbert.kernels.native`), else ``"cpu"``; on a GPU ``"triton"``, if it is installed and has kernels for the
-            sizes; else ``"reference"``.
+        name: ``"reference"``, ``"cpu"``, ``"native"`` or ``"triton"``. By default on a CPU ``"native"``, if it was
+            built and measured to be faster (`dtbert build`), else ``"cpu"``; on a GPU ``"triton"``, if it is installed
+            and has kernels for the sizes; else ``"reference"``.
         sizes: what it must take.
 
     Raises:
@@ -252,7 +252,7 @@ def choose_backend(
     device = torch.device(device)
     if name is None:
         if device.type == "cpu":
-            return "native" if _why_not_native(device, sizes or Sizes()) is None else "cpu"
+            return "native" if sizes is not None and _native_room().pays(sizes.dtype) else "cpu"
         return "triton" if device.type == "cuda" and _why_not_triton(device, sizes or Sizes()) is None else "reference"
     if name not in get_args(BackendName):
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(get_args(BackendName))}")
@@ -303,7 +303,7 @@ def _why_not_triton(device: torch.device, sizes: Sizes) -> str | None:
 def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
     if device.type != "cpu":
         return f"needs tensors on the CPU, not on {device}: leave backend out"
-    native = importlib.import_module("dtbert.kernels.native")
+    native = _native_room()
     if not native.library().is_file():
         return "was not built for this torch and processor: run `dtbert build`, or leave backend out"
     if not native.available(sizes.dtype):
@@ -323,8 +323,12 @@ def _cpu() -> Backend:
     return importlib.import_module("dtbert.kernels.cpu").Cpu()
 
 
+def _native_room() -> Any:
+    return importlib.import_module("dtbert.kernels.native")
+
+
 def _native() -> Backend:
-    return importlib.import_module("dtbert.kernels.native").Native()
+    return _native_room().Native()
 
 
 _BACKENDS: dict[BackendName, Callable[[], Backend]] = {

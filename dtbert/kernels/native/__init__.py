@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from dtbert.kernels.backend import Backend
 from dtbert.kernels.cpu import Cpu, multiplies_natively
-from dtbert.kernels.native.build import BuildError, build, library, load
+from dtbert.kernels.native.compiler import BuildError, build, library, load, record, verdict
 from dtbert.kernels.packing import Kept, Packing
 from dtbert.kernels.parameters import LayerNorm, Linear
 from dtbert.kernels.reference import Activation, AttentionScore
 
-__all__ = ["BuildError", "Native", "available", "build", "library"]
+__all__ = ["BuildError", "Native", "available", "build", "library", "pays", "record"]
 
 # As the numbers of both stand in the sources.
 _SCORES: dict[str, int] = {
@@ -93,6 +94,14 @@ def available(dtype: torch.dtype | None = None) -> bool:
     return all(_right(one) for one in (torch.float32, torch.bfloat16) if dtype in (None, one))
 
 
+@functools.cache
+def pays(dtype: torch.dtype | None) -> bool:
+    """Whether the compiled steps are here and were measured to be faster on this machine (`dtbert build`)."""
+    if dtype is None or not library().is_file() or verdict().get(str(dtype), math.inf) >= 1:
+        return False
+    return available(dtype)
+
+
 def _right(dtype: torch.dtype) -> bool:
     if not multiplies_natively(dtype):
         return False
@@ -146,8 +155,8 @@ def _attention(
     cu_rows: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     asked = _rows(qkv), packing.cu_seqlens, packing.max_seqlen, num_heads, with_context, _SCORES[score]
-    return _ops().attention(*asked, segments, rows, cu_rows)  # type: ignore[no-any-return]
+    return _ops().attention(*asked, segments, rows, cu_rows)
 
 
 def _from_panels(panels: Tensor, outputs: int, inputs: int) -> Tensor:
-    return _ops().from_panels(panels, outputs, inputs)  # type: ignore[no-any-return]
+    return _ops().from_panels(panels, outputs, inputs)

@@ -136,6 +136,7 @@ inline void multiply(int64_t rows, int64_t columns, int64_t inner, const float* 
 // Calls work(unit, scratch) for each unit, whoever is free the next one; each thread makes its scratch once.
 template <typename Make, typename Do>
 void share(int64_t units, const Make& make, const Do& work) {
+  if (units == 0) return;
   std::atomic<int64_t> next{0};
   at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), units), 1, [&](int64_t from, int64_t to) {
     for (; from < to; ++from) {

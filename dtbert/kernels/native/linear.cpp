@@ -156,7 +156,7 @@ template <typename T, typename W>
 void linear(const Weight<T, W>& weight, const T* x, int64_t tokens, int64_t x_stride, T* to) {
   const int64_t blocks = (tokens + kRows - 1) / kRows, panels = weight.panel_count();
   // Few tokens for many threads: each takes some of the outputs.
-  const int64_t parts = std::clamp<int64_t>((2 * at::get_num_threads() + blocks - 1) / blocks, 1, panels);
+  const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / std::max<int64_t>(1, blocks), 1, panels);
   const int64_t part = (panels + parts - 1) / parts;
   share(blocks * parts, [&] { return Scratch<T, W>(weight.inputs, kColumns); }, [&](int64_t unit, Scratch<T, W>& s) {
     const int64_t start = unit / parts * kRows, count = std::min(kRows, tokens - start), padded = round_up(count, kTile);
