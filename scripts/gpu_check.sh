@@ -3,7 +3,7 @@
 #
 #   scripts/gpu_check.sh                       at most 9.5 minutes
 #   scripts/gpu_check.sh --seconds 300         parts get less time, and those that are worth the least are left out
-#   scripts/gpu_check.sh --only record model   some of the stages: --help lists them
+#   scripts/gpu_check.sh --only record model   some of the stages: --help lists them; tune holds what it times first
 #   scripts/gpu_check.sh --commit HASH         what the figures belong to, where there is no repository to ask
 #   scripts/gpu_check.sh --device cpu --tiny   a trial of the scripts, without a GPU
 #

@@ -226,7 +226,7 @@ class SpanLogits(NamedTuple):
 class BertForQuestionAnswering(Bert):
     """Dynamic-TinyBERT: token scores for the start and the end of an answer, at any schedule.
 
-    With the backend ``triton`` on a GPU, once prepared, it replays CUDA graphs: of batches of at most 2,048 tokens, of
+    With the backend ``triton`` on a GPU, once prepared, it replays CUDA graphs: of batches of at most 16,384 tokens, of
     32,768 with ``graphs=True``, of none with ``graphs=False``. A batch then runs with rows of padding, so that its
     products may be rounded otherwise than without graphs, as in a batch of another size.
     """

@@ -16,8 +16,8 @@ from dtbert.kernels import Packing
 from dtbert.model.batch import PackedBatch
 from dtbert.model.schedule import LengthSchedule
 
-# Tokens come in multiples of the first, longest sequences of the second, kept tokens of the third. Estimates, until
-# they are measured on a GPU: in a small batch launches take longer than the rows that are added.
+# Tokens come in multiples of the first, longest sequences of the second, kept tokens of the third. Chosen, not measured
+# beside others: in a small batch launches take longer than the rows that are added.
 _TOKENS, _LONGEST, _KEPT = 64, 128, 16
 
 

@@ -73,7 +73,7 @@ def load_model(
         backend: the kernels, ``"reference"``, ``"cpu"`` or ``"triton"``; by device if left out, and
             `model.backend_name` tells which.
         graphs: whether the launches of a forward are recorded and replayed as one CUDA graph, where the backend is
-            ``"triton"`` on a GPU: those of batches of at most 2,048 tokens by default, of 32,768 with True.
+            ``"triton"`` on a GPU: those of batches of at most 16,384 tokens by default, of 32,768 with True.
 
     Raises:
         CheckpointError: weights that are damaged, refused, not finite, or do not fit the config; every tensor is named.

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from bench.windows import Batch, random_windows
 
 from gpu_bench.attention import OWN
-from gpu_bench.models import FP8, GRAPHS, TOLERANCE, Models, own_contenders, packed, padded, peer_contenders
+from gpu_bench.models import GRAPHS, TOLERANCE, Models, own_contenders, packed, padded, peer_contenders
 from gpu_bench.setting import Row, Rows
 from gpu_bench.timing import Contender, Launch, compare
 
 
 def nothing_dropped(models: Models) -> Rows:
     sequences, tokens = models.setting.sizes.equal
-    row = versus_peers(models, [tokens] * sequences, "called", (OWN, GRAPHS, FP8))
+    row = versus_peers(models, [tokens] * sequences, "called", (OWN, GRAPHS))
     yield {"section": "model", "work": f"{sequences}x{tokens}", **row}
 
 

@@ -1,7 +1,6 @@
 """Whole models on the device, dtbert's and its peers', and what is timed of them."""
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,9 +17,9 @@ from gpu_bench.setting import Setting
 from gpu_bench.timing import Contender
 
 EAGER, SDPA = "transformers eager", "transformers sdpa"
-GRAPHS, FP8 = "dtbert, graphs", "dtbert, fp8"
-# Of the logits of a whole model in half precision; fp8 is judged by its F1, and here by not being nonsense.
-TOLERANCE, FP8_TOLERANCE = 5e-2, 0.2
+GRAPHS = "dtbert, graphs"
+# Of the logits of a whole model in half precision.
+TOLERANCE = 5e-2
 
 Model = Callable[[Batch], Logits]
 
@@ -42,25 +41,13 @@ class Models:
 
     @functools.cached_property
     def fastest(self) -> BertForQuestionAnswering:
-        """With CUDA graphs where there are any: without, launches cost more than the work that dropping leaves."""
-        try:
-            return self.graphs
-        except ValueError:
-            return self.own
+        """With CUDA graphs on a GPU: without, launches cost more than the work that dropping leaves."""
+        return self.graphs if self.setting.device.type == "cuda" else self.own
 
-    @functools.cached_property
-    def fp8(self) -> BertForQuestionAnswering:
-        return self._own(graphs=False, dtype=torch.float8_e4m3fn)
-
-    def _own(self, *, graphs: bool, dtype: torch.dtype | None = None) -> BertForQuestionAnswering:
-        setting, options = self.setting, dict[str, Any]()
+    def _own(self, *, graphs: bool) -> BertForQuestionAnswering:
+        setting, folder = self.setting, self._checkpoint.folder
         backend: BackendName = "triton" if setting.device.type == "cuda" else "reference"
-        if "graphs" in inspect.signature(load_model).parameters:
-            options["graphs"] = graphs
-        elif graphs:
-            raise ValueError("this dtbert has no CUDA graphs")
-        folder, dtype = self._checkpoint.folder, dtype or setting.dtype
-        return load_model(folder, device=setting.device, dtype=dtype, backend=backend, **options)
+        return load_model(folder, device=setting.device, dtype=setting.dtype, backend=backend, graphs=graphs)
 
     @functools.cached_property
     def peers(self) -> dict[str, Model]:
@@ -93,12 +80,11 @@ def own_contenders(models: Models, batch: Batch, expected: Tensor, names: Sequen
     """dtbert's models of these names on a packed batch; in the place of one that does not load, why."""
     for name in names:
         try:
-            model = {OWN: lambda: models.own, GRAPHS: lambda: models.graphs, FP8: lambda: models.fp8}[name]()
+            model = {OWN: lambda: models.own, GRAPHS: lambda: models.graphs}[name]()
         except (TypeError, ValueError, RuntimeError) as error:
             yield reason(error)
             continue
-        run = functools.partial(forward, model, batch)
-        yield Contender(name, run, packed, expected, tolerance=FP8_TOLERANCE if name == FP8 else None)
+        yield Contender(name, functools.partial(forward, model, batch), packed, expected)
 
 
 def peer_contenders(peers: dict[str, Model], batch: Batch, expected: Tensor) -> Iterator[Contender]:

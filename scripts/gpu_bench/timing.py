@@ -34,7 +34,6 @@ class Contender:
         view: from what ``run`` returns to the tensor that must agree with ``expected``.
         expected: the right result for input set 0, or None where there is nothing to compare with.
         extra: fields for its result.
-        tolerance: instead of that of its row.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Contender:
     view: Callable[[Any], Tensor] = lambda out: out
     expected: Tensor | None = None
     extra: tuple[tuple[str, Any], ...] = ()
-    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def compare(
     results, not_timed, blocks = [], [], []
     for contender in contenders:
         try:
-            error = _error(contender, contender.tolerance or tolerance)
+            error = _error(contender, tolerance)
             blocks.append(_Blocks(contender, device, effort, sets, launch))
         except Exception as failure:
             not_timed.append({"provider": contender.name, "reason": reason(failure)})

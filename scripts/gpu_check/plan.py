@@ -14,6 +14,7 @@ from gpu_check.runner import Part, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS, LOG, SUMMARY = "results.jsonl", "log.txt", "summary.txt"
+CHECK, TUNE = "check", "tune"
 # Sections of bench_gpu.py: seconds at the least and at the most, and their worth.
 _BENCHMARKS = {
     "model": (15, 35, 2),
@@ -37,19 +38,23 @@ def stages(options: argparse.Namespace) -> list[Stage]:
     parts = _Parts(options)
     found = [
         Stage("record", (parts.benchmark("record"),), 25, 45, 0),
-        Stage("check", tuple(parts.checks()), 75, 130, 0),
-        Stage("tune", (parts.tune(),), 15, 45, 1),
+        Stage(CHECK, tuple(parts.checks()), 75, 130, 0),
+        Stage(TUNE, (parts.tune(),), 15, 45, 1),
         Stage("tests", (parts.tests(),), 60, 130, 1),
     ]
     for name, (least, most, worth) in {**_BENCHMARKS, **_COMPILED}.items():
         found.append(Stage(name, (parts.benchmark(name),), least, most, worth))
     chosen = [stage for stage in found if not options.only or stage.name in options.only]
+    if options.only and TUNE in options.only and CHECK not in options.only:
+        # Only what was held to integers in the same run is timed.
+        place = next(place for place, stage in enumerate(chosen) if stage.name == TUNE)
+        chosen.insert(place, Stage(CHECK, (parts.configurations(),), 30, 80, 0))
     # A trial is as slow as its processor.
     return [replace(stage, most_s=_TRIAL * stage.most_s) for stage in chosen] if options.tiny else chosen
 
 
 def names() -> list[str]:
-    return ["record", "check", "tune", "tests", *_BENCHMARKS, *_COMPILED]
+    return ["record", CHECK, TUNE, "tests", *_BENCHMARKS, *_COMPILED]
 
 
 class _Parts:
@@ -64,10 +69,7 @@ class _Parts:
 
     def checks(self) -> list[Part]:
         """What times nothing: it compiles and computes on all cores at once."""
-        found = [
-            self._module("smoke", "gpu_check.smoke"),
-            self._module("compile and hold to integers", "gpu_check.tune", "check"),
-        ]
+        found = [self._module("smoke", "gpu_check.smoke"), self.configurations()]
         if self._trial:
             return [*found, self._module("memcheck", "gpu_check.memcheck")]
         ptxas, sanitizer = machine_ptxas(), _sanitizer()
@@ -75,11 +77,17 @@ class _Parts:
             found.append(self._module("smoke by the machine's ptxas", "gpu_check.smoke", "--ptxas", ptxas))
         if sanitizer is not None:
             part = self._module("memcheck", "gpu_check.memcheck")
-            options = ("--tool", "memcheck", "--target-processes", "application-only", "--error-exitcode", "9")
+            # A python3 may only start the Python that runs, seconds before that touches the device: it attaches to
+            # whatever process does, and waits for it as long as the part may take.
+            processes = ("--target-processes", "all", "--launch-timeout", "0")
+            options = ("--tool", "memcheck", *processes, "--error-exitcode", "9")
             # Each tensor in memory of its own, so that what lies behind it is nobody's.
             separate = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             found.append(Part("memcheck", (sanitizer, *options, *part.command), separate))
         return found
+
+    def configurations(self) -> Part:
+        return self._module("compile and hold to integers", "gpu_check.tune", "check")
 
     def tune(self) -> Part:
         folders = [self._out] if self._trial else [self._out, ROOT / "dtbert" / "kernels" / "triton" / "tuned"]

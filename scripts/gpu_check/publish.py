@@ -38,11 +38,14 @@ def publish(folder: Path, docs: Path, tables: Path) -> str:
     if "device" not in results:
         raise ValueError(f"{folder / RECORDS}: no record of a device: is it a folder that gpu_check.sh wrote?")
     results["failures"] = failures(found, broken)
-    results["checks"] = {
-        "smoke": sum(1 for record in records.of_kind(found, "smoke") if not record["error"]),
+    passed = {
+        "smoke": sum(not record["error"] for record in records.of_kind(found, "smoke")),
         "same_bits_under_both_ptxas": bits(found)[0],
-        "tests_passed": sum(record["outcome"] == "passed" for record in tests(found).values()),
+        "configurations": sum(not record["error"] for record in records.of_kind(found, "candidate")),
+        "tests": sum(record["outcome"] == "passed" for record in tests(found).values()),
     }
+    # What did not run is not among them.
+    results["passed"] = {name: count for name, count in passed.items() if count}
     results["tuned"] = tuned(found)
     results["aims"] = [aim._asdict() | {"met": aim.met} for aim in aims(results)]
     docs.mkdir(parents=True, exist_ok=True)
@@ -56,22 +59,25 @@ def publish(folder: Path, docs: Path, tables: Path) -> str:
 
 
 def readme_rows(results: Results) -> str:
-    """A markdown table of whole models: dtbert beside each peer, in the times of one run."""
-    device = results["device"]["name"]
-    lines = [f"| {device}, bf16, 6 x 768 | dtbert | sdpa eager | torch.compile | times sdpa |", "|---|---|---|---|---|"]
+    """A markdown table of whole models: dtbert beside each peer that was timed, in the times of one run."""
+    title = f"{results['device']['name']}, bfloat16, 6 x 768, nothing dropped"
+    lines = [[title, "dtbert", SDPA, "torch.compile", "times as fast as sdpa"]]
     rows = {row["section"]: row for row in results["rows"]}
     for section in ("model", "latency"):
         if section in rows:
             row, compiled = rows[section], rows.get(f"compiled{_suffix(section)}", {})
             times = _best(row), _ms(row, SDPA), _ms(compiled, COMPILED)
             ratio = f"{times[1] / times[0]:.1f}" if times[0] and times[1] else "-"
-            lines.append(f"| {row['work']} tokens | {' | '.join(map(_in_ms, times))} | {ratio} |")
+            lines.append([f"{row['work']} tokens", *map(_in_ms, times), ratio])
     if "squad" in rows:
         row, compiled = rows["squad"], rows.get("compiled_squad", {})
         rates = _rate(row, own=True), _rate(row, own=False), _rate(compiled, own=False)
         ratio = f"{rates[0] / rates[1]:.1f}" if rates[0] and rates[1] else "-"
-        lines.append(f"| {row['work']} | {' | '.join(map(_a_second, rates))} | {ratio} |")
-    return "\n".join(lines)
+        lines.append([row["work"], *map(_a_second, rates), ratio])
+    # A column without a figure goes.
+    columns = [column for column in zip(*lines, strict=True) if any(text != "-" for text in column[1:])]
+    head, *below = (f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
+    return "\n".join([head, "|---" * len(columns) + "|", *below])
 
 
 def draw(results: Results, path: Path) -> None:

@@ -48,6 +48,7 @@ _REPEATS = 5
 # The default stays where the fastest is no faster than that.
 _WORTH = 0.98
 _SCORE_TOLERANCE = 1e-5
+_NOT_HELD = "no configuration is known to be exact: `gpu_check.tune check` finds these, with the same file of records"
 
 
 class Key(NamedTuple):
@@ -244,7 +245,12 @@ def time_all(options: argparse.Namespace, device: torch.device) -> int:
     setting = setting_for(device, options.tiny, wait_for_turn(options.await_turn))
     arch, rows = architecture(device), []
     found, _ = records.read(options.records)
-    passed = [record for record in records.of_kind(found, "candidate") if not record.get("error")]
+    held = list(records.of_kind(found, "candidate"))
+    passed = [record for record in held if not record.get("error")]
+    if not passed:
+        late = any(record["error"] == NO_TIME for record in held)
+        records.append(options.records, "skipped", {"section": "tune", "reason": NO_TIME if late else _NOT_HELD})
+        return 0 if late else 1
     for key in keys(options.tiny):
         if setting.effort.seconds_left < 0:
             records.append(options.records, "skipped", {"section": "tune", "reason": NO_TIME})

@@ -1,5 +1,6 @@
 """The machinery of gpu_check.sh, by parts that stand in for those of a GPU: they hang, crash, and write half a line."""
 
+import argparse
 import importlib
 import io
 import json
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.scripts.gpu_run import KEY, bad_run, good_run
+from tests.scripts.gpu_run import KEY, bad_run, good_run, result, row
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("_scripts")
@@ -232,14 +234,25 @@ def test_publish_writes_figures_picture_table_and_rows(tmp_path: Path) -> None:
     tuned = tune.tuned_row(record, configs.AttentionConfig)
     configs.write_table(configs.Table("sm_90", "NVIDIA H200", {"triton": "3.6.0"}, "0123", (tuned,)), tmp_path)
     rows = publish.publish(tmp_path, tmp_path / "docs", tmp_path / "tables")
-    assert "| 32x384 tokens | 2.5 ms | 5.5 ms | - | 2.2 |" in rows
-    assert "| 256 SQuAD windows | 32,000/s | 8,533/s | - | 3.8 |" in rows
+    assert "| 32x384 tokens | 2.5 ms | 5.5 ms | 2.2 |" in rows
+    assert "| 256 SQuAD windows | 32,000/s | 8,533/s | 3.8 |" in rows
     results = json.loads((tmp_path / "docs" / "bench_gpu.json").read_text())
     assert results["failures"] == []
-    assert results["checks"] == {"smoke": 2, "same_bits_under_both_ptxas": 1, "tests_passed": 1}
+    assert results["passed"] == {"smoke": 2, "same_bits_under_both_ptxas": 1, "configurations": 1, "tests": 1}
     assert {aim["met"] for aim in results["aims"]} == {True, False, None}
     assert (tmp_path / "docs" / "bench_gpu.png").stat().st_size > 10_000
     assert configs.read_table(tmp_path / "tables" / "sm_90.json").rows[0].key == tuple(KEY.values())
+
+
+def test_rows_have_a_column_for_torch_compile_where_it_was_timed() -> None:
+    compiled = row("compiled", "32x384", result("torch.compile max-autotune", 3.75))
+    results = importlib.import_module("gpu_bench.report").results_of([*good_run(), compiled])
+    lines = module("publish").readme_rows(results).split("\n")
+    assert "| torch.compile |" in lines[0]
+    assert lines[2:4] == [
+        "| 32x384 tokens | 2.5 ms | 5.5 ms | 3.75 ms | 2.2 |",
+        "| 1x128 tokens | 0.28 ms | 2.8 ms | - | 10.0 |",
+    ]
 
 
 def test_publish_refuses_a_folder_of_no_run(tmp_path: Path) -> None:
@@ -259,6 +272,67 @@ def test_the_default_stays_where_nothing_is_clearly_faster(fastest: float, chose
     record = tune.choose(key, configs, timed)
     assert record["config"] == configs[chosen]._asdict()
     assert record["default_us"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("errors", "code", "reason"),
+    [([], 1, "no configuration is known to be exact"), (["no time was left"], 0, "no time was left")],
+)
+def test_tuning_times_nothing_that_was_not_held(tmp_path: Path, errors: list[str], code: int, reason: str) -> None:
+    options = argparse.Namespace(tiny=True, await_turn=False, records=tmp_path / "records.jsonl")
+    for error in errors:
+        module("records").append(options.records, "candidate", {**KEY, "config": [], "error": error})
+    assert module("tune").time_all(options, torch.device("cpu")) == code
+    [skipped] = module("records").of_kind(module("records").read(options.records)[0], "skipped")
+    assert skipped["section"] == "tune"
+    assert skipped["reason"].startswith(reason)
+    assert module("summary").failed([skipped], 0) == bool(code)
+
+
+def planned(tmp_path: Path, *only: str) -> dict[str, list[str]]:
+    """The parts of each stage, by name."""
+    options = argparse.Namespace(out=tmp_path, commit="", tiny=True, device="cpu", only=only)
+    return {stage.name: [part.name for part in stage.parts] for stage in module("plan").stages(options)}
+
+
+def test_a_plan_holds_configurations_before_it_times_them(tmp_path: Path) -> None:
+    hold = "compile and hold to integers"
+    assert planned(tmp_path, "tune", "record") == {"record": ["record"], "check": [hold], "tune": ["tune"]}
+    assert planned(tmp_path, "record") == {"record": ["record"]}
+    everything = list(planned(tmp_path).items())
+    assert [name for name, parts in everything if hold in parts] == ["check"]
+    assert len(dict(everything)["check"]) == 3
+    assert [name for name, _ in everything].index("check") < [name for name, _ in everything].index("tune")
+
+
+def test_the_sanitizer_waits_for_any_process_that_uses_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = module("plan")
+    monkeypatch.setattr(plan, "_sanitizer", lambda: "compute-sanitizer")
+    options = argparse.Namespace(out=tmp_path, commit="", tiny=False, device="cuda", only=("check",))
+    [command] = [part.command for part in plan.stages(options)[0].parts if part.name == "memcheck"]
+    assert command[0] == "compute-sanitizer"
+    for option, value in (("--target-processes", "all"), ("--launch-timeout", "0"), ("--error-exitcode", "9")):
+        assert command[command.index(option) + 1] == value
+
+
+def test_defaults_are_not_timed_against_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    section, configs = (
+        importlib.import_module("gpu_bench.tuned"),
+        importlib.import_module("dtbert.kernels.triton.configs"),
+    )
+    setting = module("tune").setting_for(torch.device("cpu"), True)
+    assert list(section.tuned(setting)) == []
+    # Another than the default, as a table would name it.
+    other = configs.AttentionConfig(64, 64, 64, 4, 1)
+    monkeypatch.setattr(section, "config_for", lambda *_: other)
+    monkeypatch.setattr(section.Inputs, "attend", lambda self, index: torch.ones(1))
+    monkeypatch.setattr(section.Inputs, "attend_and_score", lambda self, score, index: (None, torch.ones(1)))
+    rows = list(section.tuned(setting))
+    assert len(rows) == 2 * len(setting.works)
+    assert {tuple(row["configs"]["tuned"]) for row in rows} == {tuple(other)}
+    assert all(len(row["results"]) == 2 for row in rows)
 
 
 BROKEN_DEVICE = """
