@@ -27,7 +27,7 @@ from dtbert.kernels.reference import (
     split_heads,
 )
 
-BackendName = Literal["reference", "cpu", "triton"]
+BackendName = Literal["reference", "cpu", "native", "triton"]
 
 
 class ScoreCost(NamedTuple):
@@ -47,6 +47,7 @@ class ScoreCost(NamedTuple):
 SCORE_COSTS: dict[BackendName, ScoreCost] = {
     "reference": ScoreCost(0, 1, False),
     "cpu": ScoreCost(0, 1, True),
+    "native": ScoreCost(0, 1, True),
     "triton": ScoreCost(1, 2, True),
 }
 
@@ -239,8 +240,9 @@ def choose_backend(
 
     Args:
         device: where the tensors are.
-        name: ``"reference"``, ``"cpu"`` or ``"triton"``. By default ``"cpu"`` on a CPU; ``"triton"`` on a GPU, if it is
-            installed and has kernels for the sizes; else ``"reference"``.
+        name: ``"reference"``, ``"cpu"``, ``"native"`` or ``"triton"``. By default on a CPU ``"native"``, if it was
+            built and measured to be faster (`dtbert build`), else ``"cpu"``; on a GPU ``"triton"``, if it is installed
+            and has kernels for the sizes; else ``"reference"``.
         sizes: what it must take.
 
     Raises:
@@ -250,16 +252,16 @@ def choose_backend(
     device = torch.device(device)
     if name is None:
         if device.type == "cpu":
-            return "cpu"
+            return "native" if sizes is not None and _native_room().pays(sizes.dtype) else "cpu"
         return "triton" if device.type == "cuda" and _why_not_triton(device, sizes or Sizes()) is None else "reference"
     if name not in get_args(BackendName):
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(get_args(BackendName))}")
     if name == "cpu" and device.type != "cpu":
         raise ValueError(f"the backend 'cpu' needs tensors on the CPU, not on {device}: leave backend out")
-    if name == "triton":
-        reason = _why_not_triton(device, sizes or Sizes())
+    if name in _WHY_NOT:
+        reason = _WHY_NOT[name](device, sizes or Sizes())
         if reason is not None:
-            raise ValueError(f"the backend 'triton' {reason}")
+            raise ValueError(f"the backend {name!r} {reason}")
     return name
 
 
@@ -298,6 +300,20 @@ def _why_not_triton(device: torch.device, sizes: Sizes) -> str | None:
     return None
 
 
+def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
+    if device.type != "cpu":
+        return f"needs tensors on the CPU, not on {device}: leave backend out"
+    native = _native_room()
+    if not native.library().is_file():
+        return "was not built for this torch and processor: run `dtbert build`, or leave backend out"
+    if not native.available(sizes.dtype):
+        return f"does not compute in {sizes.dtype or 'any dtype'} on this processor: leave backend out"
+    return None
+
+
+_WHY_NOT = {"native": _why_not_native, "triton": _why_not_triton}
+
+
 def _triton() -> Any:
     # Imported when first used: its import takes a second, and triton may be missing.
     return importlib.import_module("dtbert.kernels.triton")
@@ -307,8 +323,17 @@ def _cpu() -> Backend:
     return importlib.import_module("dtbert.kernels.cpu").Cpu()
 
 
+def _native_room() -> Any:
+    return importlib.import_module("dtbert.kernels.native")
+
+
+def _native() -> Backend:
+    return _native_room().Native()
+
+
 _BACKENDS: dict[BackendName, Callable[[], Backend]] = {
     "reference": Backend,
     "cpu": _cpu,
+    "native": _native,
     "triton": lambda: _triton().Triton(),
 }

@@ -5,12 +5,13 @@ Steps that torch already does well are `Backend`'s own. Everything here is infer
 
 import functools
 from contextlib import suppress
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtbert.kernels.backend import Backend
+from dtbert.kernels.backend import Backend, BackendName
 from dtbert.kernels.packing import Kept, Packing
 from dtbert.kernels.parameters import LayerNorm, Linear
 from dtbert.kernels.reference import Activation, AttentionScore, activate, highest, score_of
@@ -40,7 +41,7 @@ class Cpu(Backend):
         blocked: whether `prepare` brings weights into oneDNN's blocked layout; by default where that pays.
     """
 
-    name = "cpu"
+    name: ClassVar[BackendName] = "cpu"
     differentiable = False
 
     def __init__(self, blocked: bool | None = None) -> None:

@@ -3,6 +3,7 @@
 They are modules, so that `state_dict`, `to` and optimizers find them; what is computed with them is the backend's.
 """
 
+from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 import torch
@@ -29,33 +30,56 @@ class Linear(_Pair):
         layer: 0-based index of its layer; None outside of them.
     """
 
+    # Of the layout that a backend gave the weight: the plain weight of it.
+    _unpack: Callable[[Tensor], Tensor] | None = None
+
     def __init__(self, in_features: int, out_features: int, name: str = "linear", layer: int | None = None) -> None:
         super().__init__()
         self.name, self.layer = name, layer
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))
 
-    def lay_out(self, weight: Tensor) -> None:
+    def lay_out(self, weight: Tensor, unpack: Callable[[Tensor], Tensor] = Tensor.to_dense) -> None:
         """Hold the same weight in another layout; it stays the parameter that an optimizer knows.
+
+        Args:
+            weight: laid out.
+            unpack: the plain weight of it.
 
         Raises:
             RuntimeError: a graph of gradients, or a weak reference, needs it as it is.
         """
-        laid_out = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        if isinstance(self.weight, nn.Parameter):
-            torch.utils.swap_tensors(self.weight, laid_out)
-        else:  # of `of_tensors`: somebody else's tensor, which stays as it is
-            self._parameters["weight"] = laid_out
+        self._hold(weight)
+        self._unpack = unpack
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether the weight has a backend's own layout: that can neither be moved, copied, saved nor trained."""
+        return self._unpack is not None
+
+    @property
+    def plain_weight(self) -> Tensor:
+        """The weight ``[out, in]`` without its gradient, whatever its layout."""
+        weight = self.weight.detach()
+        return weight if self._unpack is None else self._unpack(weight)
 
     def to_plain(self) -> None:
-        """Bring the weight back from a backend's own layout: that can neither be moved, copied, saved nor trained."""
-        if not self.weight.is_mkldnn:
+        """Bring the weight back from a backend's own layout."""
+        if not self.laid_out:
             return
-        plain = self.weight.detach().to_dense()
+        plain = self.plain_weight
+        self._unpack = None
         try:
-            self.lay_out(plain)
+            self._hold(plain)
         except RuntimeError:
             self.weight = nn.Parameter(plain, requires_grad=self.weight.requires_grad)
+
+    def _hold(self, weight: Tensor) -> None:
+        held = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        if isinstance(self.weight, nn.Parameter):
+            torch.utils.swap_tensors(self.weight, held)
+        else:  # of `of_tensors`: somebody else's tensor, which stays as it is
+            self._parameters["weight"] = held
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self.to_plain()
@@ -64,8 +88,8 @@ class Linear(_Pair):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.weight.is_mkldnn:
-            destination[f"{prefix}weight"] = self.weight.detach().to_dense()
+        if self.laid_out:
+            destination[f"{prefix}weight"] = self.plain_weight
 
     def _load_from_state_dict(self, *args: Any) -> None:
         self.to_plain()
@@ -73,9 +97,9 @@ class Linear(_Pair):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if self.weight.is_mkldnn:
-            plain = nn.Parameter(self.weight.to_dense(), requires_grad=False)
-            state["_parameters"] = {**self._parameters, "weight": plain}
+        if self.laid_out:
+            plain = nn.Parameter(self.plain_weight, requires_grad=False)
+            state |= {"_parameters": {**self._parameters, "weight": plain}, "_unpack": None}
         return state
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dtbert.files import check_new_folder, new_folder, replacing, write_whole
+from dtbert.kernels.parameters import Linear
 from dtbert.model import BertEncoder, BertForQuestionAnswering
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES, Checkpoint, open_checkpoint, weights_sha256
 from dtbert.weights.hub import resolve_source
@@ -26,8 +27,9 @@ _COMPANIONS = ("config.json", *TOKENIZER_FILES, *_MEASURED, "README.md", "LICENS
 def to_hub_tensors(model: BertForQuestionAnswering | BertEncoder) -> dict[str, Tensor]:
     """The model's weights under the hub's names: plain tensors on the CPU, which may share the model's memory."""
     tensors: dict[str, Tensor] = {}
+    laid_out = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Linear)}
     for parameter, value in model.named_parameters():
-        plain = value.detach().to_dense() if value.is_mkldnn else value.detach()
+        plain = laid_out[parameter].plain_weight if parameter in laid_out else value.detach()
         names = hub_names(parameter)
         tensors |= zip(names, plain.cpu().chunk(len(names)), strict=True)
     return tensors if isinstance(model, BertForQuestionAnswering) else _without_prefix(tensors)

@@ -1,0 +1,162 @@
+"""The steps on a CPU, compiled for it: products that are finished where they lie in cache, attention with its scores.
+
+`build` compiles them once, where there is a C++ compiler; without that nothing here is used. Inference only.
+"""
+
+import functools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dtbert.kernels.backend import Backend
+from dtbert.kernels.cpu import Cpu, multiplies_natively
+from dtbert.kernels.native.compiler import BuildError, build, library, load, record, verdict
+from dtbert.kernels.packing import Kept, Packing
+from dtbert.kernels.parameters import LayerNorm, Linear
+from dtbert.kernels.reference import Activation, AttentionScore
+
+__all__ = ["BuildError", "Native", "available", "build", "library", "pays", "record"]
+
+# As the numbers of both stand in the sources.
+_SCORES: dict[str, int] = {
+    "": 0,
+    "received": 1,
+    "received_off_diagonal": 2,
+    "received_max": 3,
+    "cls": 4,
+    "from_question": 5,
+    "value_norm": 6,
+}
+_ACTIVATIONS: dict[Activation | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}
+# Values that the steps take at a time.
+_TILE = 16
+# A smaller matrix stays plain.
+_LEAST_VALUES = 2**12
+
+
+class Native(Cpu):
+    """The steps of `Cpu`, compiled; what they do not take, `Cpu` does."""
+
+    name = "native"
+
+    def prepare(self, model: nn.Module) -> None:
+        """Bring weights into panels of outputs, one after another."""
+        for module in model.modules():
+            if isinstance(module, Linear) and _takes(module.weight):
+                outputs, inputs = module.weight.shape
+                panels = torch.ops.dtbert_native.to_panels(module.weight.detach().contiguous())
+                module.lay_out(panels, functools.partial(_from_panels, outputs=outputs, inputs=inputs))
+
+    def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
+        panels, bias = layer.weight_and_bias
+        if panels.dim() != 1:
+            return super().linear(x, layer, activation)
+        return _ops().linear(_rows(x), panels, bias, _ACTIVATIONS[activation], None, None)
+
+    def add_norm(
+        self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None
+    ) -> Tensor:
+        panels, bias = layer.weight_and_bias
+        if panels.dim() != 1:
+            return super().add_norm(x, layer, residual, norm, rows)
+        operands = _rows(x), panels, bias, _rows(residual)
+        return _ops().add_norm(*operands, *norm.weight_and_bias, norm.eps, rows, None, None)
+
+    def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
+        if not _attends(qkv, num_heads):
+            return super().attention(qkv, packing, num_heads, queries)
+        chosen = (None, None) if queries is None else (queries.rows, queries.packing.cu_seqlens)
+        return _attention(qkv, packing, num_heads, True, "", None, *chosen)[0]
+
+    def scored_attention(
+        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore
+    ) -> tuple[Tensor, Tensor]:
+        if not _attends(qkv, num_heads):
+            return super().scored_attention(qkv, packing, num_heads, score)
+        return _attention(qkv, packing, num_heads, True, score, None, None, None)
+
+    def significance(
+        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore, segments: Tensor | None = None
+    ) -> Tensor:
+        if not _attends(qkv, num_heads):
+            return super().significance(qkv, packing, num_heads, score, segments)
+        return _attention(qkv, packing, num_heads, False, score, segments, None, None)[1]
+
+
+@functools.cache
+def available(dtype: torch.dtype | None = None) -> bool:
+    """Whether the compiled steps are here, take a dtype, and give the right numbers."""
+    if dtype not in (None, torch.float32, torch.bfloat16) or not load():
+        return False
+    return all(_right(one) for one in (torch.float32, torch.bfloat16) if dtype in (None, one))
+
+
+@functools.cache
+def pays(dtype: torch.dtype | None) -> bool:
+    """Whether the compiled steps are here and were measured to be faster on this machine (`dtbert build`)."""
+    if dtype is None or not library().is_file() or verdict().get(str(dtype), math.inf) >= 1:
+        return False
+    return available(dtype)
+
+
+def _right(dtype: torch.dtype) -> bool:
+    if not multiplies_natively(dtype):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.rand(shape, generator=generator).to(dtype) for shape in ((5, 48), (80, 48), (80,)))
+    want = F.gelu(F.linear(x.float(), weight.float(), bias.float()))
+    packing = Packing((3, 2), torch.tensor([0, 3, 5], dtype=torch.int32))
+    try:
+        got = _ops().linear(x, _ops().to_panels(weight), bias, _ACTIVATIONS["gelu"], None, None)
+        context, _ = _attention(x, packing, 1, True, "received", None, None, None)
+    except RuntimeError:  # an instruction that this processor lacks
+        return False
+    tolerance = 16 * torch.finfo(dtype).eps
+    expected = Backend().attention(x.float(), packing, 1)
+    return all(
+        torch.allclose(one.float(), other, rtol=tolerance, atol=tolerance)
+        for one, other in ((got, want), (context, expected))
+    )
+
+
+def _takes(weight: Tensor) -> bool:
+    outputs, inputs = weight.shape
+    return (
+        weight.dtype in (torch.float32, torch.bfloat16)
+        and weight.numel() >= _LEAST_VALUES
+        and outputs % _TILE == inputs % _TILE == 0
+    )
+
+
+def _attends(qkv: Tensor, num_heads: int) -> bool:
+    head_size = qkv.shape[1] // (3 * num_heads)
+    return qkv.dtype in (torch.float32, torch.bfloat16) and head_size % _TILE == 0
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _ops() -> Any:
+    return torch.ops.dtbert_native
+
+
+def _attention(
+    qkv: Tensor,
+    packing: Packing,
+    num_heads: int,
+    with_context: bool,
+    score: str,
+    segments: Tensor | None,
+    rows: Tensor | None,
+    cu_rows: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    asked = _rows(qkv), packing.cu_seqlens, packing.max_seqlen, num_heads, with_context, _SCORES[score]
+    return _ops().attention(*asked, segments, rows, cu_rows)
+
+
+def _from_panels(panels: Tensor, outputs: int, inputs: int) -> Tensor:
+    return _ops().from_panels(panels, outputs, inputs)
