@@ -21,6 +21,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # the work itself.
 torch.set_num_threads(1)
 
+# What `dtbert build` left in the cache would choose other steps in every test; test_native.py builds its own here.
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / "build" / "cache")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, metavar="N", help="kills of processes that answer and train (default: few)")

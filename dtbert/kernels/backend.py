@@ -258,10 +258,13 @@ def choose_backend(
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(get_args(BackendName))}")
     if name == "cpu" and device.type != "cpu":
         raise ValueError(f"the backend 'cpu' needs tensors on the CPU, not on {device}: leave backend out")
-    if name in _WHY_NOT:
-        reason = _WHY_NOT[name](device, sizes or Sizes())
-        if reason is not None:
-            raise ValueError(f"the backend {name!r} {reason}")
+    reason = None
+    if name == "native":
+        reason = _why_not_native(device, sizes or Sizes())
+    elif name == "triton":
+        reason = _why_not_triton(device, sizes or Sizes())
+    if reason is not None:
+        raise ValueError(f"the backend {name!r} {reason}")
     return name
 
 
@@ -309,9 +312,6 @@ def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
     if not native.available(sizes.dtype):
         return f"does not compute in {sizes.dtype or 'any dtype'} on this processor: leave backend out"
     return None
-
-
-_WHY_NOT = {"native": _why_not_native, "triton": _why_not_triton}
 
 
 def _triton() -> Any:

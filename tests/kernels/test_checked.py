@@ -255,7 +255,7 @@ def test_a_backend_that_does_not_run_there_is_refused() -> None:
             choose_backend(device, "triton", sizes)
     with pytest.raises(ValueError, match="not on cuda"):
         choose_backend("cuda", "cpu")
-    with pytest.raises(ValueError, match=r"'jax': .* reference, cpu, triton"):
+    with pytest.raises(ValueError, match=r"'jax': .* reference, cpu, native, triton"):
         choose_backend("cpu", "jax")
 
 
