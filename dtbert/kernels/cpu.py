@@ -48,15 +48,18 @@ class Cpu(Backend):
         self._blocked = blocked
 
     def prepare(self, model: nn.Module) -> None:
-        """Bring weights into oneDNN's blocked layout, one after another."""
+        """Bring weights into the layout that the products take, one after another."""
         for module in model.modules():
-            if isinstance(module, Linear) and self._blocks(module.weight):
+            if isinstance(module, Linear) and not module.laid_out and self._takes(module.weight):
                 with suppress(RuntimeError):  # a graph needs it as it is, which serves too
-                    module.lay_out(to_blocked(module.weight))
+                    self._lay_out(module)
 
-    def _blocks(self, weight: Tensor) -> bool:
+    def _takes(self, weight: Tensor) -> bool:
         wanted = blocked_pays(weight) if self._blocked is None else self._blocked
-        return wanted and not weight.is_mkldnn and has_blocked_products(weight.dtype)
+        return wanted and has_blocked_products(weight.dtype)
+
+    def _lay_out(self, layer: Linear) -> None:
+        layer.lay_out(to_blocked(layer.weight))
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
         weight, bias = layer.weight_and_bias

@@ -187,6 +187,21 @@ def test_a_layout_is_no_identity() -> None:
     assert model.encoder.layers[0].qkv.weight.shape == (192, 64)
 
 
+def test_what_is_laid_out_stays_so() -> None:
+    model = make_model("native")
+    before = model.encoder.layers[0].qkv.weight.clone()
+    model.prepare()
+    assert torch.equal(model.encoder.layers[0].qkv.weight, before)
+
+
+def test_one_dtype_that_is_right_is_enough_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_right", lambda dtype: dtype == torch.float32)
+    native.available.cache_clear()
+    assert choose_backend("cpu", "native") == "native"
+    assert not native.available(torch.bfloat16)
+    native.available.cache_clear()
+
+
 def test_the_default_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = Sizes(torch.float32)
     for ratio, chosen in ((0.9, "native"), (1.1, "cpu")):

@@ -31,6 +31,7 @@ _SCORES: dict[str, int] = {
     "value_norm": 6,
 }
 _ACTIVATIONS: dict[Activation | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}
+_DTYPES = (torch.float32, torch.bfloat16)
 # Values that the steps take at a time.
 _TILE = 16
 # A smaller matrix stays plain.
@@ -42,13 +43,14 @@ class Native(Cpu):
 
     name = "native"
 
-    def prepare(self, model: nn.Module) -> None:
-        """Bring weights into panels of outputs, one after another."""
-        for module in model.modules():
-            if isinstance(module, Linear) and _takes(module.weight):
-                outputs, inputs = module.weight.shape
-                panels = torch.ops.dtbert_native.to_panels(module.weight.detach().contiguous())
-                module.lay_out(panels, functools.partial(_from_panels, outputs=outputs, inputs=inputs))
+    def _takes(self, weight: Tensor) -> bool:
+        outputs, inputs = weight.shape
+        return weight.dtype in _DTYPES and weight.numel() >= _LEAST_VALUES and outputs % _TILE == inputs % _TILE == 0
+
+    def _lay_out(self, layer: Linear) -> None:
+        outputs, inputs = layer.weight.shape
+        panels = _ops().to_panels(layer.weight.detach().contiguous())
+        layer.lay_out(panels, functools.partial(_from_panels, outputs=outputs, inputs=inputs))
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
         panels, bias = layer.weight_and_bias
@@ -88,10 +90,8 @@ class Native(Cpu):
 
 @functools.cache
 def available(dtype: torch.dtype | None = None) -> bool:
-    """Whether the compiled steps are here, take a dtype, and give the right numbers."""
-    if dtype not in (None, torch.float32, torch.bfloat16) or not load():
-        return False
-    return all(_right(one) for one in (torch.float32, torch.bfloat16) if dtype in (None, one))
+    """Whether the compiled steps are here, take a dtype, or any where none is named, and give the right numbers."""
+    return load() and any(_right(one) for one in _DTYPES if dtype in (None, one))
 
 
 @functools.cache
@@ -122,18 +122,9 @@ def _right(dtype: torch.dtype) -> bool:
     )
 
 
-def _takes(weight: Tensor) -> bool:
-    outputs, inputs = weight.shape
-    return (
-        weight.dtype in (torch.float32, torch.bfloat16)
-        and weight.numel() >= _LEAST_VALUES
-        and outputs % _TILE == inputs % _TILE == 0
-    )
-
-
 def _attends(qkv: Tensor, num_heads: int) -> bool:
     head_size = qkv.shape[1] // (3 * num_heads)
-    return qkv.dtype in (torch.float32, torch.bfloat16) and head_size % _TILE == 0
+    return qkv.dtype in _DTYPES and head_size % _TILE == 0
 
 
 def _rows(x: Tensor) -> Tensor:
