@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dtbert.kernels.backend import Backend
 from dtbert.kernels.cpu import Cpu, multiplies_natively
@@ -56,7 +56,7 @@ class Native(Cpu):
         panels, bias = layer.weight_and_bias
         if panels.dim() != 1:
             return super().linear(x, layer, activation)
-        return _ops().linear(_rows(x), panels, bias, _ACTIVATIONS[activation], None, None)
+        return _ops().linear(_rows(x), panels, bias, _ACTIVATIONS[activation])
 
     def add_norm(
         self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None
@@ -65,7 +65,7 @@ class Native(Cpu):
         if panels.dim() != 1:
             return super().add_norm(x, layer, residual, norm, rows)
         operands = _rows(x), panels, bias, _rows(residual)
-        return _ops().add_norm(*operands, *norm.weight_and_bias, norm.eps, rows, None, None)
+        return _ops().add_norm(*operands, *norm.weight_and_bias, norm.eps, rows)
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
         if not _attends(qkv, num_heads):
@@ -110,7 +110,7 @@ def _right(dtype: torch.dtype) -> bool:
     want = F.gelu(F.linear(x.float(), weight.float(), bias.float()))
     packing = Packing((3, 2), torch.tensor([0, 3, 5], dtype=torch.int32))
     try:
-        got = _ops().linear(x, _ops().to_panels(weight), bias, _ACTIVATIONS["gelu"], None, None)
+        got = _ops().linear(x, _ops().to_panels(weight), bias, _ACTIVATIONS["gelu"])
         context, _ = _attention(x, packing, 1, True, "received", None, None, None)
     except RuntimeError:  # an instruction that this processor lacks
         return False

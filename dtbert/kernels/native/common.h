@@ -38,7 +38,6 @@ typedef uint16_t Halves __attribute__((vector_size(2 * kTile), aligned(2)));
 
 inline Vector all(float x) { return x - Vector{}; }
 inline Vector larger(Vector x, Vector y) { return x > y ? x : y; }
-inline Vector smaller(Vector x, Vector y) { return x < y ? x : y; }
 
 inline float sum_of(Vector x) {
   float total = 0;

@@ -1,9 +1,8 @@
 // Products of packed tokens and a weight on a CPU, each finished where it lies in cache: bias and activation, or bias,
 // residual and LayerNorm.
 //
-// Weights are float32, bfloat16, or int8 with a scale per output. For int8 weights a token's values are rounded to 8 bit by a
-// scale of its own, and products are summed in int32. Weights lie in panels of kColumns outputs, each with 1, 2 or 4
-// neighbours along the summed dimension side by side, as the instructions of their kind take them.
+// Weights are float32 or bfloat16, and lie in panels of kColumns outputs, each with 1 or 2 neighbours along the summed
+// dimension side by side, as the instructions of their kind take them.
 
 #include "common.h"
 
@@ -11,14 +10,12 @@ namespace dtbert {
 namespace {
 
 constexpr int64_t kRows = 64, kColumns = 64;
-// Values at a token's zero: 8 bit without a sign are what instructions before AMX take.
-constexpr int32_t kZero = 128;
 
 // In the order of `ACTIVATIONS` in __init__.py.
 enum Activation : int64_t { kIdentity, kGelu, kGeluTanh, kRelu, kSilu };
 
-template <typename W>
-constexpr int64_t kNeighbours = 4 / sizeof(W);
+template <typename T>
+constexpr int64_t kNeighbours = 4 / sizeof(T);
 
 // exp(-x) for x >= 0.
 inline Vector decay(Vector x) { return exp2_of(x * -1.44269502f); }
@@ -50,115 +47,74 @@ inline Vector activate(Vector x) {
   return x;
 }
 
-template <typename T, typename W>
+template <typename T>
 struct Weight {
-  const W* panels;
-  const float* scale;   // [outputs], of int8
-  const int32_t* sums;  // [outputs], of int8: kZero times the sum of its values
-  const T* bias;        // [outputs]
+  const T* panels;
+  const T* bias;  // [outputs]
   int64_t inputs, outputs;
   Activation activation;
 
   int64_t panel_count() const { return (outputs + kColumns - 1) / kColumns; }
 };
 
-typedef uint8_t Bytes __attribute__((vector_size(kTile), aligned(1)));
-
 // Some rows of x as a product takes them, and room for its results.
-template <typename T, typename W>
+template <typename T>
 struct Scratch {
-  using A = std::conditional_t<std::is_same_v<W, int8_t>, uint8_t, T>;
-  std::vector<A> copied;
+  std::vector<T> copied;
   std::vector<float> results;
-  float scale[kRows];
-  const A* rows;
+  const T* rows;
   int64_t stride;
 
   Scratch(int64_t inputs, int64_t columns) : copied(kRows * inputs), results(kRows * columns) {}
 
   // Takes `count` rows, as many as `padded` of which are computed.
   void take(const T* x, int64_t x_stride, int64_t count, int64_t padded, int64_t inputs) {
-    rows = copied.data();
-    stride = inputs;
-    if constexpr (std::is_same_v<W, int8_t>) {
-      for (int64_t row = 0; row < count; ++row) scale[row] = quantize(x + row * x_stride, inputs, copied.data() + row * inputs);
-    } else if (count == padded) {
-      rows = x;
-      stride = x_stride;
-    } else {
-      for (int64_t row = 0; row < count; ++row) std::copy_n(x + row * x_stride, inputs, copied.data() + row * inputs);
-    }
-  }
-
-  // Returns the step between neighbouring values.
-  static float quantize(const T* x, int64_t inputs, uint8_t* to) {
-    Vector most{};
-    for (int64_t i = 0; i < inputs; i += kTile) {
-      const Vector part = load(x + i);
-      most = larger(most, larger(part, -part));
-    }
-    const float largest = largest_of(most), inverse = largest > 0 ? 127.0f / largest : 0.0f;
-    for (int64_t i = 0; i < inputs; i += kTile) {
-      const Integers whole = (Integers)(load(x + i) * inverse + (12582912.0f + kZero)) - std::bit_cast<int32_t>(12582912.0f);
-      *reinterpret_cast<Bytes*>(to + i) = __builtin_convertvector(whole, Bytes);
-    }
-    return largest / 127.0f;
+    rows = count == padded ? x : copied.data();
+    stride = count == padded ? x_stride : inputs;
+    if (count == padded) return;
+    for (int64_t row = 0; row < count; ++row) std::copy_n(x + row * x_stride, inputs, copied.data() + row * inputs);
   }
 };
 
 // results [padded, kColumns], `stride` apart, = rows x a panel.
-template <typename T, typename W>
-void multiply_panel(const Weight<T, W>& weight, int64_t panel, int64_t padded, Scratch<T, W>& s, float* results, int64_t stride) {
-  const W* b = weight.panels + panel * weight.inputs * kColumns;
-  if constexpr (std::is_same_v<W, float>)
+template <typename T>
+void multiply_panel(const Weight<T>& weight, int64_t panel, int64_t padded, Scratch<T>& s, float* results, int64_t stride) {
+  const T* b = weight.panels + panel * weight.inputs * kColumns;
+  if constexpr (std::is_same_v<T, float>)
     multiply(padded, kColumns, weight.inputs, s.rows, s.stride, b, kColumns, results, stride);
-  else if constexpr (std::is_same_v<W, BFloat16>)
-    at::native::cpublas::brgemm(padded, kColumns, weight.inputs, s.stride, kColumns, stride, false, s.rows, b, results, true);
   else
-    at::native::cpublas::brgemm(padded, kColumns, weight.inputs, s.stride, kColumns, stride, false, s.rows,
-                                b, reinterpret_cast<int32_t*>(results), true);
+    at::native::cpublas::brgemm(padded, kColumns, weight.inputs, s.stride, kColumns, stride, false, s.rows, b, results, true);
 }
 
-// The product's values and their bias.
-template <typename T, typename W>
-inline Vector finished(const Weight<T, W>& weight, const float* results, int64_t output, float row_scale) {
-  const Vector bias = load(weight.bias + output);
-  if constexpr (std::is_same_v<W, int8_t>) {
-    const Integers whole = *reinterpret_cast<const Integers*>(results) - *reinterpret_cast<const Integers*>(weight.sums + output);
-    return __builtin_convertvector(whole, Vector) * (load(weight.scale + output) * row_scale) + bias;
-  }
-  return load(results) + bias;
-}
-
-template <typename T, typename W, Activation activation>
-void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t count, const Scratch<T, W>& s, T* to) {
+template <typename T, Activation activation>
+void store_panel(const Weight<T>& weight, int64_t panel, int64_t count, const Scratch<T>& s, T* to) {
   const int64_t first = panel * kColumns, columns = std::min(kColumns, weight.outputs - first);
   for (int64_t row = 0; row < count; ++row) {
     const float* results = s.results.data() + row * kColumns;
     T* out = to + row * weight.outputs + first;
     for (int64_t c = 0; c < columns; c += kTile)
-      store(out + c, activate<activation>(finished(weight, results + c, first + c, s.scale[row])));
+      store(out + c, activate<activation>(load(results + c) + load(weight.bias + first + c)));
   }
 }
 
-template <typename T, typename W>
-void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t count, const Scratch<T, W>& s, T* to) {
+template <typename T>
+void store_panel(const Weight<T>& weight, int64_t panel, int64_t count, const Scratch<T>& s, T* to) {
   switch (weight.activation) {
-    case kGelu: return store_panel<T, W, kGelu>(weight, panel, count, s, to);
-    case kGeluTanh: return store_panel<T, W, kGeluTanh>(weight, panel, count, s, to);
-    case kRelu: return store_panel<T, W, kRelu>(weight, panel, count, s, to);
-    case kSilu: return store_panel<T, W, kSilu>(weight, panel, count, s, to);
-    case kIdentity: return store_panel<T, W, kIdentity>(weight, panel, count, s, to);
+    case kGelu: return store_panel<T, kGelu>(weight, panel, count, s, to);
+    case kGeluTanh: return store_panel<T, kGeluTanh>(weight, panel, count, s, to);
+    case kRelu: return store_panel<T, kRelu>(weight, panel, count, s, to);
+    case kSilu: return store_panel<T, kSilu>(weight, panel, count, s, to);
+    case kIdentity: return store_panel<T, kIdentity>(weight, panel, count, s, to);
   }
 }
 
-template <typename T, typename W>
-void linear(const Weight<T, W>& weight, const T* x, int64_t tokens, int64_t x_stride, T* to) {
+template <typename T>
+void linear(const Weight<T>& weight, const T* x, int64_t tokens, int64_t x_stride, T* to) {
   const int64_t blocks = (tokens + kRows - 1) / kRows, panels = weight.panel_count();
   // Few tokens for many threads: each takes some of the outputs.
   const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / std::max<int64_t>(1, blocks), 1, panels);
   const int64_t part = (panels + parts - 1) / parts;
-  share(blocks * parts, [&] { return Scratch<T, W>(weight.inputs, kColumns); }, [&](int64_t unit, Scratch<T, W>& s) {
+  share(blocks * parts, [&] { return Scratch<T>(weight.inputs, kColumns); }, [&](int64_t unit, Scratch<T>& s) {
     const int64_t start = unit / parts * kRows, count = std::min(kRows, tokens - start), padded = round_up(count, kTile);
     s.take(x + start * x_stride, x_stride, count, padded, weight.inputs);
     const int64_t first = unit % parts * part;
@@ -177,12 +133,12 @@ struct Norm {
   float eps;
 };
 
-template <typename T, typename W>
-void add_norm(const Weight<T, W>& weight, const Norm<T>& norm, const T* x, int64_t tokens, int64_t x_stride, T* to) {
+template <typename T>
+void add_norm(const Weight<T>& weight, const Norm<T>& norm, const T* x, int64_t tokens, int64_t x_stride, T* to) {
   const int64_t panels = weight.panel_count(), outputs = weight.outputs, stride = panels * kColumns;
   const int64_t threads = at::get_num_threads();
   const int64_t block = std::clamp(round_up((tokens + threads - 1) / threads, kTile), kTile, kRows);
-  share((tokens + block - 1) / block, [&] { return Scratch<T, W>(weight.inputs, stride); }, [&](int64_t unit, Scratch<T, W>& s) {
+  share((tokens + block - 1) / block, [&] { return Scratch<T>(weight.inputs, stride); }, [&](int64_t unit, Scratch<T>& s) {
     const int64_t start = unit * block, count = std::min(block, tokens - start), padded = round_up(count, kTile);
     s.take(x + start * x_stride, x_stride, count, padded, weight.inputs);
     for (int64_t panel = 0; panel < panels; ++panel)
@@ -192,7 +148,7 @@ void add_norm(const Weight<T, W>& weight, const Norm<T>& norm, const T* x, int64
       const T* residual = norm.residual + (norm.rows == nullptr ? start + row : norm.rows[start + row]) * norm.stride;
       Vector total{}, squares{};
       for (int64_t c = 0; c < outputs; c += kTile) {
-        const Vector sum = finished(weight, sums + c, c, s.scale[row]) + load(residual + c);
+        const Vector sum = load(sums + c) + load(weight.bias + c) + load(residual + c);
         store(sums + c, sum);
         total += sum;
       }
@@ -209,98 +165,77 @@ void add_norm(const Weight<T, W>& weight, const Norm<T>& norm, const T* x, int64
   });
 }
 
-template <typename W>
-void pack(const W* weight, int64_t outputs, int64_t inputs, W* to) {
-  constexpr int64_t neighbours = kNeighbours<W>;
+template <typename T>
+void pack(const T* weight, int64_t outputs, int64_t inputs, T* to) {
+  constexpr int64_t neighbours = kNeighbours<T>;
   for (int64_t first = 0; first < outputs; first += kColumns, to += inputs * kColumns)
     for (int64_t i = 0; i < inputs; ++i)
       for (int64_t c = 0; c < kColumns; ++c)
         to[(i / neighbours * kColumns + c) * neighbours + i % neighbours] =
-            first + c < outputs ? weight[(first + c) * inputs + i] : static_cast<W>(0);
+            first + c < outputs ? weight[(first + c) * inputs + i] : static_cast<T>(0);
 }
 
-template <typename W>
-void unpack(const W* panels, int64_t outputs, int64_t inputs, W* to) {
-  constexpr int64_t neighbours = kNeighbours<W>;
+template <typename T>
+void unpack(const T* panels, int64_t outputs, int64_t inputs, T* to) {
+  constexpr int64_t neighbours = kNeighbours<T>;
   for (int64_t o = 0; o < outputs; ++o) {
-    const W* panel = panels + o / kColumns * inputs * kColumns;
+    const T* panel = panels + o / kColumns * inputs * kColumns;
     for (int64_t i = 0; i < inputs; ++i)
       to[o * inputs + i] = panel[(i / neighbours * kColumns + o % kColumns) * neighbours + i % neighbours];
   }
 }
 
+// work(T) for the kind of a tensor.
 template <typename Do>
-void by_kind(at::ScalarType kind, const Do& work) {
-  if (kind == at::kFloat) work(float{});
-  else if (kind == at::kBFloat16) work(BFloat16{});
-  else work(int8_t{});
+void by_kind(const Tensor& tensor, const Do& work) {
+  if (tensor.scalar_type() == at::kBFloat16) work(BFloat16{});
+  else work(float{});
 }
 
 // [outputs, inputs] to panels.
 Tensor to_panels(const Tensor& weight) {
   const int64_t outputs = weight.size(0), inputs = weight.size(1);
   Tensor panels = at::empty({round_up(outputs, kColumns) * inputs}, weight.options());
-  by_kind(weight.scalar_type(), [&](auto zero) {
-    using W = decltype(zero);
-    pack(weight.const_data_ptr<W>(), outputs, inputs, panels.mutable_data_ptr<W>());
+  by_kind(weight, [&](auto zero) {
+    using T = decltype(zero);
+    pack(weight.const_data_ptr<T>(), outputs, inputs, panels.mutable_data_ptr<T>());
   });
   return panels;
 }
 
 Tensor from_panels(const Tensor& panels, int64_t outputs, int64_t inputs) {
   Tensor weight = at::empty({outputs, inputs}, panels.options());
-  by_kind(panels.scalar_type(), [&](auto zero) {
-    using W = decltype(zero);
-    unpack(panels.const_data_ptr<W>(), outputs, inputs, weight.mutable_data_ptr<W>());
+  by_kind(panels, [&](auto zero) {
+    using T = decltype(zero);
+    unpack(panels.const_data_ptr<T>(), outputs, inputs, weight.mutable_data_ptr<T>());
   });
   return weight;
 }
 
-template <typename T, typename W>
-Weight<T, W> weight_of(const Tensor& panels, const Tensor& bias, const std::optional<Tensor>& scale,
-                       const std::optional<Tensor>& sums, int64_t inputs, int64_t activation) {
-  Weight<T, W> weight{};
-  weight.panels = panels.const_data_ptr<W>();
-  weight.bias = bias.const_data_ptr<T>();
-  weight.scale = scale.has_value() ? scale->const_data_ptr<float>() : nullptr;
-  weight.sums = sums.has_value() ? sums->const_data_ptr<int32_t>() : nullptr;
-  weight.inputs = inputs;
-  weight.outputs = bias.size(0);
-  weight.activation = static_cast<Activation>(activation);
-  return weight;
+template <typename T>
+Weight<T> weight_of(const Tensor& panels, const Tensor& bias, int64_t inputs, int64_t activation) {
+  return {panels.const_data_ptr<T>(), bias.const_data_ptr<T>(), inputs, bias.size(0), static_cast<Activation>(activation)};
 }
 
-// work(T, W) for the kinds of x and of a weight.
-template <typename Do>
-void by_kinds(const Tensor& x, const Tensor& panels, const Do& work) {
-  const bool bytes = panels.scalar_type() == at::kChar;
-  if (x.scalar_type() == at::kBFloat16) bytes ? work(BFloat16{}, int8_t{}) : work(BFloat16{}, BFloat16{});
-  else bytes ? work(float{}, int8_t{}) : work(float{}, float{});
-}
-
-Tensor linear_op(const Tensor& x, const Tensor& panels, const Tensor& bias, int64_t activation,
-                 const std::optional<Tensor>& scale, const std::optional<Tensor>& sums) {
+Tensor linear_op(const Tensor& x, const Tensor& panels, const Tensor& bias, int64_t activation) {
   Tensor out = at::empty({x.size(0), bias.size(0)}, x.options());
-  by_kinds(x, panels, [&](auto t, auto w) {
-    using T = decltype(t);
-    using W = decltype(w);
-    linear(weight_of<T, W>(panels, bias, scale, sums, x.size(1), activation), x.const_data_ptr<T>(), x.size(0), x.stride(0),
+  by_kind(x, [&](auto zero) {
+    using T = decltype(zero);
+    linear(weight_of<T>(panels, bias, x.size(1), activation), x.const_data_ptr<T>(), x.size(0), x.stride(0),
            out.mutable_data_ptr<T>());
   });
   return out;
 }
 
 Tensor add_norm_op(const Tensor& x, const Tensor& panels, const Tensor& bias, const Tensor& residual, const Tensor& norm_weight,
-                   const Tensor& norm_bias, double eps, const std::optional<Tensor>& rows,
-                   const std::optional<Tensor>& scale, const std::optional<Tensor>& sums) {
+                   const Tensor& norm_bias, double eps, const std::optional<Tensor>& rows) {
   Tensor out = at::empty({x.size(0), bias.size(0)}, x.options());
-  by_kinds(x, panels, [&](auto t, auto w) {
-    using T = decltype(t);
-    using W = decltype(w);
+  by_kind(x, [&](auto zero) {
+    using T = decltype(zero);
     Norm<T> norm{residual.const_data_ptr<T>(), norm_weight.const_data_ptr<T>(), norm_bias.const_data_ptr<T>(),
                  rows.has_value() ? rows->const_data_ptr<int64_t>() : nullptr, residual.stride(0), static_cast<float>(eps)};
-    add_norm(weight_of<T, W>(panels, bias, scale, sums, x.size(1), kIdentity), norm, x.const_data_ptr<T>(), x.size(0),
-             x.stride(0), out.mutable_data_ptr<T>());
+    add_norm(weight_of<T>(panels, bias, x.size(1), kIdentity), norm, x.const_data_ptr<T>(), x.size(0), x.stride(0),
+             out.mutable_data_ptr<T>());
   });
   return out;
 }
@@ -311,9 +246,9 @@ Tensor add_norm_op(const Tensor& x, const Tensor& panels, const Tensor& bias, co
 TORCH_LIBRARY_FRAGMENT(dtbert_native, library) {
   library.def("to_panels(Tensor weight) -> Tensor");
   library.def("from_panels(Tensor panels, int outputs, int inputs) -> Tensor");
-  library.def("linear(Tensor x, Tensor panels, Tensor bias, int activation, Tensor? scale, Tensor? sums) -> Tensor");
+  library.def("linear(Tensor x, Tensor panels, Tensor bias, int activation) -> Tensor");
   library.def("add_norm(Tensor x, Tensor panels, Tensor bias, Tensor residual, Tensor norm_weight, Tensor norm_bias, "
-              "float eps, Tensor? rows, Tensor? scale, Tensor? sums) -> Tensor");
+              "float eps, Tensor? rows) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(dtbert_native, CPU, library) {
