@@ -56,6 +56,7 @@ examples:
 {SCHEDULE_HELP}"""
 
 _DEFAULT_BUDGET = 0.5
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,7 +153,7 @@ def _shown(title: str, trace: "Trace") -> str:
             return f"\x1b[1m{text}\x1b[22m"
 
         def dropped(self, text: str, layer: int) -> str:
-            return f"\x1b[2m{text}\x1b[36m{layer}\x1b[39;22m"
+            return f"\x1b[2m{text}\x1b[36m{str(layer).translate(_SUBSCRIPTS)}\x1b[39;22m"
 
         def answer(self, text: str) -> str:
             return f"[\x1b[4m{text}\x1b[24m]"
@@ -192,7 +193,9 @@ def _table(trace: "Trace") -> str:
 
 def _has_colors() -> bool:
     # https://no-color.org
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    quiet = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    # Where the small numbers cannot be shown, the marks of plain text say the same.
+    return sys.stdout.isatty() and not quiet and (sys.stdout.encoding or "").lower() == "utf-8"
 
 
 def _summarize(arguments: argparse.Namespace) -> int:

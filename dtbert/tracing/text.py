@@ -8,7 +8,7 @@ from dtbert.qa import Trace, TracedWindow
 
 
 class Word(NamedTuple):
-    """Characters ``start`` to ``end`` of a text; ``left`` is the layer, from 0, that dropped the last of it, or None."""
+    """Characters ``start`` to ``end`` of a text, and the layer, from 0, that dropped the last of them, if one did."""
 
     start: int
     end: int
