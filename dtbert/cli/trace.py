@@ -245,7 +245,7 @@ def _summary_table(summary: "Summary") -> str:
     lines = [
         f"  {figures}",
         f"  left after layer      {numbers}    tokens",
-        _row("whole answers", summary.answers_left),
+        _row("answers, both ends", summary.answers_left),
     ]
     for name, of_class in summary.classes.items():
         lines.append(f"{_row(name, of_class.left)}{of_class.tokens:>10,}")

@@ -126,7 +126,7 @@ function dtbertTrace(root, traces) {
     const places = strip(tokens.length, `the question, then the context${answer.length ? " with the answer" : ""}`);
     runs(places, tokens.length, (at) => tokens[at].part === "question", "question", 8, 4);
     runs(places, tokens.length, (at) => holds.has(at), "answer", 0, 12);
-    const body = make("tbody", {}, row("all", null, places, count(tokens.length, "token"), answer.length || "–"));
+    const body = make("tbody", {}, row("all", null, places, count(tokens.length, "token"), answer.length || "none"));
     layers.forEach((one, index) => {
       const kept = new Set(one.kept);
       const label = `layer ${index + 1} keeps ${one.kept.length} of ${count(one.entered, "token")}`;
@@ -135,7 +135,7 @@ function dtbertTrace(root, traces) {
       runs(bar, tokens.length, (at) => kept.has(at), "keeps", 0, 12);
       const left = answer.filter((at) => kept.has(at)).length;
       body.append(row(`${index + 1}`, index + 1, bar, `${one.kept.length} of ${one.entered}`,
-        answer.length ? `${left} of ${answer.length}` : "–"));
+        answer.length ? `${left} of ${answer.length}` : "none"));
     });
     const heads = ["layer", "its tokens, in the order of the text", "stay", "of the answer"];
     return make("table", {},

@@ -99,7 +99,7 @@ def test_what_was_kept_and_scored_is_told(small: tuple) -> None:
     peer, model = small
     # In parts, for the kernel that drops, unless somebody wants to see it.
     schedule = LengthSchedule.ratios([0.6, 0.3], scorer="received_max", keep_cls=True)
-    batch = PackedBatch.from_lists([list(range(20)), list(range(30, 37))])
+    batch = PackedBatch.from_lists([list(range(12)), list(range(30, 35))])
     got, want = (
         one.forward_packed(batch, schedule, output_kept=True).kept
         for one in (model, make_dtbert(peer, backend="reference"))
