@@ -9,11 +9,12 @@ import subprocess
 import warnings
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dtbert.model import LengthSchedule
-from dtbert.qa import QuestionAnswerer, Trace
+from dtbert.qa import QuestionAnswerer, Trace, TracedToken
 from dtbert.tracing import page
 
 HOSTILE = (
@@ -133,8 +134,37 @@ def rendered(document: str, folder: Path) -> Element:
     return Tree(done.stdout).root
 
 
+# Moves the slider to layer 1 and back, walks three words into the first context, and lets go; a log has what it saw.
+ACTIONS = """
+const log = {}, slider = document.querySelector("main input"), text = document.querySelectorAll("main .text")[1];
+const tip = document.querySelector("main .tip"), press = (key) =>
+  text.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+const move = (layer) => { slider.value = layer; slider.dispatchEvent(new Event("input")); };
+move(1);
+log.said = document.querySelector("main output").textContent;
+log.gone = [...text.querySelectorAll(".word")].map((word) => word.classList.contains("gone"));
+log.numbers = [...text.querySelectorAll("sub")].filter((mark) => !mark.hidden).map((mark) => mark.textContent);
+move(2);
+text.focus();
+for (let step = 0; step < 3; step++) press("ArrowRight");
+log.tip = [...tip.querySelectorAll("p, td")].map((cell) => cell.textContent);
+log.at = [...document.querySelectorAll("main .word.at")].map((word) => word.textContent);
+press("Escape");
+log.hidden = tip.hidden;
+text.blur();
+document.body.append(Object.assign(document.createElement("pre"), { textContent: JSON.stringify(log) }));
+"""
+
+
+def with_actions(document: str) -> str:
+    """The page with a script of the test's, which its policy lets in, too."""
+    allowed = base64.b64encode(hashlib.sha256(ACTIONS.encode()).digest()).decode()
+    document = document.replace("script-src ", f"script-src 'sha256-{allowed}' ", 1)
+    return document.replace("</body>", f"<script>{ACTIONS}</script></body>")
+
+
 def test_a_reader_sees_what_left_where(traces: list[Trace], tmp_path: Path) -> None:
-    document = rendered(page(traces, TITLES), tmp_path)
+    document = rendered(with_actions(page(traces, TITLES)), tmp_path)
     (title,) = document.all("title")
     assert title.text() == f"Which tokens stayed: {QUESTION}"
     (main,) = document.all("main")
@@ -187,5 +217,35 @@ def test_a_reader_sees_what_left_where(traces: list[Trace], tmp_path: Path) -> N
             )
     (slider,) = main.all("input")
     assert (slider.attributes["min"], slider.attributes["max"]) == ("0", "2")
-    (tip,) = main.all("div", "tip")
-    assert "hidden" in tip.attributes
+    check_actions(json.loads(document.all("pre")[0].text()), traces)
+
+
+def check_actions(log: dict[str, Any], traces: list[Trace]) -> None:
+    """What the slider and the keyboard showed of the first trace."""
+    trace = traces[0]
+    window = trace.windows[trace.answer_window]
+    words: dict[int, list[TracedToken]] = {}
+    for token in window.tokens:
+        if token.part == "context":
+            words.setdefault(token.word, []).append(token)
+    gone = [all(token.left == 0 for token in tokens) for tokens in words.values()]
+    assert log["said"] == "after layer 1"
+    assert log["gone"] == gone
+    assert log["numbers"] == ["1"] * sum(one and not after for one, after in zip(gone, [*gone[1:], False], strict=True))
+    third = list(words.values())[3]
+    text = trace.context[third[0].start : third[-1].end]
+    fate, *cells = log["tip"]
+    left = [token.left for token in third]
+    assert fate == text + (" stayed to the end" if None in left else f" left in layer {max(left) + 1} of 2")
+    # The same word in each column.
+    assert log["at"] == [text] * len(traces)
+    entered = [layer.entered for layer in window.layers]
+    ranks = [
+        f"rank {token.ranks[layer]} of {entered[layer]}: {'left' if token.left == layer else 'stays'}"
+        for layer in range(2)
+        for token in third
+        if token.ranks[layer] is not None
+    ]
+    assert [cell.partition(", ")[2] for cell in cells if cell] == ranks
+    assert all(float(cell.partition(", ")[0]) for cell in cells if cell)
+    assert log["hidden"]
