@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtbert.pictures import check_matplotlib, picture
+from dtbert.pictures import check_picture, picture
 from dtbert.profiling.forward import ForwardProfile
 from dtbert.profiling.report import Profile
 from dtbert.profiling.table import format_rate
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-_ENDINGS = (".png", ".pdf", ".svg")
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and greys for what is no product.
 _COLORS: dict[StepName, str] = {
     "embeddings": "#444444",
@@ -36,9 +35,7 @@ _STYLE = {"font.size": 10, "axes.titlesize": 11}
 
 def check_plot(path: Path) -> None:
     """Raise ValueError unless a picture can be drawn and the file's ending names a format."""
-    if path.suffix.lower() not in _ENDINGS:
-        raise ValueError(f"--plot {path}: the ending must be one of {', '.join(_ENDINGS)}")
-    check_matplotlib("plot")
+    check_picture(path, "plot")
 
 
 def save_plot(profile: Profile, path: Path) -> None:
