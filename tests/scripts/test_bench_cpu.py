@@ -1,4 +1,4 @@
-"""What the CPU benchmark makes of its figures: aims where they were measured, and the picture. It times nothing here."""
+"""What the CPU benchmark makes of its figures: aims where these were measured, and the picture; nothing is timed."""
 
 import importlib
 import json
