@@ -68,7 +68,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             own = sorted((row for row in rows if row["questions"] == name), key=lambda row: float(row["executed"]))
             if own:
                 x, y = [row["executed"] for row in own], [row["f1"] for row in own]
-                axes.fill_between(x, *zip(*map(interval, own), strict=True), color=color, alpha=0.13, linewidth=0)
+                low, high = zip(*map(interval, own), strict=True)
+                axes.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
                 axes.plot(x, y, "o-", markersize=5, color=color, label=f"{label}: {own[0]['count']:,} questions")
         axes.set_xlabel("executed multiply-accumulates, part of the full model's at each text's own length")
         axes.set_ylabel("F1 (shaded: 95% interval)")

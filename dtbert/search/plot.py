@@ -84,7 +84,7 @@ def _draw_trials(axes: Any, search: "Search") -> None:
     everything, any_ended_early = search.evaluator.num_questions, False
     for color, scorer in zip(_COLORS * 9, search.space.scorers, strict=False):
         named = {"label": scorer}  # once, by what there is of it
-        for whole, style in ((True, {}), (False, {"facecolors": "none"})):
+        for whole in (True, False):
             points = [
                 (x, y)
                 for record, x, y in _places(search)
@@ -92,8 +92,9 @@ def _draw_trials(axes: Any, search: "Search") -> None:
                 if left <= x <= right and bottom <= y <= top
             ]
             if points:
-                style |= {"s": 14, "color": color, "linewidths": 0.7, "alpha": 0.75, "zorder": 3}
-                axes.scatter(*zip(*points, strict=True), **style, **named)
+                style: dict[str, Any] = {"s": 14, "color": color, "linewidths": 0.7, "alpha": 0.75, "zorder": 3}
+                style |= named if whole else {**named, "facecolors": "none"}
+                axes.scatter(*zip(*points, strict=True), **style)
                 named, any_ended_early = {}, any_ended_early or not whole
     if any_ended_early:
         axes.scatter([], [], s=14, facecolors="none", edgecolors="0.4", linewidths=0.7, label="ended early (estimate)")

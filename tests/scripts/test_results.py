@@ -127,7 +127,9 @@ def test_rows_without_an_interval_have_the_widest_that_their_f1_allows(results: 
     assert interval({"f1": 99.0, "count": 2})[1] == 100
 
 
-def test_no_answer_tells_how_margins_separate(results: Results, model: Path, questions: str, tmp_path: Path) -> None:
+def test_no_answer_tells_how_margins_separate(
+    results: Results, model: Path, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match=r"no-answer needs questions with and without an answer"):
         results("no-answer", model, questions)
     document = json.loads((tmp_path / "q.json").read_text())
@@ -137,7 +139,9 @@ def test_no_answer_tells_how_margins_separate(results: Results, model: Path, que
     ]
     document["data"][0]["paragraphs"].append({"context": "The weather was fine, she said.", "qas": others})
     (tmp_path / "both.json").write_text(json.dumps(document))
-    (row,) = results("no-answer", model, f"squad={tmp_path / 'both.json'}")
+    results("no-answer", model, f"squad={tmp_path / 'both.json'}")
+    (row,) = results("show", tmp_path / "results.json")
+    assert "\nno-answer\n| model | questions | count | budget | auroc | " in capsys.readouterr().out
     asked = read_squad(tmp_path / "both.json")
     answerer = QuestionAnswerer.load(model)
     answers = {one.id: answerer(one.question, one.context) for one in asked}
