@@ -7,7 +7,8 @@ new_wiki_v1.0, reddit_v1.0 and amazon_reviews_v1.0; docs/results.md says where t
 SOURCES has it.
 
 Of SQuAD's training set ten articles are held out for choosing schedules, scorers, thresholds and hyperparameters, and
-about 1,500 questions of new-wiki; about 1,000 each of reddit and amazon for reporting; all the rest is for training.
+about 1,500 questions of new-wiki (choose-articles.json, choose-new-wiki.json, and choose.json, which has both); about
+1,000 each of reddit and amazon for reporting (report-reddit.json, report-amazon.json); the rest is for training.
 Those articles (paragraphs, where a file is one article) go by a hash of their title (their text), so the split never
 moves. The development set of SQuAD is left alone.
 
@@ -194,15 +195,18 @@ def main() -> None:
         arguments.dest.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    chosen_on: list[dict[str, Any]] = []
     for source, document in documents.items():
-        for name, articles in zip((source.train, source.held_out), split(document["data"], source), strict=True):
+        train, held_out = split(document["data"], source)
+        for name, articles in ((source.train, train), (source.held_out, held_out)):
             write(arguments.dest, name, document["version"], articles)
             if source is SQUAD and arguments.no_answer > 0:
                 others = without_answers(articles, arguments.no_answer)
                 write(arguments.dest, f"no-answer-{name.removeprefix('train-')}", "v2.0", others)
+        chosen_on += held_out if source.held_out.startswith("choose-") else []
+    write(arguments.dest, "choose", "1.1", chosen_on)
     if arguments.no_answer > 0:
-        held_out = split(documents[SQUAD]["data"], SQUAD)[1]
-        reported = {SQUAD.held_out: held_out}
+        reported = {SQUAD.held_out: split(documents[SQUAD]["data"], SQUAD)[1]}
         try:
             reported[DEV.held_out] = read(arguments.source, DEV)["data"]
         except FileNotFoundError as error:

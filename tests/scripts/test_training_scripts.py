@@ -57,6 +57,9 @@ def test_split_loses_no_question_and_holds_whole_articles_out(tmp_path: Path, mo
             article["paragraphs"][0]["context"] if source.hashed == "context" else article["title"] for article in held
         ]
         assert all(split_squad.is_in_part(key, source.part) for key in keys)
+    names = ("choose", "choose-articles", "choose-new-wiki")
+    both, *held_out = (json.loads((tmp_path / "parts" / f"{name}.json").read_text())["data"] for name in names)
+    assert both == [*held_out[0], *held_out[1]]
 
 
 def test_split_reads_files_under_the_names_that_they_come_with(
