@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 REVISION_HELP = "branch, tag or commit of a hub id"
 THREADS_HELP = "CPU threads (default: torch's choice)"
-QUIET_HELP = "no progress bar (there is none outside a terminal)"
+QUIET_HELP = "no progress bar (there is none outside a terminal), no notes of how far a run has come"
 
 WINDOW, STRIDE, MAX_ANSWER_TOKENS = 384, 128, 30
 _MOST_THREADS = 4096

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ class MeasuredSchedule:
             if not 0 <= percent <= 100:
                 raise ValueError(f"f1, exact_match and f1_interval are percent, from 0 to 100, not {percent}")
 
+    @property
+    def least_budget(self) -> float:
+        """The least budget of four digits that it costs at most."""
+        return math.ceil(round(self.macs_fraction * 1e4, 2)) / 1e4
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
         return {
@@ -100,6 +105,7 @@ class ScheduleFront:
             ids, one a line.
         model_sha256: of the file of weights.
         dtbert_version: that measured them.
+        settings: of the search, what its trials depend on beside weights and questions; empty where it is not known.
     """
 
     schedules: tuple[MeasuredSchedule, ...]
@@ -109,6 +115,7 @@ class ScheduleFront:
     question_ids_sha256: str
     model_sha256: str
     dtbert_version: str
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.full_model.schedule is not None:
@@ -137,11 +144,9 @@ class ScheduleFront:
         affordable = [entry for entry in entries if entry.macs_fraction <= budget]
         if not affordable:
             cheapest = min(entries, key=lambda entry: entry.macs_fraction)
-            # Rounded up, so that what the message names is enough.
-            least = math.ceil(cheapest.macs_fraction * 1e4) / 1e4
             raise ValueError(
-                f"budget {budget} is below the cheapest schedule: it takes {least:g} of the full model's MACs "
-                f"(F1 {cheapest.f1:.1f}); give at least that, or pass a schedule of your own"
+                f"budget {budget} is below the cheapest schedule: it takes {cheapest.least_budget:g} of the full "
+                f"model's MACs (F1 {cheapest.f1:.1f}); give at least that, or pass a schedule of your own"
             )
         return max(affordable, key=lambda entry: (entry.f1, -entry.macs_fraction))
 
@@ -156,6 +161,7 @@ class ScheduleFront:
                 "count": self.num_questions,
                 "ids_sha256": self.question_ids_sha256,
             },
+            **({"settings": self.settings} if self.settings else {}),
             "full_model": self.full_model.to_dict(),
         }
         head = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in fields.items())
@@ -173,7 +179,9 @@ class ScheduleFront:
         document = Json.parse(text)
         if document.of(dict).get("format") != _FORMAT:
             raise ValueError(f"format is {document.value.get('format')!r}, this dtbert reads {_FORMAT}")
-        document.exactly(("format", "dtbert", "model_sha256", "questions", "full_model", "schedules"))
+        settings = document.get("settings")
+        names = ("format", "dtbert", "model_sha256", "questions", "full_model", "schedules")
+        document.exactly(names if settings is None else (*names, "settings"))
         questions = document.field("questions").exactly(("file", "count", "ids_sha256"))
         return cls(
             tuple(MeasuredSchedule.from_dict(*entry) for entry in document.field("schedules").items()),
@@ -183,6 +191,7 @@ class ScheduleFront:
             questions.field("ids_sha256").of(str),
             document.field("model_sha256").of(str),
             document.field("dtbert").of(str),
+            {} if settings is None else settings.of(dict),
         )
 
 
@@ -216,7 +225,8 @@ def schedules_of(path: Path, num_layers: int) -> ScheduleFront | None:
         front.check_layers(num_layers)
     if front.model_sha256 != weights_sha256(path):
         logger.warning(
-            "%s was measured with other weights than these: its F1 may not hold here; `dtbert search` makes one anew",
+            "%s was measured with other weights than these: its F1 may not hold here; remove it, and `dtbert search` "
+            "makes one anew",
             file,
         )
     return front

@@ -65,6 +65,7 @@ FRONTS = st.builds(
     st.text(),
     st.text(),
     st.text(),
+    st.dictionaries(st.text(), st.integers() | st.lists(st.text())),
 )
 
 
@@ -100,6 +101,14 @@ def test_budget_below_the_cheapest_names_what_is_enough() -> None:
     with pytest.raises(ValueError, match=r"budget 0\.2 .* 0\.2124 .*F1 50\.0"):
         FRONT.within(0.2)
     assert FRONT.within(0.2124).f1 == 50
+
+
+@given(st.integers(1, 10**6))
+def test_least_budget_suffices_and_is_the_least_of_four_digits(millionths: int) -> None:
+    one = entry(HALF, millionths / 1e6, 70.0)
+    assert one.least_budget == round(one.least_budget, 4)
+    assert one.least_budget - 1e-4 < one.macs_fraction <= one.least_budget
+    assert one.least_budget == 1 or front(one).within(one.least_budget).schedule == HALF
 
 
 @pytest.mark.parametrize("budget", [0, -0.5, 1.01, 50, math.nan, math.inf])
