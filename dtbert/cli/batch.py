@@ -115,9 +115,10 @@ def run(arguments: argparse.Namespace) -> int:
         sink.truncate(done.size)
         failed = done.failed
         with tqdm(total=total, initial=done.lines, unit="q", disable=arguments.quiet or None) as bar:
-            for line, fields in results(answerer, questions, done.lines, arguments.top, asking(arguments, schedule)):
+            asked = asking(arguments, schedule)
+            for line, fields in results(answerer, questions.lines(), done.lines, arguments.top, asked):
                 files.check()
-                sink.write(_dump(line, fields))
+                sink.write(dump(line, fields))
                 sink.flush()
                 if "error" in fields:
                     failed += 1
@@ -170,10 +171,10 @@ def _other_answers(arguments: argparse.Namespace, threshold: float) -> dict[str,
 
 
 def results(
-    answerer: "QuestionAnswerer", questions: Questions, skip: int, top: int, asking: "Asking"
+    answerer: "QuestionAnswerer", lines: Iterator[Line], skip: int, top: int, asking: "Asking"
 ) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Each line after the first ``skip`` ones, and the JSON fields of its answer, or of its error."""
-    for chunk in chunks(questions.lines()):
+    for chunk in chunks(lines):
         if skip >= len(chunk):
             skip -= len(chunk)
             continue
@@ -210,7 +211,8 @@ def answer_fields(
     return {**fields[0], "answers": fields} if top > 1 else fields[0]
 
 
-def _dump(line: Line, fields: dict[str, Any]) -> bytes:
+def dump(line: Line, fields: dict[str, Any]) -> bytes:
+    """A line of the output."""
     fields = {"line": line.number, **({} if line.id is None else {"id": line.id}), **fields}
     try:
         return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
@@ -243,7 +245,8 @@ def progress(questions: Questions, output: Path) -> Progress:
 
 def _check_paths(source: Path, output: Path, model: str | None) -> None:
     if not source.is_file():
-        reason = "it is read more than once" if source.exists() else "there is none"
+        reason = "it is read more than once; - is stdin" if source.exists() else "there is none"
+        reason = "this is a folder, name a file in it" if source.is_dir() else reason
         raise ValueError(f"--input {source} must be a file: {reason}")
     check_output("--output", output, source, model=model)
     record = _settings_path(output)

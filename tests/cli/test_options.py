@@ -18,7 +18,7 @@ from dtbert.cli.options import (
     parse_schedule,
     schedule_of,
 )
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, OwnScorer
 
 
 def parse(*arguments: object) -> argparse.Namespace:
@@ -77,8 +77,9 @@ def test_different_schedules_have_different_descriptions() -> None:
         LengthSchedule.ratios([1, 0.1234568]),
         LengthSchedule.ratios([1, 0.1234568], keep_question=True),
     ]
-    assert describe_schedule(schedules[0]) == "1 1 received"
-    assert describe_schedule(schedules[1]) == "1 1 tokens received"
+    assert describe_schedule(schedules[0]) == "1 1 (the model's own)"
+    assert describe_schedule(schedules[0].resolve(OwnScorer("cls", True))) == "1 1 cls +question"
+    assert describe_schedule(LengthSchedule.absolute([1, 1], scorer=["cls", "answer"])) == "1 1 tokens cls,answer"
     assert len({describe_schedule(one) for one in schedules}) == len(schedules)
 
 
