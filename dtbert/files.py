@@ -107,6 +107,8 @@ def _beside(target: Path, named: Path) -> Iterator[Path]:
         # torch and safetensors raise their own errors when the disk is full.
         kind = type(error) if isinstance(error, OSError) else OSError
         reason = reason_of(error).replace(str(partial), str(named))
+        if isinstance(error, OSError) and not str(error.filename or partial).startswith(str(partial)):
+            reason += f": {error.filename!r}"
         kept = "; what was saved before is still there" if target.is_file() else ""
         raise kind(f"cannot write {named}: {reason}{kept}") from error
 

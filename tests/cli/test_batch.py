@@ -249,7 +249,7 @@ def test_batch_refuses_an_output_made_otherwise(run: Run, command: tuple[str, ..
         assert outcome.err.count("\n") == 1
         return outcome.err
 
-    assert "(schedule, top)" in refused("--schedule", "1,0.5", "--top", "2")
+    assert "(schedule, top)" in refused("--schedule", "1,0.5", "--scorer", "cls", "--top", "2")
     assert "(dtype)" in refused("--dtype", "bfloat16")
     source.write_text(json.dumps({**GOOD, "question": "Where?"}))
     assert "(input)" in refused()
@@ -459,7 +459,7 @@ def test_batch_holds_a_chunk_at_a_time(model_folder: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(Questions, "lines", lines)
     answerer = QuestionAnswerer.load(model_folder)
-    for line, fields in batch.results(answerer, Questions(tmp_path, "lines", False), 0, 1, {}):
+    for line, fields in batch.results(answerer, Questions(tmp_path, "lines", False).lines(), 0, 1, {}):
         assert "answer" in fields
         assert len(taken) <= line.number + 4
     assert len(taken) == 40
