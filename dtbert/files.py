@@ -116,7 +116,7 @@ def _beside(target: Path, named: Path) -> Iterator[Path]:
 def reason_of(error: Exception) -> str:
     """What an error says, in one line and without a number of the system's; of a full disk also what to do."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
-    return f"{reason}: make room there, then do it again" if "space left" in reason else reason
+    return f"{reason}: make room, then give the command again" if "space left" in reason else reason
 
 
 def lock(file: int | BinaryIO) -> bool:

@@ -171,7 +171,9 @@ def test_folder_that_cannot_be_filled_leaves_nothing(tmp_path: Path, error: Base
     with pytest.raises(kind) as caught, new_folder(path) as folder:
         write_some(folder / "a", error)
     if kind is OSError:
-        reason = str(error) if isinstance(error, ValueError) else "No space left: make room there, then do it again"
+        reason = (
+            str(error) if isinstance(error, ValueError) else "No space left: make room, then give the command again"
+        )
         assert str(caught.value) == f"cannot write {path}: {reason}"
     assert names(tmp_path) == []
 

@@ -118,7 +118,8 @@ def _answer_one(arguments: argparse.Namespace) -> int:
         print(f"{rank}. {text}" if arguments.top > 1 else text)
         place = f", characters {answer.start} to {answer.end}" if answer.text else ""
         if several and name is not None:
-            place += f" of {_shown(name[:_MOST_NAMED] if contexts[name] == name else name)}"
+            # A text is its own name.
+            place += f' of "{_shown(name[:_MOST_NAMED])}"' if contexts[name] == name else f" of {_shown(name)}"
         print(f"   score {answer.score:.3g}{place}")
         if name is not None and answer.text:
             print(f"   {excerpt(contexts[name], answer.start, answer.end)}")

@@ -121,7 +121,7 @@ def test_texts_name_themselves_in_short(run: Run, model_folder: Path) -> None:
     texts = ("Ada wrote the letter in London. " * 9, "Zoe said it.")
     out = run("answer", "--question", "Who?", "--text", *texts, "--model", model_folder, "--top", 9).out
     names = {line.partition(" of ")[2] for line in out.splitlines() if line.startswith("   score")}
-    assert names == {texts[0][:60].strip(), texts[1]}
+    assert names == {f'"{texts[0][:60].strip()}"', f'"{texts[1]}"'}
 
 
 def test_scorer_that_was_not_named_is_said(run: Run, model_folder: Path) -> None:

@@ -162,7 +162,7 @@ def test_full_disk_is_one_error() -> None:
         command = [sys.executable, "-c", MAIN, "--help"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT)
     assert done.returncode == 2
-    assert done.stderr == b"dtbert: error: No space left on device: make room there, then do it again\n"
+    assert done.stderr == b"dtbert: error: No space left on device: make room, then give the command again\n"
 
 
 def test_output_that_cannot_show_a_character_shows_its_escape() -> None:
