@@ -50,7 +50,7 @@ examples:
   dtbert answer --question "Who wrote it?" --file letter.txt --top 3
   dtbert answer --question "Who wrote it?" --file letters/ --no-answer
   dtbert answer --question "Who wrote it?" --context - < letter.txt \\
-    --schedule 1,1,0.9,0.6,0.4,0.2 --scorer cls
+    --schedule 0.8,0.7,0.6,0.4,0.2,0.1
   dtbert answer --input questions.jsonl --output answers.jsonl --budget 0.5
   cat questions.jsonl | dtbert answer --input - --output - | jq .answer
 
@@ -58,8 +58,6 @@ examples:
 
 _MARGIN = 50  # characters of context shown on each side of an answer
 _MOST_NAMED = 60  # characters of a text that names itself
-
-
 _ONE, _MANY = ("question", "context", "file", "text"), ("input", "output")
 
 
@@ -103,8 +101,8 @@ def _answer_one(arguments: argparse.Namespace) -> int:
     asking = batch.asking(arguments, schedule)
     found: list[tuple[str | None, Answer]]
     if len(contexts) == 1:
-        ((name, context),) = contexts.items()
-        found = [(name, answer) for answer in answerer.top(arguments.question, context, arguments.top, **asking)]
+        ((only, context),) = contexts.items()
+        found = [(only, answer) for answer in answerer.top(arguments.question, context, arguments.top, **asking)]
     else:
         documents = answerer.answer_documents(arguments.question, contexts, arguments.top, **asking)
         found = [(one.document, one.answer) for one in documents]
