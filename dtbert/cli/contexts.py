@@ -25,8 +25,8 @@ def given_contexts(arguments: argparse.Namespace) -> dict[str, str]:
     found: dict[str, str] = {}
     for option, read in (("context", _read_context), ("file", _read_file)):
         for argument in getattr(arguments, option) or []:
-            if argument not in found:
-                found = {**read(argument), **found}
+            if argument not in found:  # stdin can be read once
+                found |= read(argument)
     return found | {text: text for text in arguments.text or [] if text not in found}
 
 
