@@ -257,7 +257,8 @@ def time_schedules(
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     answerer = QuestionAnswerer.load(arguments.model, dtype=getattr(torch, arguments.dtype))
-    schedules = [parse_schedule(spec, "--schedule") for spec in getattr(arguments, "schedule", [])]
+    given = [parse_schedule(spec, "--schedule") for spec in getattr(arguments, "schedule", [])]
+    schedules = [schedule.resolve(answerer.own_scorer) for schedule in given]
     if answerer.front is None and arguments.what != "scorers" and not schedules:
         raise ValueError(f"{arguments.model} has no schedules.json: make one with `dtbert search`")
     rows = load(arguments.json)

@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         with tqdm(total=total, initial=done.lines, unit="q", disable=arguments.quiet or None) as bar:
             for line, fields in results(answerer, left, arguments.top, asking(arguments, schedule)):
                 files.check()
-                sink.write(_dump(line, fields))
+                sink.write(dump(line, fields))
                 sink.flush()
                 if "error" in fields:
                     failed += 1
@@ -230,7 +230,8 @@ def answer_fields(
     return {**fields[0], "answers": fields} if top > 1 else fields[0]
 
 
-def _dump(line: Line, fields: dict[str, Any]) -> bytes:
+def dump(line: Line, fields: dict[str, Any]) -> bytes:
+    """A line of the output."""
     fields = {"line": line.number, **({} if line.id is None else {"id": line.id}), **fields}
     try:
         return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
@@ -263,7 +264,8 @@ def progress(questions: Questions, output: Path) -> Progress:
 
 def _check_paths(source: Path, output: Path, model: str | None) -> None:
     if not source.is_file():
-        reason = "it is read more than once" if source.exists() else "there is none"
+        reason = "it is read more than once; - is stdin" if source.exists() else "there is none"
+        reason = "this is a folder, name a file in it" if source.is_dir() else reason
         raise ValueError(f"--input {source} must be a file: {reason}")
     check_output("--output", output, source, model=model)
     record = _settings_path(output)

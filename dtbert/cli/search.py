@@ -13,10 +13,12 @@ from dtbert.cli.options import (
     add_window_options,
     describe_schedule,
     holds_many,
+    known_scorers,
     load_answerer,
     other_windows,
     parse_schedule,
     positive,
+    resolved,
 )
 from dtbert.cli.output import check_output, print_json, printable
 from dtbert.files import differing, text_sha256
@@ -77,7 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sampler", choices=("nsga2", "tpe"), default="tpe", help="Bayesian (tpe, default), or evolution"
     )
-    group.add_argument("--scorers", default=_SCORERS, metavar="A,B", help=f"(default: {_SCORERS.replace(',', ', ')})")
+    group.add_argument(
+        "--scorers",
+        default=_SCORERS,
+        metavar="A,B",
+        help=f"names, or a MODULE:FUNCTION of yours (default: {_SCORERS.replace(',', ', ')})",
+    )
     group.add_argument(
         "--keep-question", choices=("yes", "no", "both"), default="both", help="keep the question first (default: both)"
     )
@@ -121,14 +128,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dtbert.evaluation import read_squad
     from dtbert.qa import write_schedules
+    from dtbert.qa.budgets import own_scorer, schedules_of
     from dtbert.search import in_search_order, naming_storage
     from dtbert.search.plot import plot_front
+    from dtbert.weights import resolve_source
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
     questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
     # A schedules.json that is old or damaged is what the search may be there to replace.
     answerer = load_answerer(arguments, with_schedules=False)
+    source = resolve_source(arguments.model, arguments.revision)
+    if any(one.scorer is None for one in starts):
+        own = own_scorer(schedules_of(source, answerer.config.num_hidden_layers), answerer.config)
+        starts = resolved(starts, own)
     with naming_storage(_storage(arguments)):
         search, front, published = _run(arguments, answerer, questions, starts)
         if errors := search.errors():
@@ -216,6 +229,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         check_picture(Path(arguments.plot), "search")
     _check_replaced(Path(arguments.out))
+    known_scorers("--scorers", arguments.scorers)  # of which a --start may have one
     if arguments.published is not None and arguments.plot is None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:
@@ -260,7 +274,7 @@ def _search(
 ) -> "Search":
     from dtbert import search as room
 
-    scorers = tuple(name.strip() for name in arguments.scorers.split(","))
+    scorers = tuple(known_scorers("--scorers", arguments.scorers))
     num_layers, keep_question = answerer.config.num_hidden_layers, _KEEP_QUESTION[arguments.keep_question]
     settings: dict[str, Any] = {
         "model_sha256": model_sha256,

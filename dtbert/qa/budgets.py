@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtbert.files import Json, naming, write_whole
-from dtbert.model import LengthSchedule, Macs
+from dtbert.model import BertConfig, LengthSchedule, Macs, OwnScorer
 from dtbert.weights import model_folder, weights_sha256
 
 SCHEDULES_FILE = "schedules.json"
@@ -123,6 +123,14 @@ class ScheduleFront:
         if any(entry.schedule is None for entry in self.schedules):
             raise ValueError("an entry has no schedule: the model with nothing dropped is full_model")
 
+    @property
+    def own_scorer(self) -> OwnScorer | None:
+        """What all schedules drop by; None where they differ, or name none."""
+        schedules = (entry.schedule for entry in self.schedules if entry.schedule is not None)
+        found = {(schedule.scorer, schedule.keep_question) for schedule in schedules}
+        scorer, keep_question = found.pop() if len(found) == 1 else (None, False)
+        return None if scorer is None else OwnScorer(scorer, keep_question)
+
     def check_layers(self, num_layers: int) -> None:
         """Raise ValueError unless each schedule has one entry per layer of the model."""
         for entry in self.schedules:
@@ -230,6 +238,12 @@ def schedules_of(path: Path, num_layers: int) -> ScheduleFront | None:
             file,
         )
     return front
+
+
+def own_scorer(front: ScheduleFront | None, config: BertConfig) -> OwnScorer:
+    """What a model's tokens are dropped by where a schedule names no scorer: as its front has it, else its config."""
+    of_front = None if front is None else front.own_scorer
+    return of_front or config.own_scorer
 
 
 def check_budget(budget: float) -> None:

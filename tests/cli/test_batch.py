@@ -282,7 +282,7 @@ def test_batch_refuses_an_output_made_otherwise(run: Run, command: tuple[str, ..
         assert outcome.err.count("\n") == 1
         return outcome.err
 
-    assert "(schedule, top)" in refused("--schedule", "1,0.5", "--top", "2")
+    assert "(schedule, top)" in refused("--schedule", "1,0.5", "--scorer", "cls", "--top", "2")
     assert "(dtype)" in refused("--dtype", "bfloat16")
     source.write_text(json.dumps({**GOOD, "question": "Where?"}))
     assert "(input)" in refused()
