@@ -49,7 +49,7 @@ def _measure() -> dict[str, float]:
     """
     import torch
 
-    from dtbert.kernels import native
+    from dtbert.kernels import BackendName, native
     from dtbert.model import PackedBatch
     from dtbert.weights import load_model
 
@@ -59,7 +59,9 @@ def _measure() -> dict[str, float]:
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         if not native.available(dtype):
             continue
-        others = {"cpu": dtype} if dtype != torch.int8 else {"cpu": torch.float32, "native": torch.float32}
+        others: dict[BackendName, torch.dtype] = {"cpu": dtype}
+        if dtype == torch.int8:
+            others = {"cpu": torch.float32, "native": torch.float32}
         models = [load_model(dtype=dtype, backend="native")]
         models += [load_model(dtype=other, backend=name) for name, other in others.items()]
         times: list[list[float]] = [[] for _ in models]
