@@ -1,10 +1,11 @@
 """Files that ask for what no machine has: refused before it is taken, by a documented error."""
 
+import os
 import resource
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dtbert.weights.header import read_header
 from tests.weights.checkpoints import CONFIG, make_tensors, write
 
 WORDS = "bert.embeddings.word_embeddings.weight"
+ROW = torch.randn(3, 16)
 LOADS = [load_model, load_encoder, load_trainable]
 
 
@@ -125,26 +127,69 @@ def test_compressed_pickle_is_not_unpacked(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+FILES = pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+
+
+@FILES
 @pytest.mark.parametrize("cut", [0, 4, 100, 4096, 9000])
-def test_file_cut_while_it_is_read_is_an_error(tmp_path: Path, cut: int) -> None:
-    file = write(tmp_path, make_tensors()) / "model.safetensors"
+def test_file_cut_while_it_is_read_is_an_error(tmp_path: Path, cut: int, name: str) -> None:
+    file = write(tmp_path, make_tensors(), name) / name
     opened = open_checkpoint(tmp_path)
     opened.file.read(WORDS)
     with file.open("r+b") as writing:
         writing.truncate(cut)
-    for name in opened.stored:
+    for tensor in opened.stored:
         with pytest.raises(CheckpointError, match="changed while it was read"):
-            opened.file.read(name)
+            opened.file.read(tensor)
 
 
-def test_file_overwritten_while_it_is_read_is_an_error(tmp_path: Path) -> None:
-    file = write(tmp_path, make_tensors()) / "model.safetensors"
+@FILES
+def test_file_overwritten_while_it_is_read_is_an_error(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path, make_tensors(), name) / name
     opened = open_checkpoint(tmp_path)
     opened.file.read(WORDS)
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="changed while it was read"):
         opened.file.read("qa_outputs.bias")
+
+
+def rewritten(file: Path, order: Callable[[str], Any], left_out: tuple[str, ...] = ()) -> None:
+    """An archive whose parts come in another order, one behind the other."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in sorted(parts, key=order):
+            if name.rpartition("/")[2] not in left_out:
+                archive.writestr(name, parts[name])
+
+
+# As torch wrote them before it noted how, which it did by the numbers' text; and as nobody does.
+@pytest.mark.parametrize(
+    ("order", "left_out", "one_by_one"),
+    [
+        (str, (".format_version", ".storage_alignment", "byteorder"), True),
+        (str, (), False),
+        (lambda name: name[::-1], (), False),
+    ],
+    ids=["old", "by text", "by last digits"],
+)
+def test_pickle_is_read_where_its_tensors_lie(
+    tmp_path: Path, order: Callable[[str], Any], left_out: tuple[str, ...], one_by_one: bool
+) -> None:
+    # Of one size, so that one could be taken for another.
+    tensors = {**make_tensors(), "bert.pooler.dense.weight": torch.randn(16, 16).T, "bert.pooler.dense.bias": ROW[1]}
+    file = write(tmp_path, tensors, "pytorch_model.bin") / "pytorch_model.bin"
+    rewritten(file, order, left_out)
+    opened, again = open_checkpoint(tmp_path), open_checkpoint(tmp_path)
+    for name, tensor in tensors.items():
+        assert torch.equal(opened.file.read(name), tensor), name
+    os.truncate(file, 9000)
+    if one_by_one:
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            again.file.read(WORDS)
+    else:
+        assert torch.equal(again.file.read(WORDS), tensors[WORDS])  # read whole
 
 
 @pytest.mark.parametrize("int8", [True, False])
