@@ -3,16 +3,17 @@
 import io
 import json
 import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dtbert.cli import batch
-from dtbert.cli.batch import chunks
-from dtbert.cli.inputs import Line, Questions
+from dtbert.cli.batch import chunks, remaining
+from dtbert.cli.inputs import Line
 from dtbert.qa import QuestionAnswerer
 from tests.cli.conftest import Run
 from tests.cli.questions import BAD_LINES, GOOD, read
@@ -110,34 +111,39 @@ def test_batch_shows_progress_on_a_terminal_unless_quiet(
     assert ("1/1" in terminal.getvalue()) == shown
 
 
-LINES = st.lists(st.builds(lambda size: Line(1, None, "q", "c" * size), st.integers(0, 30)), max_size=40)
+LINES = st.lists(st.builds(lambda size: Line(1, None, "q", "c" * size), st.integers(0, 60)), max_size=40)
 
 
-@given(LINES)
-def test_chunks_hold_every_line_and_are_bounded(lines: list[Line]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "CHUNK_LINES", 5)
-        patch.setattr(batch, "CHUNK_CHARACTERS", 40)
-        found = list(chunks(iter(lines)))
+def size(chunk: list[Line]) -> int:
+    return sum(len(line.question + line.context) + 12 for line in chunk)
+
+
+@given(LINES, st.integers(0, 40))
+def test_chunks_hold_every_line_and_are_bounded(lines: list[Line], done: int) -> None:
+    found = list(chunks(iter(lines), 50))
     assert [line for chunk in found for line in chunk] == lines
-    assert all(1 <= len(chunk) <= 5 for chunk in found)
-    # A chunk without its last line is below the limit.
-    assert all(sum(len(line.question + line.context) for line in chunk[:-1]) < 40 for chunk in found)
+    assert all(len(chunk) == 1 or (chunk and size(chunk) <= 50) for chunk in found)
+    # None could hold the first line of the next, too.
+    assert all(size([*chunk, after[0]]) > 50 for chunk, after in pairwise(found))
+    # What goes on after some lines has the same chunks, of which the first may hold some that are done.
+    left = list(remaining(iter(lines), done, 50))
+    assert [chunk for chunk, _ in left] == found[len(found) - len(left) :]
+    assert [line for chunk, there in left for line in chunk[there:]] == lines[done:]
+    assert not any(there for _, there in left[1:])
 
 
-def test_batch_holds_a_chunk_at_a_time(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "CHUNK_LINES", 4)
+def test_batch_holds_a_chunk_at_a_time(model_folder: Path) -> None:
     taken: list[int] = []
 
-    def lines(_: Questions) -> Any:
+    def lines() -> Iterator[Line]:
         for number in range(1, 41):
             taken.append(number)
             yield Line(number, None, "Who wrote it?", "Ada wrote it.")
 
-    monkeypatch.setattr(Questions, "lines", lines)
     answerer = QuestionAnswerer.load(model_folder)
-    for line, fields in batch.results(answerer, Questions(tmp_path, "lines", False), 0, 1, {}):
+    for line, fields in batch.results(answerer, remaining(lines(), 0, 4 * 40), 1, {}):
         assert "answer" in fields
+        # A chunk of four, and the first of the next.
         assert len(taken) <= line.number + 4
     assert len(taken) == 40
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,10 +18,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dtbert.cli import batch, main
+from dtbert.cli.batch import chunks
 from dtbert.cli.inputs import Questions
+from dtbert.qa import QuestionAnswerer
 from tests.cli.command import run_command
 from tests.cli.conftest import Run
 from tests.cli.questions import GOOD, read, write_questions
+
+# Characters for each token of a batch, so that a few lines fill one.
+SMALL = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +35,7 @@ def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     write_questions(folder / "q.jsonl", 30)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "CHUNK_LINES", 7)
+        patch.setattr(batch, "CHARACTERS_PER_TOKEN", SMALL)
         assert run_in(folder, model_folder) == 1
     assert len(read(folder / "a.jsonl")) == 36
     return folder
@@ -45,7 +51,7 @@ def run_in(folder: Path, model_folder: Path) -> int:
 def test_batch_goes_on_from_any_byte(
     whole: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
-    monkeypatch.setattr(batch, "CHUNK_LINES", 7)
+    monkeypatch.setattr(batch, "CHARACTERS_PER_TOKEN", SMALL)
     output = whole / "a.jsonl"
     complete = output.read_bytes()
     newlines = [index + 1 for index, byte in enumerate(complete) if byte == ord("\n")]
@@ -58,11 +64,39 @@ def test_batch_goes_on_from_any_byte(
         output.write_bytes(complete)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forkserver")
-def test_batch_survives_kills_at_any_moment(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more_kills: int
+def test_batch_that_goes_on_says_and_does_little_again(
+    whole: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(batch, "CHUNK_LINES", 40)
+    monkeypatch.setattr(batch, "CHARACTERS_PER_TOKEN", SMALL)
+    asked: list[str] = []
+    answer_many = QuestionAnswerer.answer_many
+
+    def counted(answerer: QuestionAnswerer, pairs: Any, **options: Any) -> Any:
+        given = list(pairs)
+        asked.extend(context for _, context in given)
+        return answer_many(answerer, given, **options)
+
+    monkeypatch.setattr(QuestionAnswerer, "answer_many", counted)
+    output = whole / "a.jsonl"
+    complete = output.read_bytes()
+    lines = complete.splitlines(keepends=True)
+    sizes = [len(chunk) for chunk in chunks(Questions.of(whole / "q.jsonl").lines(), int(SMALL * 2048))]
+    begins = [sum(sizes[:index]) for index in range(len(sizes))]
+    assert len(sizes) > 4
+    for done, again in ((begins[2], 0), (begins[2] + 2, 2), (begins[-1] - 1, sizes[-2] - 1)):
+        asked.clear()
+        capsys.readouterr()
+        output.write_bytes(b"".join(lines[:done]))
+        assert run_in(whole, model_folder) == 1
+        assert output.read_bytes() == complete
+        note = f"dtbert: going on after {done} of 36 lines, {again or 'none'} of them once more"
+        assert capsys.readouterr().err.startswith(note)
+        assert len(asked) <= again + len(lines) - done
+    assert again > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forkserver")
+def test_batch_survives_kills_at_any_moment(model_folder: Path, tmp_path: Path, more_kills: int) -> None:
     write_questions(tmp_path / "q.jsonl", 1200)
     assert run_in(tmp_path, model_folder) == 1
     unbroken, broken, log = (tmp_path / name for name in ("a.jsonl", "broken.jsonl", "log"))
@@ -74,7 +108,7 @@ def test_batch_survives_kills_at_any_moment(
 
     def start() -> ForkServerProcess:
         arguments = ["answer", "--model", str(model_folder), *files]
-        process = context.Process(target=run_command, args=(arguments, batch.CHUNK_LINES, log))
+        process = context.Process(target=run_command, args=(arguments, log))
         process.start()
         return process
 
@@ -144,7 +178,7 @@ def test_batch_refuses_an_output_made_otherwise(run: Run, command: tuple[str, ..
         assert outcome.err.count("\n") == 1
         return outcome.err
 
-    assert "(schedule, top)" in refused("--schedule", "1,0.5", "--top", "2")
+    assert "(schedule, top)" in refused("--schedule", "1,0.5", "--scorer", "cls", "--top", "2")
     assert "(dtype)" in refused("--dtype", "bfloat16")
     source.write_text(json.dumps({**GOOD, "question": "Where?"}))
     assert "(input)" in refused()
