@@ -19,7 +19,7 @@ from dtbert.cli.options import (
 from dtbert.cli.output import check_output, print_json
 
 if TYPE_CHECKING:
-    from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
+    from dtbert.model import BertForQuestionAnswering, PackedBatch, Policy
 
 SUMMARY = "time each step of a model against the limit of the device"
 DESCRIPTION = """\
@@ -95,7 +95,7 @@ def _profile(
     arguments: argparse.Namespace,
     model: "BertForQuestionAnswering",
     batch: "PackedBatch",
-    schedule: "LengthSchedule | None",
+    schedule: "Policy | None",
 ) -> None:
     from tqdm import tqdm
 
@@ -121,7 +121,7 @@ def _profile(
 
 
 def _prepare(
-    arguments: argparse.Namespace, seqlens: list[int], schedule: "LengthSchedule | None"
+    arguments: argparse.Namespace, seqlens: list[int], schedule: "Policy | None"
 ) -> "tuple[BertForQuestionAnswering, PackedBatch]":
     place = placement(arguments)
     from dtbert.profiling import check_device, random_batch, random_model

@@ -1,15 +1,18 @@
 """The network: its sizes, packed batches, length schedules and scorers, the encoder and the span-answering model."""
 
 from dtbert.kernels import Packing
+from dtbert.model.adaptive import AdaptivePolicy, Threshold, TopP
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
 from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits
 from dtbert.model.config import BertConfig
 from dtbert.model.overlap import question_overlap
+from dtbert.model.policy import Policy
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import LayerView, available_scorers, register_scorer
 from dtbert.model.work import Macs
 
 __all__ = [
+    "AdaptivePolicy",
     "BertConfig",
     "BertEncoder",
     "BertForQuestionAnswering",
@@ -19,7 +22,10 @@ __all__ = [
     "Macs",
     "PackedBatch",
     "Packing",
+    "Policy",
     "SpanLogits",
+    "Threshold",
+    "TopP",
     "available_scorers",
     "pack_padded",
     "question_overlap",

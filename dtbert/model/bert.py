@@ -13,7 +13,7 @@ from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
 from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
-from dtbert.model.schedule import LengthSchedule
+from dtbert.model.policy import Policy
 from dtbert.model.scorers import SpanHead
 
 
@@ -185,7 +185,7 @@ class BertEncoder(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         output_hidden_states: bool = False,
     ) -> EncoderOutput:
@@ -216,6 +216,10 @@ class BertEncoder(Bert):
         return EncoderOutput(unpack(encoding.states, rows, input_ids.shape, 0.0), pooled, tuple(hidden_states))
 
 
+# Is called with how many tokens of each sequence left each layer, by layer.
+OnLengths = Callable[[tuple[tuple[int, ...], ...]], object]
+
+
 class SpanLogits(NamedTuple):
     """Scores of each token as start and as end of the answer: both ``[B, S]``, or ``[T]`` for a packed batch."""
 
@@ -241,7 +245,7 @@ class BertForQuestionAnswering(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
     ) -> SpanLogits:
         """Score a padded batch.
 
@@ -264,18 +268,26 @@ class BertForQuestionAnswering(Bert):
         return SpanLogits(unpack(start, rows, input_ids.shape, fill), unpack(end, rows, input_ids.shape, fill))
 
     def forward_packed(
-        self, batch: PackedBatch, schedule: LengthSchedule | None = None, *, backend: Backend | None = None
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        on_lengths: OnLengths | None = None,
     ) -> SpanLogits:
         """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned.
 
-        ``backend`` computes the steps in place of the model's own: a profiler's, say.
+        ``backend`` computes the steps in place of the model's own: a profiler's, say. ``on_lengths`` is called once with
+        how many tokens of each sequence left each layer, by layer; no CUDA graph is replayed then.
         """
         # A traced graph has no values to look at: there, ids are the caller's promise.
         if not torch.compiler.is_compiling():
             batch.check(self.config)
+        if on_lengths is not None:
+            return SpanLogits(*self._forward(batch, schedule, backend or self.backend, None, on_lengths).unbind(1))
         return self._logits(batch, schedule, backend or self.backend)
 
-    def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
+    def _logits(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogits:
         logits = None
         # Another backend than the model's own gives gradients, or watches.
         if self._graphs is not None and not torch.compiler.is_compiling() and backend is self._chosen:
@@ -288,13 +300,16 @@ class BertForQuestionAnswering(Bert):
     def _forward(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None,
+        schedule: Policy | None,
         backend: Backend,
         targets: Sequence[Packing] | None = None,
+        on_lengths: OnLengths | None = None,
     ) -> Tensor:
         """Start and end logits side by side, ``[T, 2]``; ``targets`` as `TokensLeft` takes them."""
         span_head = self.span_head(backend)
         encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, targets=targets)
+        if on_lengths is not None:
+            on_lengths(encoding.lengths)
         return span_head(encoding.states)
 
     def _make_graphs(self) -> Graphs | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import torch
 from tokenizers import Tokenizer
 
-from dtbert.model import BertForQuestionAnswering, LengthSchedule
+from dtbert.model import BertForQuestionAnswering, Policy
 from dtbert.qa.answering import best_answers
 from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, schedules_of
 from dtbert.qa.calls import (
@@ -174,7 +174,7 @@ class QuestionAnswerer:
             threshold: of the margin, for ``no_answer``; by default the attribute of this name.
 
         Raises:
-            TypeError: not strings, not a `LengthSchedule`, a number that is none; or an option that there is not.
+            TypeError: not strings, not a `Policy`, a number that is none; or an option that there is not.
             ValueError: a text is empty, blank, without tokens or with lone surrogates; a question too long for the
                 window; a schedule with another number of layers than the model; as `within_budget`.
         """
@@ -314,9 +314,7 @@ class QuestionAnswerer:
         buffers = read_examples(iter(pairs), self.tokenizer, self._size, characters)
         return (Prepared(tuple(examples)) for examples in buffers)
 
-    def answer_prepared(
-        self, prepared: Prepared, *, schedule: LengthSchedule | None = None
-    ) -> list[Answer | PairError]:
+    def answer_prepared(self, prepared: Prepared, *, schedule: Policy | None = None) -> list[Answer | PairError]:
         """The best answer to each of the prepared questions, or its error; errors of the schedule are raised."""
         self._check_schedule(schedule)
         return self._answer_readable(prepared, Request(1, schedule))
@@ -356,13 +354,13 @@ class QuestionAnswerer:
         self._check_schedule(schedule)
         return request_of(k, schedule, asking, self.threshold)
 
-    def _check_schedule(self, schedule: LengthSchedule | None) -> None:
+    def _check_schedule(self, schedule: Policy | None) -> None:
         if schedule is None:
             return
-        if not isinstance(schedule, LengthSchedule):
+        if not isinstance(schedule, Policy):
             raise TypeError(
                 f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
-                "LengthSchedule.absolute or LengthSchedule.ratios"
+                "LengthSchedule.absolute or LengthSchedule.ratios, or let the text decide by Threshold or TopP"
             )
         schedule.check_layers(self.config.num_hidden_layers)
 

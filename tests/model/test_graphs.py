@@ -99,18 +99,18 @@ def padded_logits(model: BertForQuestionAnswering, batch: PackedBatch, schedule:
 
 
 SCHEDULES = st.builds(
-    lambda numbers, absolute, scorer, keep_cls, keep_question: LengthSchedule(
+    lambda numbers, absolute, **options: LengthSchedule(
         "absolute" if absolute else "ratios",
         tuple(sorted((max(1, round(90 * x)) if absolute else x for x in numbers), reverse=True)),
-        scorer,
-        keep_cls,
-        keep_question,
+        **options,
     ),
     st.lists(st.floats(1e-8, 1), min_size=3, max_size=3),
     st.booleans(),
-    st.sampled_from(BUILT_IN_SCORERS),
-    st.booleans(),
-    st.booleans(),
+    scorer=st.sampled_from(BUILT_IN_SCORERS),
+    keep_cls=st.booleans(),
+    keep_question=st.booleans(),
+    accumulate=st.booleans(),
+    skip_layers=st.sampled_from([(), (1,), (0, 2)]),
 )
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=9)
 
