@@ -277,8 +277,8 @@ class BertForQuestionAnswering(Bert):
     ) -> SpanLogits:
         """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned.
 
-        ``backend`` computes the steps in place of the model's own: a profiler's, say. ``on_lengths`` is called once with
-        how many tokens of each sequence left each layer, by layer; no CUDA graph is replayed then.
+        ``backend`` computes the steps in place of the model's own: a profiler's, say. ``on_lengths`` is called once with how
+        many tokens of each sequence left each layer, by layer; no CUDA graph is replayed then.
         """
         # A traced graph has no values to look at: there, ids are the caller's promise.
         if not torch.compiler.is_compiling():
