@@ -196,10 +196,8 @@ class Backend:
             Rows of the kept tokens among those that entered, int64 ``[K]``; what is left; and their context.
         """
         assert isinstance(significance, Tensor), "parts are for the backend that left them"
-        rows, forced = left.rows, left.forced()
-        if forced is not None:
-            significance = significance.masked_fill(forced, torch.inf)
-        kept = self.select(significance, left.packing, target).rows
+        rows = left.rows
+        kept = self.select(left.above_all(significance), left.packing, target).rows
         if rows is None or left.final is None:
             left = left._replace(packing=target, rows=kept, final=states)
         else:

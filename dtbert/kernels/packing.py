@@ -81,6 +81,11 @@ class Left(NamedTuple):
             stay = stay.index_fill(0, self.packing.cu_seqlens[:-1].long(), True)
         return stay
 
+    def above_all(self, significance: Tensor) -> Tensor:
+        """The significance ``[T]``, infinite where a token stays whatever it is."""
+        forced = self.forced()
+        return significance if forced is None else significance.masked_fill(forced, torch.inf)
+
 
 class Partials(NamedTuple):
     """Significance in parts, as a backend may leave it for its own `Backend.drop`.

@@ -3,8 +3,9 @@
 from dtbert.kernels import Packing
 from dtbert.model.adaptive import AdaptivePolicy, Threshold, TopP
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
-from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits
+from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits, SpanLogitsAndKept
 from dtbert.model.config import BertConfig
+from dtbert.model.kept import LayerKept
 from dtbert.model.overlap import question_overlap
 from dtbert.model.policy import Policy
 from dtbert.model.schedule import LengthSchedule
@@ -17,6 +18,7 @@ __all__ = [
     "BertEncoder",
     "BertForQuestionAnswering",
     "EncoderOutput",
+    "LayerKept",
     "LayerView",
     "LengthSchedule",
     "Macs",
@@ -24,6 +26,7 @@ __all__ = [
     "Packing",
     "Policy",
     "SpanLogits",
+    "SpanLogitsAndKept",
     "Threshold",
     "TopP",
     "available_scorers",

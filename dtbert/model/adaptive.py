@@ -15,11 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dtbert.kernels import BackendName, Left, Packing, Partials
-from dtbert.model.config import BertConfig
+from dtbert.kernels import Left, Packing, Partials
 from dtbert.model.policy import Policy, PolicyOptions, per_layer, tokens_of, up_to_last
 from dtbert.model.scorers import scorer_named
-from dtbert.model.work import Macs, macs_of
 
 # Shares are counted in whole parts of the greatest one, as sums of integers do not depend on their order, nor so on
 # what else is in a batch. A sequence may have 2**18 tokens, and less than 6e-14 of the greatest share is none.
@@ -93,29 +91,12 @@ class AdaptivePolicy(Policy):
             )
         return AdaptiveTargets(self, packing.seqlens)
 
-    def macs(
-        self,
-        config: BertConfig,
-        sequence_length: int,
-        kept: Sequence[int],
-        *,
-        question_length: int | None = None,
-        backend: BackendName = "cpu",
-    ) -> Macs:
-        """Multiply-accumulates for one sequence of which the layers kept so many tokens; see `LengthSchedule.macs`.
-
-        Raises:
-            ValueError: the policy does not fit the config, or ``kept`` cannot have been kept.
-        """
-        self.check_layers(config.num_hidden_layers)
-        lengths = (sequence_length, *kept)
-        if len(kept) != self.num_layers or any(not 1 <= b <= a for a, b in zip(lengths, lengths[1:], strict=False)):
-            raise ValueError(f"of {sequence_length} tokens {self.num_layers} layers cannot keep {list(kept)}")
+    def scores(self, lengths: Sequence[int]) -> list[bool]:
+        own = lengths[0]
         # Whoever remembers scores in a layer for those after it.
-        entered = (sequence_length,) * self.num_layers if self.remembers else lengths[:-1]
-        scored = [self.may_drop(layer, tokens, sequence_length) for layer, tokens in enumerate(entered)]
-        scored = up_to_last(scored) if self.remembers else scored
-        return macs_of(self, config, lengths, scored, question_length, backend)
+        entered = (own,) * self.num_layers if self.remembers else lengths[:-1]
+        scored = [self.may_drop(layer, tokens, own) for layer, tokens in enumerate(entered)]
+        return up_to_last(scored) if self.remembers else scored
 
     def _each(self, values: float | tuple[float, ...]) -> tuple[float, ...]:
         return values if isinstance(values, tuple) else (values,) * self.num_layers

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from dtbert.kernels import Backend, Kept, Left, Packing, Partials
@@ -55,9 +56,12 @@ class TokensLeft:
         span_head: for scorers that read it; None where there is none.
         spare_inputs: leave the states that enter a layer as they are: somebody else reads them.
         targets: the packing that leaves each layer; of the schedule and the batch's lengths by default.
+        output_kept: hold what the tokens scored, too.
 
     Attributes:
         left: the tokens, and where they stand in the batch.
+        significance: on request, of the layers that dropped, float32 ``[T]``: infinite where a token stays whatever its
+            score, NaN where it had been dropped before.
     """
 
     def __init__(
@@ -69,8 +73,10 @@ class TokensLeft:
         span_head: SpanHead | None = None,
         spare_inputs: bool = False,
         targets: Sequence[Packing] | None = None,
+        output_kept: bool = False,
     ) -> None:
         self.left = Left(batch.packing)
+        self.significance: dict[int, Tensor] | None = {} if output_kept else None
         self._schedule, self._backend, self._span_head = schedule, backend, span_head
         self._spare_inputs = spare_inputs
         if schedule is None:
@@ -85,7 +91,7 @@ class TokensLeft:
         self._targets = schedule.targets(batch.packing) if targets is None else KnownTargets(batch.packing, targets)
         # What comes later reads these scores, so that all layers up to the last that drops have some.
         self._score_until = self._targets.last_drop if schedule.remembers else -1
-        self._reads_scores = schedule.remembers or not isinstance(self._targets, KnownTargets)
+        self._reads_scores = output_kept or schedule.remembers or not isinstance(self._targets, KnownTargets)
         self._accumulates, self._accumulated = schedule.accumulate, cast(Tensor | None, None)
         self._earlier: list[EarlierScore] | None = [] if any(one.remembers for one in self._scorers) else None
 
@@ -107,6 +113,7 @@ class TokensLeft:
             return backend.attention(qkv, left.packing, num_heads) if context is None else context, None
         if left.final is None and self._spare_inputs:
             states = states.clone()
+        self._hold(layer.index, significance)
         rows, self.left, kept_context = backend.drop(left, target, in_order(significance, states), states, context)
         if self._accumulated is not None:
             self._accumulated = self._accumulated[rows]
@@ -134,6 +141,16 @@ class TokensLeft:
                 before = self._accumulated
                 self._accumulated = significance = significance if before is None else before + significance
         return context, significance
+
+    def _hold(self, layer: int, significance: Tensor | Partials) -> None:
+        if self.significance is None:
+            return
+        assert isinstance(significance, Tensor)
+        held = self.left.above_all(significance)
+        if self.left.rows is not None:
+            there = self.left.rows
+            held = held.new_full((len(self._text.batch.input_ids),), torch.nan).index_copy(0, there, held)
+        self.significance[layer] = held
 
     def restore(self, states: Tensor) -> Tensor:
         """The final states of all tokens, ``[T, H]``, from those of the tokens that are left."""

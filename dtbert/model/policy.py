@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Protocol, Self, TypedDict
 from torch import Tensor
 
 from dtbert.files import Json
-from dtbert.kernels import Left, Packing, Partials
+from dtbert.kernels import BackendName, Left, Packing, Partials
+from dtbert.model.config import BertConfig
 from dtbert.model.scorers import available_scorers, scorer_named
+from dtbert.model.work import Macs, macs_of
 
 _KINDS: dict[str, "type[Policy]"] = {}
 
@@ -98,6 +100,32 @@ class Policy(ABC):
             raise ValueError(
                 f"the schedule has {self.num_layers} entries, the model {num_layers} layers: they must match"
             )
+
+    @abstractmethod
+    def scores(self, lengths: Sequence[int]) -> list[bool]:
+        """Whether each layer scores a sequence, of the tokens that enter the first layer and that leave each."""
+
+    def macs_of_kept(
+        self,
+        config: BertConfig,
+        sequence_length: int,
+        kept: Sequence[int],
+        *,
+        question_length: int | None = None,
+        backend: BackendName = "cpu",
+    ) -> Macs:
+        """Multiply-accumulates for one sequence of which the layers kept so many tokens; see `LengthSchedule.macs`.
+
+        Raises:
+            ValueError: the policy does not fit the config, or so many tokens cannot have been kept.
+        """
+        self.check_layers(config.num_hidden_layers)
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length must be at least 1, not {sequence_length}")
+        lengths = (sequence_length, *kept)
+        if len(kept) != self.num_layers or any(not 1 <= after <= before for before, after in pairwise(lengths)):
+            raise ValueError(f"of {sequence_length} tokens {self.num_layers} layers cannot keep {list(kept)}")
+        return macs_of(self, config, lengths, self.scores(lengths), question_length, backend)
 
     @abstractmethod
     def targets(self, packing: Packing) -> "Targets":

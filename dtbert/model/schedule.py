@@ -10,7 +10,7 @@ from dtbert.kernels import BackendName, Packing
 from dtbert.model.adaptive import AdaptiveOptions, Threshold
 from dtbert.model.config import BertConfig
 from dtbert.model.policy import KnownTargets, Policy, PolicyOptions, per_layer, tokens_of, up_to_last
-from dtbert.model.work import Macs, macs_of
+from dtbert.model.work import Macs
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,7 @@ class LengthSchedule(Policy, kinds=("absolute", "ratios")):
             lengths = [min(int(length), sequence_length) for length in self.length_config]
         else:
             lengths = [tokens_of(ratio, sequence_length) for ratio in self.length_config]
-        for layer in self.skip_layers:
-            lengths[layer] = lengths[layer - 1] if layer else sequence_length
-        return tuple(lengths)
+        return self._passing(sequence_length, lengths)
 
     def targets(self, packing: Packing) -> KnownTargets:
         """The packing that leaves each layer."""
@@ -143,7 +141,7 @@ class LengthSchedule(Policy, kinds=("absolute", "ratios")):
             return tuple(min(tokens, most) for most in of_each)
         # Rounded up, a sequence keeps less than one token above its part; `lengths` rounds to a millionth first.
         parts = (math.floor(ratio * tokens + 1.00001 * sequences) for ratio in self.length_config)
-        return tuple(min(tokens, most, part) for most, part in zip(of_each, parts, strict=True))
+        return self._passing(tokens, [min(tokens, most, part) for most, part in zip(of_each, parts, strict=True)])
 
     def macs(
         self,
@@ -167,12 +165,19 @@ class LengthSchedule(Policy, kinds=("absolute", "ratios")):
             ValueError: the schedule does not fit the config, or a length below 1.
         """
         self.check_layers(config.num_hidden_layers)
-        if sequence_length < 1:
-            raise ValueError(f"sequence_length must be at least 1, not {sequence_length}")
-        lengths = (sequence_length, *self.lengths(sequence_length))
-        scored = [after < before for before, after in pairwise(lengths)]
-        scored = up_to_last(scored) if self.remembers else scored
-        return macs_of(self, config, lengths, scored, question_length, backend)
+        kept = self.lengths(sequence_length)
+        return self.macs_of_kept(config, sequence_length, kept, question_length=question_length, backend=backend)
+
+    def scores(self, lengths: Sequence[int]) -> list[bool]:
+        drops = [after < before for before, after in pairwise(lengths)]
+        return up_to_last(drops) if self.remembers else drops
+
+    def _passing(self, entered: int, kept: Sequence[int]) -> tuple[int, ...]:
+        """Tokens that leave each layer, where those left out let all pass."""
+        passed = list(kept)
+        for layer in self.skip_layers:
+            passed[layer] = passed[layer - 1] if layer else entered
+        return tuple(passed)
 
 
 def _number(entry: str) -> float:

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
@@ -223,9 +222,8 @@ class _Ranges:
 
 
 def _tokens(model: BertForQuestionAnswering, batch: PackedBatch, schedule: Policy | None) -> tuple[int, ...]:
-    lengths = [(batch.packing.seqlens,)]
-    model.forward_packed(batch, schedule, on_lengths=lengths.append)
-    return tuple(map(sum, chain(*lengths)))
+    kept = model.forward_packed(batch, schedule, output_kept=True).kept
+    return (batch.packing.num_tokens, *(sum(layer.lengths) for layer in kept))
 
 
 def _steps(watches: Sequence[Stopwatch], watched: Sequence[float]) -> dict[StepKey, Calls]:

@@ -1,16 +1,13 @@
 """Policies by which the text decides, scores that remember, and layers that are left out."""
 
 import random
-from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dtbert.kernels import Backend
 from dtbert.kernels.reference import attention_logits, split_heads
 from dtbert.model import (
     AdaptivePolicy,
@@ -66,9 +63,8 @@ def one_of(batch: PackedBatch, index: int) -> PackedBatch:
 def run(
     model: BertForQuestionAnswering, batch: PackedBatch, policy: Policy | None
 ) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
-    found: list[tuple[tuple[int, ...], ...]] = []
-    logits = torch.stack(model.forward_packed(batch, policy, on_lengths=found.append), 1)
-    return logits, found[0]
+    start, end, kept = model.forward_packed(batch, policy, output_kept=True)
+    return torch.stack([start, end], 1), tuple(layer.lengths for layer in kept)
 
 
 def kept_by_hand(policy: AdaptivePolicy, weights: list[float], segments: list[int]) -> list[list[int]]:
