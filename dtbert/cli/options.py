@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dtbert.files import naming
 
 if TYPE_CHECKING:
-    from dtbert.model import LengthSchedule
+    from dtbert.model import Policy
     from dtbert.qa import QuestionAnswerer
 
 REVISION_HELP = "branch, tag or commit of a hub id"
@@ -28,6 +29,12 @@ schedules:
     1,1,0.9,0.6,0.4,0.2      else: parts of the text's own length that stay
     1,1,1,1,1,1              ones alone are parts: nothing is dropped
     {"kind": "ratios", "length_config": [1, 1, 0.9, 0.6, 0.4, 0.2]}
+    {"kind": "threshold", "thresholds": [0, 0, 0.001, 0.002, 0.004, 0.01]}
+    {"kind": "top_p", "parts": [1, 1, 0.95, 0.9, 0.8, 0.6], "floor": 0.1}
+  With the last two the text decides how many tokens stay: those whose part of
+  the significance is at least a threshold, or the fewest that have together
+  such a part of it. Each kind may have "accumulate": true, by which a token's
+  scores are summed over the layers, and "skip_layers": [4], which are left out.
   NAME, the scorer that chooses the tokens, is one of received,
   received_off_diagonal, received_max, cls, from_question, value_norm, answer,
   overlap, answer_overlap, random; or a list of them with one per layer.
@@ -116,7 +123,7 @@ def _part(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a part of all MACs, such as 0.7, got {text!r}") from None
 
 
-def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
+def schedule_of(arguments: argparse.Namespace) -> "Policy | None":
     """The schedule that the options describe, or None.
 
     Raises:
@@ -139,9 +146,9 @@ def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
     return replace(parse_schedule(arguments.schedule), **changes)
 
 
-def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
+def parse_schedule(spec: str, option: str = "--schedule") -> "Policy":
     """The schedule of a SPEC, as SCHEDULE_HELP has it; errors name the option."""
-    from dtbert.model import LengthSchedule
+    from dtbert.model import LengthSchedule, Policy
     from dtbert.model.store import is_store, read_store
 
     if _LIST.fullmatch(spec):
@@ -151,6 +158,8 @@ def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
     text = ""
     try:
         text = spec if inline else Path(spec).read_text("utf-8")
+        if text.lstrip().startswith("{"):
+            return Policy.from_json(text)
         if not is_store(text):
             return LengthSchedule.parse(text)
         (row,) = rows if len(rows := read_store(text)) == 1 else (None,)
@@ -196,7 +205,7 @@ def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) ->
     return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules, **reading)
 
 
-def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, LengthSchedule | None]":
+def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, Policy | None]":
     """The model that the options name, and the schedule that ``--schedule`` gives or ``--budget`` chooses.
 
     Raises:
@@ -218,12 +227,29 @@ def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer,
     return answerer, schedule
 
 
-def describe_schedule(schedule: "LengthSchedule | None") -> str:
-    """A schedule in a few words: the ratios or lengths, the scorer, and what is always kept."""
+def describe_schedule(schedule: "Policy | None") -> str:
+    """A schedule in a few words: the ratios, lengths or shares, the scorer, and what else it says."""
     if schedule is None:
         return "everything"
+    field, before, after = _KINDS[schedule.kind]
+    rest = [f" +{name}" for name in ("cls", "question") if getattr(schedule, f"keep_{name}")]
+    rest += [" accumulated"] if schedule.accumulate else []
+    # What a kind has none of, and what says nothing, is not told.
+    for name, nothing in (("skip_layers", ()), ("floor", 0), ("ceiling", 1)):
+        if (value := getattr(schedule, name, nothing)) != nothing:
+            rest.append(f" {name} {_numbers(value if isinstance(value, tuple) else (value,))}")
     scorer = schedule.scorer if isinstance(schedule.scorer, str) else ",".join(schedule.scorer)
-    kept = [name for name in ("cls", "question") if getattr(schedule, f"keep_{name}")]
-    lengths = " ".join(repr(length).removesuffix(".0") for length in schedule.length_config)
-    lengths += " tokens" if schedule.kind == "absolute" else ""
-    return f"{lengths} {scorer}{''.join(f' +{name}' for name in kept)}"
+    return f"{before}{_numbers(getattr(schedule, field))}{after} {scorer}{''.join(rest)}"
+
+
+# Where the numbers of each kind are, and the words around them.
+_KINDS = {
+    "ratios": ("length_config", "", ""),
+    "absolute": ("length_config", "", " tokens"),
+    "threshold": ("thresholds", "shares from ", ""),
+    "top_p": ("parts", "top ", ""),
+}
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(repr(value).removesuffix(".0") for value in values)
