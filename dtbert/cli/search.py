@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from dtbert.pictures import check_matplotlib
 
 if TYPE_CHECKING:
     from dtbert.evaluation import SquadQuestion
-    from dtbert.model import LengthSchedule
+    from dtbert.model import Policy
     from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
     from dtbert.search import Search
     from dtbert.search.plot import PublishedPoint
@@ -44,16 +43,20 @@ it; several processes with different --seed may work on one study, each with
 one thread unless --threads says otherwise. Constant ratios are tried first. A
 trial is given up when, on its first questions, a schedule that costs no more is
 clearly better.
+
+With --policy threshold a layer keeps the tokens whose share of the significance
+is at least its threshold, with top-p the fewest that have together a part of it:
+the text decides how many. What that takes is counted as it is answered.
 """
 EXAMPLES = """\
 examples:
   dtbert search held-out.json --model run/best --out run/best/schedules.json
   dtbert search held-out.json --model run/best --out front.json --trials 400 \\
       --scorers cls,answer --budget-range 0.3,0.8 --plot front.png
+  dtbert search held-out.json --policy threshold --out thresholds.json
   dtbert answer --model run/best --budget 0.5 --question Q --context FILE
 """
 
-_BASELINE = (0.95, 0.88, 0.8)
 _SCORERS = "received,cls,from_question,value_norm,answer,answer_overlap"
 _KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
 
@@ -70,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--objective", choices=("macs", "latency"), default="macs", help="the cost (default: macs)")
     group.add_argument(
         "--sampler", choices=("nsga2", "tpe"), default="tpe", help="Bayesian (tpe, default), or evolution"
+    )
+    group.add_argument(
+        "--policy",
+        choices=("lengths", "threshold", "top-p"),
+        default="lengths",
+        help="parts of the length that stay (default), or shares of the significance, where the text decides",
     )
     group.add_argument("--scorers", default=_SCORERS, metavar="A,B", help=f"(default: {_SCORERS.replace(',', ', ')})")
     group.add_argument(
@@ -147,7 +156,7 @@ def _run(
     arguments: argparse.Namespace,
     answerer: "QuestionAnswerer",
     questions: "list[SquadQuestion]",
-    starts: "list[LengthSchedule]",
+    starts: "list[Policy]",
 ) -> "tuple[Search, ScheduleFront, list[PublishedPoint]]":
     """Search with a progress bar: the search, its front, and the published points to draw beside it."""
     from tqdm import tqdm
@@ -221,7 +230,7 @@ def _search(
     answerer: "QuestionAnswerer",
     questions: "list[SquadQuestion]",
     model_sha256: str,
-    starts: "list[LengthSchedule]",
+    starts: "list[Policy]",
 ) -> "Search":
     from dtbert import search as room
 
@@ -236,6 +245,8 @@ def _search(
         "objective": arguments.objective,
         "dtype": str(answerer.model.dtype),
         **other_windows(arguments),
+        # Studies of lengths have always been without it.
+        **({} if arguments.policy == "lengths" else {"policy": arguments.policy}),
     }
     if arguments.objective == "latency":
         # Times of different devices do not compare.
@@ -243,20 +254,18 @@ def _search(
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
         room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
-        room.SearchSpace(num_layers, scorers, keep_question),
+        room.SPACES[arguments.policy](num_layers, scorers, keep_question),
         room.QuestionEvaluator(answerer, questions),
         objective=arguments.objective,
         macs_range=arguments.budget_range,
         effort=room.Effort(arguments.rungs, arguments.margin),
     )
     search.add_starts(starts, "start")
-    # Every combination, for a sampler hardly tries again what it has not seen do well.
-    combinations = product(_BASELINE, [num_layers], scorers, keep_question)
-    search.add_starts([room.constant_ratio(*one) for one in combinations], "constant ratio")
+    search.add_starts(search.space.constants(), search.space.constant)
     return search
 
 
-def _starts(specs: list[str]) -> "list[LengthSchedule]":
+def _starts(specs: list[str]) -> "list[Policy]":
     """The schedules that ``--start`` names."""
     from dtbert.qa import read_schedules
 

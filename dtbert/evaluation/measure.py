@@ -71,15 +71,21 @@ class PreparedQuestions:
 
         They are answered for it where the text decides how many tokens stay, and otherwise not.
         """
-        done = self.work(schedule) if isinstance(schedule, AdaptivePolicy) else schedule
+        done = self.evaluate_and_count(schedule)[1] if isinstance(schedule, AdaptivePolicy) else schedule
         return _cost(self.answerer, len(self.questions) - len(self.unreadable), self._lengths, self._full, done)
 
-    def work(self, schedule: AdaptivePolicy, begin: int = 0, end: int | None = None) -> list[Macs]:
-        """What answering the questions number ``begin`` to ``end`` took, of each that can be read."""
-        work = KeptWork(self.answerer, schedule)
-        part = self.prepared[begin:end]
-        self.answerer.answer_prepared(part, schedule=schedule, watch=work.watch(part))
-        return work.of_questions
+    def evaluate_and_count(
+        self, schedule: AdaptivePolicy, begin: int = 0, end: int | None = None
+    ) -> tuple[Evaluation, list[Macs]]:
+        """`evaluate`, and what answering each of the questions took that can be read."""
+        part, work = self.prepared[begin:end], KeptWork(self.answerer, schedule)
+        answers = self.answerer.answer_prepared(part, schedule=schedule, watch=work.watch(part))
+        questions = self.questions[begin:end]
+        return evaluate(questions, _predictions(questions, answers, self._threshold)), work.of_questions
+
+    def full_work(self, begin: int = 0, end: int | None = None) -> int:
+        """Executed MACs of the questions number ``begin`` to ``end`` where nothing is dropped."""
+        return _macs(self.answerer, Counter(self.prepared[begin:end].window_lengths()), None).executed
 
     @cached_property
     def _full(self) -> Macs:
@@ -194,7 +200,7 @@ def _cost(
     num_questions: int,
     lengths: Mapping[tuple[int, int], int],
     full: Macs,
-    done: LengthSchedule | list[Macs] | None,
+    done: Policy | list[Macs] | None,
 ) -> Cost:
     """Of windows by their tokens and those of segment 0, where those alike are counted once; or of each question."""
     if not num_questions:
@@ -205,6 +211,7 @@ def _cost(
         # The least that as many do not exceed.
         p95 = float(sorted(one.executed for one in done)[math.ceil(0.95 * len(done)) - 1])
     else:
+        assert done is None or isinstance(done, LengthSchedule)
         macs = full if done is None else _macs(answerer, lengths, done)
     windows = sum(lengths.values())
     tokens = sum(count * length for (length, _), count in lengths.items())

@@ -9,7 +9,7 @@ from dtbert.model.kept import LayerKept
 from dtbert.model.overlap import question_overlap
 from dtbert.model.policy import Policy
 from dtbert.model.schedule import LengthSchedule
-from dtbert.model.scorers import LayerView, available_scorers, register_scorer
+from dtbert.model.scorers import LayerView, available_scorers, is_logarithmic, register_scorer
 from dtbert.model.work import Macs
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Threshold",
     "TopP",
     "available_scorers",
+    "is_logarithmic",
     "pack_padded",
     "question_overlap",
     "register_scorer",

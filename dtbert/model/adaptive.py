@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dtbert.kernels import Left, Packing, Partials
 from dtbert.model.policy import Policy, PolicyOptions, per_layer, tokens_of, up_to_last
-from dtbert.model.scorers import scorer_named
+from dtbert.model.scorers import is_logarithmic
 
 # Shares are counted in whole parts of the greatest one, as sums of integers do not depend on their order, nor so on
 # what else is in a batch. A sequence may have 2**18 tokens, and less than 6e-14 of the greatest share is none.
@@ -174,7 +174,7 @@ class AdaptiveTargets:
 
     def __init__(self, policy: AdaptivePolicy, sequence_lengths: Sequence[int]) -> None:
         self._policy, self._own = policy, sequence_lengths
-        self._logarithmic = [scorer_named(name).logarithmic for name in policy.scorers]
+        self._logarithmic = [is_logarithmic(name) for name in policy.scorers]
 
     @property
     def last_drop(self) -> int:

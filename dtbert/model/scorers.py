@@ -264,6 +264,11 @@ def available_scorers() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
+def is_logarithmic(name: str) -> bool:
+    """Whether a scorer's significance is the logarithm of what policies share out; ValueError where there is none."""
+    return scorer_named(name).logarithmic
+
+
 def scorer_named(name: str) -> Scorer:
     """The row of a name.
 
