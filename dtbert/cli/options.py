@@ -99,6 +99,8 @@ def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = Fals
     group.add_argument("--scorer", metavar="NAME", help="which tokens stay (default: received, or the schedule's own)")
     group.add_argument("--keep-cls", action="store_true", help="always keep the first token")
     group.add_argument("--keep-question", action="store_true", help="keep the question before the context")
+    group.add_argument("--accumulate", action="store_true", help="sum a token's scores over the layers so far")
+    group.add_argument("--skip-layers", type=_layers, metavar="A,B", help="layers to leave out, counted from 0")
 
 
 def positive(text: str) -> int:
@@ -114,6 +116,13 @@ def threads(text: str) -> int:
     if number > _MOST_THREADS:
         raise argparse.ArgumentTypeError(f"expected at most {_MOST_THREADS} threads, got {text}")
     return number
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers of layers such as 2,4, got {text!r}") from None
 
 
 def _part(text: str) -> float:
@@ -134,13 +143,15 @@ def schedule_of(arguments: argparse.Namespace) -> "Policy | None":
     if arguments.scorer is not None:
         names = [name.strip() for name in arguments.scorer.split(",")]
         changes["scorer"] = names[0] if len(names) == 1 else tuple(names)
-    changes |= {name: True for name in ("keep_cls", "keep_question") if getattr(arguments, name)}
+    changes |= {name: True for name in ("keep_cls", "keep_question", "accumulate") if getattr(arguments, name)}
+    if arguments.skip_layers is not None:
+        changes["skip_layers"] = arguments.skip_layers
     if arguments.schedule is None:
         if changes:
             option = next(iter(changes)).replace("_", "-")
             raise ValueError(
-                f"--{option} says which tokens stay: it needs --schedule, which says how many; a budget's schedule has "
-                "its own"
+                f"--{option} is part of a schedule: it needs --schedule, which says how many tokens stay; a budget's "
+                "schedule has its own"
             )
         return None
     return replace(parse_schedule(arguments.schedule), **changes)

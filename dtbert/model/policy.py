@@ -150,7 +150,7 @@ class Policy(ABC):
         """
         if not isinstance(values, dict):
             raise ValueError(f"a schedule must be a JSON object, not {type(values).__name__}")
-        known = [name for name, found in _KINDS.items() if issubclass(found, cls)]
+        known = sorted(name for name, found in _KINDS.items() if issubclass(found, cls))
         if "kind" not in values:
             raise ValueError(f"a schedule has a kind, one of {', '.join(known)}: missing ['kind']")
         if values["kind"] not in known:

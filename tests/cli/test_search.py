@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from dtbert.evaluation import Score, read_squad
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, Threshold
 from dtbert.qa import QuestionAnswerer, read_schedules
 from tests.cli.conftest import Run
 from tests.training.conftest import write_model, write_questions
@@ -101,6 +101,23 @@ def test_study_is_of_one_model_set_of_questions_and_options(run: Run, folder: Pa
         study(*latency, "--threads", 2),
     ]
     assert len({first, *others}) == 7
+
+
+def test_what_the_text_decides_is_searched_and_used_as_a_schedule_is(run: Run, folder: Path) -> None:
+    start = Threshold([0, 0.005], scorer="cls")
+    options = ("--policy", "threshold", "--scorers", "cls", "--keep-question", "no", "--start", start.to_json())
+    status, out, err = run(*SEARCH, *options, "--trials", 2, "--rungs", "none", "--budget-range", "0.2,0.99")
+    assert (status, err) == (0, "")
+    assert "shares from " in out
+    (entry, *_) = read_schedules("model/schedules.json").schedules
+    assert isinstance(entry.schedule, Threshold)
+    report = json.loads(run("evaluate", "squad.json", "--model", "model", "--budget", 0.99, "--json").out)
+    chosen = QuestionAnswerer.load("model").within_budget(0.99)
+    assert report["ratio_to_own_length"]["executed"] == pytest.approx(chosen.macs_fraction, abs=1e-4)
+    assert report["macs_per_question"]["executed"] <= report["macs_per_question"]["executed_p95"]
+    status, out, err = run(*SEARCH, *options, "--start", "1,0.5")
+    assert (status, out) == (2, "")
+    assert "LengthSchedule is no Threshold" in err
 
 
 @pytest.mark.parametrize("where", ["full_model", "trial"])

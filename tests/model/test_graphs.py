@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dtbert.kernels import Backend, Kept, Packing
 from dtbert.kernels.parameters import Linear
-from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, register_scorer
+from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, TopP, register_scorer
 from dtbert.model.graphs import Graphs
 from dtbert.model.padding import Bucket, PaddedInputs, Plan
 from dtbert.model.scorers import BUILT_IN_SCORERS
@@ -301,6 +301,7 @@ def test_graphs_are_for_the_models_own_backend_and_small_batches() -> None:
         model.forward_packed(batch, backend=Backend())
         model.forward_packed(large)
         model.forward_packed(batch, schedule)
+        model.forward_packed(batch, TopP([0.9, 0.5, 0.1]))  # asks the device
     assert len(model._graphs) == recorder.recorded == 0
     assert not model._graphs._met
 

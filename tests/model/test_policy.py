@@ -1,8 +1,10 @@
 """Policies by which the text decides, scores that remember, and layers that are left out."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -158,3 +160,189 @@ def test_backends_keep_the_same(seqlens: list[int], policy: AdaptivePolicy, seed
     # A share that lies within rounding of the threshold may fall on either side.
     assume(lengths == wanted)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def received(states: Tensor, layer: int) -> Tensor:
+    """By hand, of all tokens of one text."""
+    query, key, _ = split_heads(REFERENCE.backend.linear(states, REFERENCE.encoder.layers[layer].qkv), 3)
+    return attention_logits(query, key).softmax(-1).sum((0, 1))
+
+
+@given(st.integers(3, 40), st.floats(0.1, 0.9), st.booleans(), SEEDS)
+def test_accumulated_significance_is_the_sum_over_the_layers_so_far(
+    length: int, ratio: float, adaptive: bool, seed: int
+) -> None:
+    batch = random_batch([length], seed)
+    states = REFERENCE.encoder(batch, backend=REFERENCE.backend, keep_hidden_states=True).hidden_states
+    summed = torch.stack([received(states[layer], layer) for layer in range(LAYERS)]).sum(0)
+    order = summed.sort(descending=True, stable=True)
+    assume((order.values.diff().abs() > 1e-4).all())
+    policy: Policy = LengthSchedule.ratios([1, 1, ratio], accumulate=True)
+    if adaptive:
+        policy = TopP([1, 1, ratio], accumulate=True)
+        assume(((order.values.cumsum(0) / summed.sum() - ratio).abs() > 1e-5).all())
+    rows = REFERENCE.encoder(batch, policy, backend=REFERENCE.backend).kept[2]
+    assume(rows is not None)
+    assert rows.tolist() == sorted(order.indices[: len(rows)].tolist())
+    if adaptive:
+        shares = order.values / summed.sum()
+        assert shares[: len(rows) - 1].sum() < ratio <= shares[: len(rows)].sum()
+
+
+register_scorer(
+    "summed",
+    lambda view: view.attention("received") + (view.earlier_scores[-1] if view.earlier_scores else 0),
+    remembers=True,
+)
+register_scorer("forgetful", lambda view: view.accumulated)
+
+
+@given(SEQLENS, st.lists(st.floats(0.05, 1), min_size=LAYERS, max_size=LAYERS), SEEDS)
+def test_a_scorer_sees_what_was_said_of_the_tokens_that_are_left(
+    seqlens: list[int], ratios: list[float], seed: int
+) -> None:
+    batch, ratios = random_batch(seqlens, seed), sorted(ratios, reverse=True)
+    own, built_in = LengthSchedule.ratios(ratios, scorer="summed"), LengthSchedule.ratios(ratios, accumulate=True)
+    (got, lengths), (want, wanted) = run(MODEL, batch, own), run(MODEL, batch, built_in)
+    assert lengths == wanted
+    torch.testing.assert_close(got, want, **ROUNDING)
+
+
+def test_a_scorer_that_does_not_remember_is_told_how_to() -> None:
+    with pytest.raises(ValueError, match="remembers=True"):
+        run(MODEL, random_batch([9], 0), LengthSchedule.ratios([0.5] * LAYERS, scorer="forgetful"))
+
+
+@given(SEQLENS, st.sets(st.integers(0, LAYERS - 1), max_size=LAYERS - 1), SCORERS, st.booleans(), SEEDS)
+def test_a_layer_left_out_is_as_if_the_model_had_none(
+    seqlens: list[int], skipped: set[int], scorer: str, adaptive: bool, seed: int
+) -> None:
+    batch, layers = random_batch(seqlens, seed), [layer for layer in range(LAYERS) if layer not in skipped]
+    config = MODEL.config.to_dict() | {"num_hidden_layers": len(layers)}
+    smaller = BertForQuestionAnswering(BertConfig.from_dict(config)).requires_grad_(False)
+    smaller.encoder.embeddings, smaller.span = MODEL.encoder.embeddings, MODEL.span
+    for layer, module in zip(layers, smaller.encoder.layers, strict=True):
+        module.load_state_dict(MODEL.encoder.layers[layer].state_dict())
+
+    def policy(kept: list[float], **options: Any) -> Policy:
+        # `random` draws by the layer's number.
+        options["scorer"] = "cls" if scorer == "random" else scorer
+        return TopP(kept, **options) if adaptive else LengthSchedule.ratios(kept, **options)
+
+    kept = [0.9, 0.6, 0.3]
+    whole, alone = policy(kept, skip_layers=sorted(skipped)), policy([kept[layer] for layer in layers])
+    (got, lengths), (want, wanted) = run(MODEL, batch, whole), run(smaller, batch, alone)
+    torch.testing.assert_close(got, want, **ROUNDING)
+    assert tuple(lengths[layer] for layer in layers) == wanted
+    for own, left in zip(zip(*lengths, strict=True), zip(*wanted, strict=True), strict=True):
+        tokens = max(*own, 40)
+        macs = whole.macs_of_kept(MODEL.config, tokens, [own[layer] for layer in range(LAYERS)])
+        if 0 not in skipped:
+            assert macs == alone.macs_of_kept(smaller.config, tokens, left)
+
+
+@given(policies())
+def test_json_round_trips(policy: AdaptivePolicy) -> None:
+    again = Policy.from_json(policy.to_json())
+    assert (again, hash(again), type(again)) == (policy, hash(policy), type(policy))
+
+
+def test_json_says_what_is_there_and_old_files_still_read() -> None:
+    old = {"kind": "ratios", "length_config": [1.0, 0.5], "scorer": "cls", "keep_cls": False, "keep_question": True}
+    schedule = Policy.from_dict(old)
+    assert schedule == LengthSchedule.ratios([1, 0.5], scorer="cls", keep_question=True)
+    assert schedule.to_dict() == old
+    new = {"kind": "top_p", "parts": [0.5], "floor": 0.1, "accumulate": True}
+    assert Policy.from_dict(new) == TopP([0.5], floor=0.1, accumulate=True)
+    assert LengthSchedule.thresholds([0.1, 0], floor=0.2) == Threshold([0.1, 0], floor=0.2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Threshold([]), "thresholds is empty"),
+        (lambda: Threshold([1]), "thresholds holds 1: .* below 1"),
+        (lambda: Threshold([-0.1]), "holds -0.1"),
+        (lambda: Threshold([float("nan")]), "holds nan"),
+        (lambda: Threshold(0.5), "thresholds must be a list"),
+        (lambda: Threshold([True]), "holds True"),
+        (lambda: TopP([0]), "parts holds 0: .* above 0"),
+        (lambda: TopP([1.5]), "parts holds 1.5"),
+        (lambda: TopP(["much"]), "holds 'much'"),
+        (lambda: TopP([0.5], floor=0.6, ceiling=0.5), "layer 0 would keep at least 0.6 and at most 0.5"),
+        (lambda: TopP([0.5], ceiling=0), "layer 0 would keep"),
+        (lambda: TopP([0.5, 0.5], floor=[0.1]), "1 entries of floor for 2 layers"),
+        (lambda: TopP([0.5], floor="low"), "floor must be a list"),
+        (lambda: TopP([0.5], scorer="loudest"), "'loudest'"),
+        (lambda: TopP([0.5, 0.5], skip_layers=[2]), "skip_layers holds 2: .* 0 to 1"),
+        (lambda: TopP([0.5, 0.5], skip_layers=[0, 1]), "leave one"),
+        (lambda: LengthSchedule.ratios([1, 1], skip_layers=[0, 0]), "each layer once"),
+        (lambda: Policy.from_dict({"kind": "fate"}), "absolute, ratios, threshold, top_p, not 'fate'"),
+        (lambda: LengthSchedule.from_dict({"kind": "top_p", "parts": [1]}), "absolute, ratios, not 'top_p'"),
+        (lambda: Policy.from_dict({"kind": "threshold"}), r"missing \['thresholds'\]"),
+        (lambda: TopP([0.5]).macs_of_kept(CONFIG, 9, [9]), "1 entries, the model 3 layers"),
+        (lambda: TopP([0.5] * 3).macs_of_kept(CONFIG, 9, [9, 4, 5]), "cannot keep"),
+    ],
+)
+def test_bad_policies_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("score", [-1.0, float("inf")])
+def test_scores_without_shares_are_refused(score: float) -> None:
+    register_scorer("shareless", lambda view: torch.full((len(view.hidden_states),), score))
+    with pytest.raises(ValueError, match=r"'shareless' in layer 1 cannot be shared out.*LengthSchedule"):
+        run(MODEL, random_batch([9, 4], 0), Threshold([0, 0.1, 0], scorer="shareless"))
+
+
+def test_scores_of_nothing_are_equal_shares() -> None:
+    register_scorer("nothing", lambda view: torch.zeros(len(view.hidden_states)))
+    _, lengths = run(MODEL, random_batch([10, 4], 0), TopP([1, 0.45, 0.5], scorer="nothing"))
+    assert lengths == ((10, 4), (5, 2), (3, 1))
+
+
+def test_layers_that_choose_nothing_score_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    register_scorer("counted", lambda view: asked.append(view.layer) or torch.ones(len(view.hidden_states)))
+    policy = TopP([1, 0.5, 0.4], scorer="counted", floor=[0, 0.5, 0.5])
+    _, lengths = run(MODEL, random_batch([12, 8], 0), policy)
+    assert (lengths[1:], asked) == (((6, 4), (6, 4)), [1])
+
+
+@pytest.mark.parametrize(
+    ("policy", "waits"),
+    [
+        (Threshold([0.02, 0, 0.02]), 2),
+        (TopP([0.9] * LAYERS, accumulate=True, scorer="answer"), 3),
+        # What does not choose by shares asks the device nothing.
+        (Threshold([0, 0, 0], ceiling=[1, 0.5, 0.4]), 0),
+    ],
+)
+def test_the_device_is_waited_for_once_a_layer_that_chooses(
+    policy: AdaptivePolicy, waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, found = random_batch([30, 20], 0), []
+    to_list = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: found.append(self) or to_list(self))
+    monkeypatch.setattr(Tensor, "item", lambda self: pytest.fail("waited for the device"))
+    MODEL.forward_packed(batch, policy)
+    assert len(found) == waits
+
+
+def test_work_counts_scores_that_drop_nothing_and_is_that_of_a_schedule_otherwise() -> None:
+    options = {"scorer": "answer_overlap", "keep_question": True}
+    policy, schedule = Threshold([0.1] * 3, **options), LengthSchedule.absolute([20, 20, 6], **options)
+    got, want = policy.macs_of_kept(CONFIG, 30, [20, 20, 6]), schedule.macs(CONFIG, 30)
+    assert (got.published, got.executed - want.executed) == (want.published, 2 * 20 * CONFIG.hidden_size)
+    summed = replace(schedule, accumulate=True).macs(CONFIG, 30)
+    assert summed == got
+    assert replace(policy, floor=(0, 0.6, 0)).macs_of_kept(CONFIG, 30, [20, 20, 6]).executed == got.executed
+    assert replace(policy, floor=(0, 0.7, 0)).macs_of_kept(CONFIG, 30, [20, 20, 6]) == want
+
+
+def test_what_the_text_decides_is_not_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = random_batch([9], 0)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    with pytest.raises(ValueError, match="no export holds: give a LengthSchedule"):
+        TopP([0.5] * LAYERS).targets(batch.packing)
