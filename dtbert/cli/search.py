@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import math
 import sys
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from dtbert.cli.options import (
     load_answerer,
     other_windows,
     parse_schedule,
+    placement,
     positive,
 )
 from dtbert.cli.output import check_output, print_json, printable
@@ -46,7 +49,9 @@ clearly better.
 
 With --policy threshold a layer keeps the tokens whose share of the significance
 is at least its threshold, with top-p the fewest that have together a part of it:
-the text decides how many. What that takes is counted as it is answered.
+the text decides how many. What that takes is counted as it is answered. With
+--learn the first thresholds tried are learnt by gradient on the same questions,
+of what the full model answers, and measured as the others are.
 """
 EXAMPLES = """\
 examples:
@@ -79,6 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("lengths", "threshold", "top-p"),
         default="lengths",
         help="parts of the length that stay (default), or shares of the significance, where the text decides",
+    )
+    group.add_argument(
+        "--learn",
+        type=_weights,
+        default=(),
+        metavar="W,W",
+        help="with thresholds: start from those learnt by gradient, one for each weight of the work, such as 1,3",
     )
     group.add_argument("--scorers", default=_SCORERS, metavar="A,B", help=f"(default: {_SCORERS.replace(',', ', ')})")
     group.add_argument(
@@ -212,6 +224,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:
         Path(arguments.published).stat()  # FileNotFoundError names it
+    if arguments.learn and arguments.policy != "threshold":
+        raise ValueError("--learn says how thresholds are learnt: it needs --policy threshold")
     if arguments.seed < 0:
         raise ValueError(f"--seed must be 0 or more, not {arguments.seed}")
     dtbert.search.Effort(arguments.rungs, arguments.margin)
@@ -261,8 +275,39 @@ def _search(
         effort=room.Effort(arguments.rungs, arguments.margin),
     )
     search.add_starts(starts, "start")
+    if arguments.learn:
+        search.add_starts(_learnt(arguments, search, answerer, questions), "learnt")
     search.add_starts(search.space.constants(), search.space.constant)
     return search
+
+
+def _learnt(
+    arguments: argparse.Namespace, search: "Search", answerer: "QuestionAnswerer", questions: "list[SquadQuestion]"
+) -> "list[Policy]":
+    """Thresholds that the model learns on the questions, once a study, for each scorer and each weight."""
+    from dtbert.model import PackedBatch, Policy, Threshold
+    from dtbert.search import ThresholdSpace
+    from dtbert.training.learnt_thresholds import ThresholdLearning, learn_thresholds
+    from dtbert.weights import load_model
+
+    space = search.space
+    assert isinstance(space, ThresholdSpace)
+    # Gradients need the plain steps, and weights that are laid out for no processor.
+    model = load_model(**{**placement(arguments), "dtype": None}, source=arguments.model, backend="reference")
+    windows = [
+        PackedBatch.from_lists([window.input_ids], [window.token_type_ids], model.device)
+        for one in questions
+        for window in answerer.windows(one.question, one.context)
+    ]
+    found: list[Policy] = []
+    for scorer, keep, weight in product(space.scorers, space.keep_question, arguments.learn):
+        key = f"learnt {scorer} {keep} {weight:g}"
+        if key not in search.study.user_attrs:
+            start = Threshold((0.0,) * space.num_layers, scorer=scorer, keep_question=keep)
+            learnt = learn_thresholds(model, windows, start, ThresholdLearning(weight))
+            search.study.set_user_attr(key, space.nearest(learnt).to_dict())
+        found.append(Policy.from_dict(search.study.user_attrs[key]))
+    return found
 
 
 def _starts(specs: list[str]) -> "list[Policy]":
@@ -320,6 +365,16 @@ def _range(text: str) -> tuple[float, float]:
     if not 0 <= low < high <= 1:
         raise argparse.ArgumentTypeError(f"expected two growing numbers from 0 to 1, got {text!r}")
     return low, high
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = ()
+    if not weights or not all(0 < weight < math.inf for weight in weights):
+        raise argparse.ArgumentTypeError(f"expected numbers above 0 such as 1,3, got {text!r}")
+    return weights
 
 
 def _rungs(text: str) -> tuple[int, ...]:

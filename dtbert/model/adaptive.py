@@ -107,8 +107,8 @@ class Threshold(AdaptivePolicy, kinds=("threshold",)):
     """A layer keeps the tokens whose share is at least its threshold (Kim et al. 2021, equation 4).
 
     Attributes:
-        thresholds: one per layer, from 0, which keeps all, to below 1; those of a model that learnt them are in its
-            ``threshold.json``.
+        thresholds: one per layer, from 0, which keeps all, to below 1; fixed, searched (`dtbert search`) or learnt
+            (`dtbert.training.learnt_thresholds`).
 
     Raises:
         ValueError: no thresholds, one out of range, a floor above its ceiling, an unknown scorer, or a layer that

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, ClassVar, Literal
 
@@ -184,6 +184,12 @@ class ThresholdSpace(AdaptiveSpace):
     """`Threshold` with thresholds of 0.03 to 0.0001, or to 1e-11 where scores are logarithmic."""
 
     constant, made, digits = "constant threshold", Threshold, (1.5, 2.5, 9.5)
+
+    def nearest(self, policy: Threshold) -> Threshold:
+        """The policy with thresholds that the search tries: none below the least, none above the greatest."""
+        least, span = self._span(policy.scorers[0])
+        low, high = (float(f"{10 ** -(least + span * end):.4g}") for end in (1, 0))
+        return replace(policy, thresholds=tuple(0.0 if one < low else min(one, high) for one in policy.thresholds))
 
     def _of_shares(self, shares: Sequence[float], **options: Any) -> Threshold:
         return Threshold(tuple(shares), **options)

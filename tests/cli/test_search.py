@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from dtbert.evaluation import Score, read_squad
 from dtbert.model import LengthSchedule, Threshold
 from dtbert.qa import QuestionAnswerer, read_schedules
+from dtbert.training import learnt_thresholds
+from dtbert.training.learnt_thresholds import ThresholdLearning
 from tests.cli.conftest import Run
 from tests.training.conftest import write_model, write_questions
 
@@ -118,6 +121,28 @@ def test_what_the_text_decides_is_searched_and_used_as_a_schedule_is(run: Run, f
     status, out, err = run(*SEARCH, *options, "--start", "1,0.5")
     assert (status, out) == (2, "")
     assert "LengthSchedule is no Threshold" in err
+
+
+def test_learnt_thresholds_are_tried_first_and_learnt_once(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ThresholdLearning] = []
+    options = ("--policy", "threshold", "--scorers", "cls", "--keep-question", "no", "--budget-range", "0,1")
+    learns = (*SEARCH, *options, "--trials", 1, "--learn", "0.5", "--json")
+    learn = learnt_thresholds.learn_thresholds
+    monkeypatch.setattr(
+        learnt_thresholds,
+        "learn_thresholds",
+        lambda *given: made.append(given[3]) or learn(*given[:3], replace(given[3], steps=2)),
+    )
+    report = json.loads(run(*learns).out)
+    (entry,) = report["front"]["schedules"]
+    assert entry["schedule"]["kind"] == "threshold"
+    assert [one.work_weight for one in made] == [0.5]
+    assert json.loads(run(*learns).out) == report
+    assert len(made) == 1
+    status, _, err = run(*SEARCH, "--learn", "1")
+    assert (status, "--learn says how thresholds are learnt: it needs --policy threshold" in err) == (2, True)
 
 
 @pytest.mark.parametrize("where", ["full_model", "trial"])
