@@ -35,10 +35,8 @@ def work_of(model: BertForQuestionAnswering, windows: list[PackedBatch], policy:
 def test_soft_model_without_temperature_is_the_hard_one(
     length: int, thresholds: list[float], scorer: str, keep_question: bool, seed: int
 ) -> None:
-    batch, policy = (
-        window(length, seed),
-        Threshold(thresholds, scorer=scorer, keep_question=keep_question, keep_cls=True),
-    )
+    batch = window(length, seed)
+    policy = Threshold(thresholds, scorer=scorer, keep_question=keep_question, keep_cls=True)
     soft = SoftPass(MODEL, batch, policy, torch.tensor(thresholds).log(), 1e-6)
     start, end, kept = MODEL.forward_packed(batch, policy, output_kept=True)
     for left, layer in zip(soft.left, kept, strict=True):
@@ -51,7 +49,7 @@ def test_thresholds_move_and_the_hard_model_drops_the_more_the_dearer_work_is() 
     windows, start = [window(24, seed) for seed in range(6)], Threshold([0, 0, 0], keep_question=True)
     before = [parameter.clone() for parameter in MODEL.parameters()]
     gentle, harsh = (
-        learn_thresholds(MODEL, windows, start, ThresholdLearning(weight, steps=25, windows=3))
+        learn_thresholds(MODEL, windows, start, ThresholdLearning(weight, steps=15, windows=3, learning_rate=0.2))
         for weight in (0.01, 30.0)
     )
     assert gentle.keep_question
