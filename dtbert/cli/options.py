@@ -19,7 +19,7 @@ QUIET_HELP = "no progress bar (there is none outside a terminal)"
 
 WINDOW, STRIDE, MAX_ANSWER_TOKENS = 384, 128, 30
 _MOST_THREADS = 4096
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 SCHEDULE_HELP = """\
 schedules:
