@@ -23,7 +23,7 @@ from dtbert.cli.output import check_output, print_json, printable
 from dtbert.files import write_whole
 
 if TYPE_CHECKING:
-    from dtbert.model import LengthSchedule
+    from dtbert.model import Policy
     from dtbert.qa import Answer, QuestionAnswerer, Trace
     from dtbert.tracing import Summary
 
@@ -80,7 +80,7 @@ class _Run(NamedTuple):
 
     title: str
     budget: float | None
-    schedule: "LengthSchedule | None"
+    schedule: "Policy | None"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     raise ValueError("give either --question and --context, or FILE and --summary (see `dtbert trace --help`)")
 
 
-def _runs(arguments: argparse.Namespace, schedules: "list[LengthSchedule]", answerer: "QuestionAnswerer") -> list[_Run]:
+def _runs(arguments: argparse.Namespace, schedules: "list[Policy]", answerer: "QuestionAnswerer") -> list[_Run]:
     budgets = arguments.budget or ([] if schedules else [_DEFAULT_BUDGET])
     runs = []
     for budget in budgets:
@@ -108,7 +108,7 @@ def _runs(arguments: argparse.Namespace, schedules: "list[LengthSchedule]", answ
     return runs
 
 
-def _schedules(arguments: argparse.Namespace) -> "list[LengthSchedule]":
+def _schedules(arguments: argparse.Namespace) -> "list[Policy]":
     """Each --schedule by each --scorer."""
     given = (
         schedule_of(argparse.Namespace(**{**vars(arguments), "schedule": spec, "scorer": scorer}))
