@@ -4,7 +4,7 @@ from dtbert.kernels import Packing
 from dtbert.model.adaptive import AdaptivePolicy, Threshold, TopP
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
 from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits, SpanLogitsAndKept
-from dtbert.model.config import BertConfig
+from dtbert.model.config import BertConfig, OwnScorer
 from dtbert.model.kept import LayerKept
 from dtbert.model.overlap import question_overlap
 from dtbert.model.policy import Policy
@@ -22,6 +22,7 @@ __all__ = [
     "LayerView",
     "LengthSchedule",
     "Macs",
+    "OwnScorer",
     "PackedBatch",
     "Packing",
     "Policy",

@@ -87,7 +87,9 @@ class TokensLeft:
         self._text = Text(batch)
         self._scorers = [scorer_named(name) for name in schedule.scorers]
         if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
-            raise ValueError(f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none")
+            raise ValueError(
+                f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none, name another scorer"
+            )
         self._targets = schedule.targets(batch.packing) if targets is None else KnownTargets(batch.packing, targets)
         # What comes later reads these scores, so that all layers up to the last that drops have some.
         self._score_until = self._targets.last_drop if schedule.remembers else -1

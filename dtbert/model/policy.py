@@ -4,7 +4,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol, Self, TypedDict
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dtbert.files import Json
 from dtbert.kernels import BackendName, Left, Packing, Partials
-from dtbert.model.config import BertConfig
-from dtbert.model.scorers import available_scorers, scorer_named
+from dtbert.model.config import BertConfig, OwnScorer
+from dtbert.model.scorers import available_scorers, scorer_named, unknown_scorer
 from dtbert.model.work import Macs, macs_of
 
 _KINDS: dict[str, "type[Policy]"] = {}
@@ -22,7 +22,7 @@ _KINDS: dict[str, "type[Policy]"] = {}
 class PolicyOptions(TypedDict, total=False):
     """The attributes of a `Policy`, by name."""
 
-    scorer: str | Sequence[str]
+    scorer: str | Sequence[str] | None
     keep_cls: bool
     keep_question: bool
     accumulate: bool
@@ -34,7 +34,8 @@ class Policy(ABC):
     """How many tokens each layer keeps, by which scorer, and which layers are left out: immutable, JSON in and out.
 
     Attributes:
-        scorer: one name for all layers, or one per layer.
+        scorer: one name for all layers, or one per layer. None is the model's own, and goes with its
+            ``keep_question``: see `resolve`.
         keep_cls: keep the first token whatever its score.
         keep_question: keep the tokens of segment 0 before all others; where a layer has room for fewer, the first.
         accumulate: a token's significance is the sum of its scores in this layer and in all before it, as in SpAtten's
@@ -43,7 +44,7 @@ class Policy(ABC):
             read. Length-Adaptive Transformer's ``layer_config`` names the others (Kim and Cho 2021, section 3.2).
     """
 
-    scorer: str | tuple[str, ...] = "received"
+    scorer: str | tuple[str, ...] | None = None
     keep_cls: bool = False
     keep_question: bool = False
     accumulate: bool = False
@@ -57,16 +58,14 @@ class Policy(ABC):
         _KINDS.update(dict.fromkeys(kinds, cls))
 
     def __post_init__(self) -> None:
-        if not isinstance(self.scorer, str):
+        if not isinstance(self.scorer, str | None):
             names = per_layer("scorer", self.scorer)
             if len(names) != self.num_layers:
                 raise ValueError(f"{len(names)} scorers for {self.num_layers} layers: give one name, or one per layer")
             object.__setattr__(self, "scorer", names)
         for name in self.scorers:
             if name not in available_scorers():
-                raise ValueError(
-                    f"unknown scorer {name!r}: choose one of {', '.join(available_scorers())}, or register it"
-                )
+                raise ValueError(unknown_scorer(name))
         for name in ("keep_cls", "keep_question", "accumulate"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
@@ -91,8 +90,22 @@ class Policy(ABC):
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        """The scorer of each layer."""
-        return (self.scorer,) * self.num_layers if isinstance(self.scorer, str) else self.scorer
+        """The scorer of each layer; before `resolve`, of a policy that names none, ``received``."""
+        scorer = OwnScorer().scorer if self.scorer is None else self.scorer
+        return (scorer,) * self.num_layers if isinstance(scorer, str) else scorer
+
+    def resolve(self, own: OwnScorer) -> Self:
+        """The policy as a model runs it: itself, or by the model's own scorer where it names none.
+
+        Args:
+            own: of `BertConfig.own_scorer`, or of the model's `schedules.json`; every model resolves what it is given.
+
+        Raises:
+            ValueError: the model's own scorer is unknown, or has another number of layers.
+        """
+        if self.scorer is not None:
+            return self
+        return replace(self, scorer=own.scorer, keep_question=self.keep_question or own.keep_question)
 
     def check_layers(self, num_layers: int) -> None:
         """Raise ValueError unless the policy has one entry per layer of the model."""
@@ -125,7 +138,8 @@ class Policy(ABC):
         lengths = (sequence_length, *kept)
         if len(kept) != self.num_layers or any(not 1 <= after <= before for before, after in pairwise(lengths)):
             raise ValueError(f"of {sequence_length} tokens {self.num_layers} layers cannot keep {list(kept)}")
-        return macs_of(self, config, lengths, self.scores(lengths), question_length, backend)
+        policy = self.resolve(config.own_scorer)
+        return macs_of(policy, config, lengths, policy.scores(lengths), question_length, backend)
 
     @abstractmethod
     def targets(self, packing: Packing) -> "Targets":

@@ -154,7 +154,7 @@ class LengthSchedule(Policy, kinds=("absolute", "ratios")):
         """Multiply-accumulates for one sequence, span head included; weights of the embedding tables cost none.
 
         Args:
-            config: the model's sizes.
+            config: the model's sizes, and its own scorer.
             sequence_length: tokens that enter the first layer.
             question_length: tokens of segment 0, which the score ``from_question`` alone costs; by default it is
                 counted as if every token were one. ``overlap`` multiplies nothing, and what a registered scorer
