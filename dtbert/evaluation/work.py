@@ -18,7 +18,7 @@ class KeptWork:
     """
 
     def __init__(self, answerer: QuestionAnswerer, policy: AdaptivePolicy) -> None:
-        self._answerer, self._policy = answerer, policy
+        self._answerer, self._policy = answerer, policy.resolve(answerer.own_scorer)
         self.of_questions: list[Macs] = []
 
     def watch(self, prepared: Prepared) -> Watch:

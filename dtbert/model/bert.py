@@ -149,7 +149,7 @@ class Bert(nn.Module):
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
-    def _resolved(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+    def _resolved(self, schedule: Policy | None) -> Policy | None:
         return None if schedule is None else schedule.resolve(self.config.own_scorer)
 
     def _pack(
@@ -347,7 +347,7 @@ class BertForQuestionAnswering(Bert):
         return SpanLogits(start, end)
 
     def _logits_and_kept(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogitsAndKept:
-        span_head = self.span_head(backend)
+        span_head, schedule = self.span_head(backend), self._resolved(schedule)
         encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
         start, end = span_head(encoding.states).unbind(1)
         return SpanLogitsAndKept(start, end, layers_kept(encoding))

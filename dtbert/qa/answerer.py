@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
 
 import torch
 from tokenizers import Tokenizer
@@ -31,6 +31,8 @@ from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, t
 from dtbert.qa.trace import Trace, trace_example
 from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, windows
 from dtbert.weights import load_model, model_folder, resolve_source
+
+P = TypeVar("P", bound=Policy)
 
 # `answer_many` reads ahead until it has this many characters per token of a batch.
 BUFFER_CHARACTERS_PER_TOKEN = 32
@@ -338,7 +340,7 @@ class QuestionAnswerer:
         example = self._example(question, context)
         return trace_example(self, example, (self._cls, self._sep), request.schedule, budget)
 
-    def resolve(self, schedule: Policy | None) -> Policy | None:
+    def resolve(self, schedule: P | None) -> P | None:
         """The schedule as it is run: one without a scorer takes the model's own; None stays None.
 
         Raises:
