@@ -115,7 +115,7 @@ class TokensLeft:
             return backend.attention(qkv, left.packing, num_heads) if context is None else context, None
         if left.final is None and self._spare_inputs:
             states = states.clone()
-        self._hold(layer.index, significance)
+        self._hold(layer.index, significance, states)
         rows, self.left, kept_context = backend.drop(left, target, in_order(significance, states), states, context)
         if self._accumulated is not None:
             self._accumulated = self._accumulated[rows]
@@ -144,11 +144,11 @@ class TokensLeft:
                 self._accumulated = significance = significance if before is None else before + significance
         return context, significance
 
-    def _hold(self, layer: int, significance: Tensor | Partials) -> None:
+    def _hold(self, layer: int, significance: Tensor | Partials, states: Tensor) -> None:
         if self.significance is None:
             return
         assert isinstance(significance, Tensor)
-        held = self.left.above_all(significance)
+        held = self.left.above_all(significance.to(torch.promote_types(states.dtype, torch.float32)))
         if self.left.rows is not None:
             there = self.left.rows
             held = held.new_full((len(self._text.batch.input_ids),), torch.nan).index_copy(0, there, held)

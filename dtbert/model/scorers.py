@@ -306,4 +306,6 @@ def _checked(name: str, score: Tensor, view: LayerView) -> Tensor:
         )
     if score.isnan().any():
         raise ValueError(f"the scorer {name!r} returned NaN for {int(score.isnan().sum())} of {tokens} tokens")
+    if score.dtype == torch.bool:
+        score = score.long()  # of which sums are counts
     return score.float().contiguous() if score.dtype in (torch.bfloat16, torch.float16) else score.contiguous()

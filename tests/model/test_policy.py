@@ -208,6 +208,23 @@ def test_a_scorer_sees_what_was_said_of_the_tokens_that_are_left(
     torch.testing.assert_close(got, want, **ROUNDING)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.bool, torch.bfloat16])
+def test_any_number_may_be_a_score(dtype: torch.dtype) -> None:
+    def odd(view: LayerView) -> Tensor:
+        return (view.position_ids % 2 if dtype == torch.bool else view.position_ids + 2).to(dtype)
+
+    register_scorer("odd", odd)
+    batch, options = random_batch([12, 7], 0), {"scorer": "odd", "keep_question": True, "accumulate": True}
+    for policy in (LengthSchedule.ratios([0.9, 0.6, 0.6], **options), TopP([0.9, 0.6, 0.6], **options)):
+        *_, last = MODEL.forward_packed(batch, policy, output_kept=True).kept
+        left = batch.position_ids[last.mask & (batch.token_type_ids == 1)]
+        if dtype == torch.bool:
+            assert (left % 2 == 1).sum() >= len(left) // 2
+        else:
+            assert left.tolist()[-1:] == [6]
+    assert last.significance is None or last.significance.dtype == torch.float32
+
+
 def test_a_scorer_that_does_not_remember_is_told_how_to() -> None:
     with pytest.raises(ValueError, match="remembers=True"):
         run(MODEL, random_batch([9], 0), LengthSchedule.ratios([0.5] * LAYERS, scorer="forgetful"))
