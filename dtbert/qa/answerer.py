@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import torch
 from tokenizers import Tokenizer
@@ -15,6 +15,7 @@ from dtbert.qa.calls import (
     Asking,
     Named,
     Question,
+    Reading,
     Request,
     Texts,
     check_choice,
@@ -36,16 +37,6 @@ P = TypeVar("P", bound=Policy)
 
 # `answer_many` reads ahead until it has this many characters per token of a batch.
 BUFFER_CHARACTERS_PER_TOKEN = 32
-
-
-class Reading(TypedDict, total=False):
-    """How an answerer reads: see `QuestionAnswerer`, which has the defaults."""
-
-    window: int
-    stride: int
-    max_answer_tokens: int
-    batch_tokens: int | None
-    threshold: float | None
 
 
 class QuestionAnswerer:
