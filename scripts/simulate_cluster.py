@@ -86,7 +86,8 @@ def report(block: Measured, assumed: Assumed, machines: int) -> str:
     rows = [
         "measured, the mean of a block",
         f"  {block.questions:,.0f} questions, {block.bytes_read:,.0f} bytes read, {block.bytes_written:,.0f} written",
-        f"  {block.read_seconds:.3g} s reading, {block.answer_seconds:.3g} answering, {block.write_seconds:.3g} writing",
+        f"  seconds: reading {block.read_seconds:.3g}, answering {block.answer_seconds:.3g}, writing"
+        f" {block.write_seconds:.3g}",
         "assumed",
         f"  {assumed.workers_per_machine} workers a machine, each as fast as the measured one",
         f"  storage that reads {assumed.read_rate / 1e9:g} GB/s, writes {assumed.write_rate / 1e9:g} GB/s, and serves",

@@ -91,10 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     check_threshold_is_used(arguments, arguments.no_answer)
+    cluster.check_arguments(arguments)
     one, many = ([name for name in names if getattr(arguments, name) is not None] for names in (_ONE, _MANY))
     if not many and len(one) > 1 and "question" in one:
         return _answer_one(arguments)
-    cluster.check_arguments(arguments)
     if not one and len(many) == 2:
         if arguments.engine is not None:
             return cluster.run(arguments)
