@@ -39,8 +39,8 @@ knows that it is the same. With - for either, questions come from stdin, as
 lines, or answers go to stdout; then nothing is kept to go on with.
 
 With --engine ray questions go through Ray Data, on this machine or a cluster:
---input is JSON lines or Parquet, a file, a folder, a pattern or a URL, --output a
-folder, which has a part for each block of questions.
+--input is JSON lines or Parquet, as a file, a folder, a pattern or a URL, and
+--output a folder, which gets a part for each block of questions.
 
 "start" and "end" count characters of the context from 0; "end" is the first
 one after the answer. "score" is the answer's probability among all spans and
