@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from dtbert.kernels import Backend, BackendName, Packing, Sizes, get_backend
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
-from dtbert.model.batch import PackedBatch, pack_padded, unpack
+from dtbert.model.batch import PackedBatch, pack_padded, padded_ids, unpack
 from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
 from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
+from dtbert.model.padded import PaddedEncoding, encode_padded
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import SpanHead
 
@@ -143,19 +144,33 @@ class Bert(nn.Module):
     def _pack(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> tuple[PackedBatch, Tensor | None]:
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        if attention_mask is not None and (tracing or torch.compiler.is_exporting()):
+        if attention_mask is not None and torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             raise ValueError(
-                "torch.jit.trace and torch.export would keep the lengths of this attention_mask for every other: call "
-                "the model itself, leave the mask out for texts of one length, or export forward_packed"
+                "torch.jit.trace would keep the lengths of this attention_mask for every other: use torch.export, call "
+                "the model itself, or leave the mask out for texts of one length"
             )
         batch, rows = pack_padded(input_ids, attention_mask, token_type_ids)
         if input_ids.device != self.device:
             raise ValueError(f"input_ids are on {input_ids.device}, the model on {self.device}: move one of them")
-        # A traced graph has no values to look at: there, ids are the caller's promise.
-        if not torch.compiler.is_exporting():
-            batch.check(self.config)
+        batch.check(self.config)
         return batch, rows
+
+    def _encode_for_export(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        schedule: LengthSchedule | None,
+        span_head: SpanHead | None = None,
+        *,
+        keep_hidden_states: bool = False,
+    ) -> PaddedEncoding:
+        """The encoder as `torch.export` takes it; a graph has no values to look at: ids and mask are promises."""
+        _ = self.backend  # refuses weights in a layout of its own
+        ids, mask = padded_ids(input_ids, attention_mask, token_type_ids)
+        return encode_padded(
+            self.encoder, ids, mask, schedule, span_head=span_head, keep_hidden_states=keep_hidden_states
+        )
 
 
 class EncoderOutput(NamedTuple):
@@ -202,6 +217,10 @@ class BertEncoder(Bert):
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
+        if torch.compiler.is_exporting():
+            return self._output_for_export(
+                input_ids, attention_mask, token_type_ids, schedule, output_hidden_states=output_hidden_states
+            )
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         backend = self.backend
         encoding = self.encoder(batch, schedule, backend=backend, keep_hidden_states=output_hidden_states)
@@ -214,6 +233,23 @@ class BertEncoder(Bert):
             left = rows if kept is None else kept if rows is None else rows[kept]
             hidden_states.append(unpack(states, left, input_ids.shape, 0.0))
         return EncoderOutput(unpack(encoding.states, rows, input_ids.shape, 0.0), pooled, tuple(hidden_states))
+
+    def _output_for_export(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        schedule: LengthSchedule | None,
+        *,
+        output_hidden_states: bool,
+    ) -> EncoderOutput:
+        encoding = self._encode_for_export(
+            input_ids, attention_mask, token_type_ids, schedule, keep_hidden_states=output_hidden_states
+        )
+        pooled = None
+        if self.pooler is not None:
+            pooled = torch.tanh(Backend().linear(encoding.firsts, self.pooler))
+        return EncoderOutput(encoding.states, pooled, encoding.hidden_states)
 
 
 class SpanLogits(NamedTuple):
@@ -258,10 +294,27 @@ class BertForQuestionAnswering(Bert):
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
+        if torch.compiler.is_exporting():
+            return self._logits_for_export(input_ids, attention_mask, token_type_ids, schedule)
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         start, end = self._logits(batch, schedule, self.backend)
         fill = -float("inf")
         return SpanLogits(unpack(start, rows, input_ids.shape, fill), unpack(end, rows, input_ids.shape, fill))
+
+    def _logits_for_export(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        schedule: LengthSchedule | None,
+    ) -> SpanLogits:
+        span_head = self.span_head(Backend())
+        encoding = self._encode_for_export(input_ids, attention_mask, token_type_ids, schedule, span_head)
+        logits = span_head(encoding.states)
+        if attention_mask is not None:
+            logits = logits.masked_fill(~attention_mask.bool()[..., None], -torch.inf)
+        start, end = logits.unbind(2)
+        return SpanLogits(start, end)
 
     def forward_packed(
         self, batch: PackedBatch, schedule: LengthSchedule | None = None, *, backend: Backend | None = None
