@@ -280,7 +280,7 @@ def _context(probabilities: Tensor, value: Tensor) -> Tensor:
 
 
 def _why_not_triton(device: torch.device, sizes: Sizes) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "needs triton, which is not installed: pip install triton, or choose the backend 'reference'"
     if device.type not in ("cuda", "cpu"):
         return f"runs on a CUDA or ROCm GPU, not on {device}: leave backend out"
@@ -314,9 +314,17 @@ def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _triton() -> Any:
-    # Imported when first used: its import takes a second, and triton may be missing.
-    return importlib.import_module("dtbert.kernels.triton")
+    # Imported when first used: its import takes a second, and triton may be missing. By a statement, which
+    # torch.compile follows.
+    from dtbert.kernels import triton
+
+    return triton
 
 
 def _cpu() -> Backend:

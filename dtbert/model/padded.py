@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtbert.kernels import AttentionScore, Backend, Kept, Left, Packing, TokenIds
-from dtbert.kernels.reference import attention_logits, highest, score_of
+from dtbert.kernels import Backend, Left, Packing, TokenIds
+from dtbert.kernels.rectangle import Rectangle
+from dtbert.kernels.reference import highest
 from dtbert.model.batch import PackedBatch
 from dtbert.model.encoder import Encoder
 from dtbert.model.layer import Layer
@@ -56,7 +57,7 @@ def encode_padded(
     if schedule is not None:
         schedule.check_layers(len(encoder.layers))
     shape = ids.input_ids.shape
-    tokens = (_Gathered if mask is None else _Masked)(_Text(ids, mask), schedule, span_head, _Rectangle(*shape, mask))
+    tokens = (_Gathered if mask is None else _Masked)(_Text(ids, mask), schedule, span_head, Rectangle(*shape, mask))
     first = tokens.backend.first_tokens(ids.input_ids)
     states = tokens.backend.embed(tokens.text.batch.ids, encoder.embeddings)
     hidden_states = [tokens.spread(states)] if keep_hidden_states else []
@@ -69,65 +70,6 @@ def encode_padded(
     return PaddedEncoding(restored, firsts, tuple(one.view(*shape, -1) for one in hidden_states))
 
 
-class _Rectangle(Backend):
-    """The plain steps over B rows of n tokens each; attention is among the tokens of a row that a mask has left."""
-
-    def __init__(self, batch_size: int, length: int, mask: Tensor | None) -> None:
-        self.shape, self.mask = (batch_size, length), mask
-
-    def first_tokens(self, like: Tensor) -> Tensor:
-        """The column of the first token of each row that is left, int64 ``[B, 1]``."""
-        if self.mask is None:
-            return torch.zeros_like(like[:, :1], dtype=torch.int64)
-        return self.mask.int().argmax(1, keepdim=True)
-
-    def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
-        assert queries is None
-        return self.context(qkv, num_heads)
-
-    def context(self, qkv: Tensor, num_heads: int, columns: Tensor | None = None) -> Tensor:
-        """`Backend.attention`, of the queries in some columns alone: ``[B, K]`` to ``[B * K, H]``."""
-        query, key, value = self._heads(qkv, num_heads)
-        if columns is not None:
-            query = _columns(query, columns)
-        probabilities = self._probabilities(query, key)
-        return (probabilities @ value.to(probabilities.dtype)).transpose(1, 2).flatten(2).flatten(0, 1).to(qkv.dtype)
-
-    def scored_attention(
-        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore
-    ) -> tuple[Tensor, Tensor]:
-        return self.attention(qkv, packing, num_heads), self.significance(qkv, packing, num_heads, score)
-
-    def significance(
-        self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore, segments: Tensor | None = None
-    ) -> Tensor:
-        query, key, value = self._heads(qkv, num_heads)
-        if score == "cls":
-            query = _columns(query, self.first_tokens(query[:, 0, :, 0]))
-        probabilities = self._probabilities(query, key)
-        if score != "cls" and self.mask is not None:
-            probabilities = probabilities.masked_fill(~self.mask[:, None, :, None], 0)
-        if segments is not None:
-            segments = segments.view(self.shape)
-        return score_of(score, probabilities, value, segments).flatten()
-
-    def _heads(self, qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each ``[B, N, n, D]``."""
-        query, key, value = qkv.view(*self.shape, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-        return query, key, value
-
-    def _probabilities(self, query: Tensor, key: Tensor) -> Tensor:
-        logits = attention_logits(query, key)
-        if self.mask is not None:
-            logits = logits.masked_fill(~self.mask[:, None, None], -torch.inf)
-        return logits.softmax(-1)
-
-
-def _columns(query: Tensor, columns: Tensor) -> Tensor:
-    """The queries ``[B, N, K, D]`` in the columns ``[B, K]`` of ``[B, N, n, D]``."""
-    return query.gather(2, columns[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
-
-
 class _Text(Text):
     """A padded batch as it entered the network."""
 
@@ -136,7 +78,9 @@ class _Text(Text):
         self.mask = torch.ones_like(ids.input_ids, dtype=torch.bool) if mask is None else mask
         self.lengths = self.mask.sum(1)
         # What a mask holds no host knows while a graph is made of it: the packing has its lengths on the device alone.
-        packing = Packing((), F.pad(self.lengths.cumsum(0), (1, 0)).int())
+        batch_size, length = self.shape
+        cu_seqlens = F.pad(self.lengths.cumsum(0), (1, 0)).int()
+        packing = Packing.on_device(cu_seqlens, batch_size * length, length)
         super().__init__(PackedBatch(*(one.flatten() for one in ids), packing))
 
     def overlap(self, backend: Backend) -> Tensor:
@@ -158,7 +102,7 @@ class _TokensLeft:
     """
 
     def __init__(
-        self, text: _Text, schedule: LengthSchedule | None, span_head: SpanHead | None, backend: _Rectangle
+        self, text: _Text, schedule: LengthSchedule | None, span_head: SpanHead | None, backend: Rectangle
     ) -> None:
         self.text, self.backend, self.left = text, backend, Left(text.batch.packing)
         self._schedule, self._span_head = schedule, span_head
@@ -209,7 +153,7 @@ class _Masked(_TokensLeft):
         order = significance.sort(dim=1, descending=True, stable=True).indices
         candidates = mask.gather(1, order)
         kept = candidates & (candidates.cumsum(1) <= lengths_of(self._schedule, layer.index, lengths)[:, None])
-        self.backend = _Rectangle(*backend.shape, torch.zeros_like(mask).scatter(1, order, kept))
+        self.backend = Rectangle(*backend.shape, torch.zeros_like(mask).scatter(1, order, kept))
         return backend.context(qkv, layer.num_heads), None
 
     def merge(self, before: Tensor, after: Tensor) -> Tensor:
@@ -240,7 +184,7 @@ class _Gathered(_TokensLeft):
         rows = (columns + torch.arange(batch_size, device=columns.device)[:, None] * entering).flatten()
         of_all = rows if left.rows is None else left.rows.index_select(0, rows)
         self.left = left._replace(rows=of_all, final=self.restore(states))
-        self.backend = _Rectangle(batch_size, count, None)
+        self.backend = Rectangle(batch_size, count, None)
         return backend.context(qkv, layer.num_heads, columns), rows
 
     def _count(self, layer: int, entering: int) -> int:
