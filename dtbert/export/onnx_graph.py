@@ -123,7 +123,7 @@ class _Network(_Writer):
         columns = self.ops("Split", 2, self.op("Transpose", logits, perm=[1, 0]), axis=0, num_outputs=2)
         for name, column in zip(OUTPUTS, columns, strict=True):
             self.op("Identity", column, name=name)
-        shape = [1, "tokens"]
+        shape: list[int | str] = [1, "tokens"]
         graph = helper.make_graph(
             self.nodes,
             "dtbert",

@@ -29,6 +29,9 @@ from dtbert.kernels.reference import (
 
 BackendName = Literal["reference", "cpu", "native", "triton"]
 
+# Where a graph of torch.compile is made, nobody can look.
+_FOUND_TRITON = importlib.util.find_spec("triton") is not None
+
 
 class ScoreCost(NamedTuple):
     """What an attention score costs a backend in products of queries and keys, beside those of the context.
@@ -280,7 +283,7 @@ def _context(probabilities: Tensor, value: Tensor) -> Tensor:
 
 
 def _why_not_triton(device: torch.device, sizes: Sizes) -> str | None:
-    if not _has_triton():
+    if not (_FOUND_TRITON if torch.compiler.is_compiling() else importlib.util.find_spec("triton")):
         return "needs triton, which is not installed: pip install triton, or choose the backend 'reference'"
     if device.type not in ("cuda", "cpu"):
         return f"runs on a CUDA or ROCm GPU, not on {device}: leave backend out"
@@ -312,11 +315,6 @@ def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
     if not native.available(sizes.dtype):
         return f"does not compute in {sizes.dtype or 'any dtype'} on this processor: leave backend out"
     return None
-
-
-@torch.compiler.assume_constant_result
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def _triton() -> Any:

@@ -89,10 +89,9 @@ def packed_attention(
         queries: rows whose context is asked for, int64 ``[K]``; all by default.
     """
     batch_size, length, tokens = packing.cu_seqlens.shape[0] - 1, packing.max_seqlen, qkv.shape[0]
-    if batch_size == 0 or length == 0 or qkv.shape[0] == 0:
-        rows = tokens if queries is None else queries.shape[0]
+    if batch_size == 0 or length == 0 or tokens == 0:
         nothing = None if score is None else qkv.new_zeros(tokens, dtype=torch.promote_types(qkv.dtype, torch.float32))
-        return qkv.new_zeros(rows, qkv.shape[1] // 3), nothing
+        return qkv.new_zeros(tokens if queries is None else queries.shape[0], qkv.shape[1] // 3), nothing
     begins = packing.cu_seqlens[:-1, None].long()
     columns = torch.arange(length, device=qkv.device)
     mask = columns < packing.cu_seqlens.diff()[:, None]

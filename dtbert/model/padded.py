@@ -56,8 +56,9 @@ def encode_padded(
     """
     if schedule is not None:
         schedule.check_layers(len(encoder.layers))
-    shape = ids.input_ids.shape
-    tokens = (_Gathered if mask is None else _Masked)(_Text(ids, mask), schedule, span_head, Rectangle(*shape, mask))
+    batch_size, length = shape = ids.input_ids.shape
+    kind = _Gathered if mask is None else _Masked
+    tokens = kind(_Text(ids, mask), schedule, span_head, Rectangle(batch_size, length, mask))
     first = tokens.backend.first_tokens(ids.input_ids)
     states = tokens.backend.embed(tokens.text.batch.ids, encoder.embeddings)
     hidden_states = [tokens.spread(states)] if keep_hidden_states else []
@@ -81,7 +82,8 @@ class _Text(Text):
         batch_size, length = self.shape
         cu_seqlens = F.pad(self.lengths.cumsum(0), (1, 0)).int()
         packing = Packing.on_device(cu_seqlens, batch_size * length, length)
-        super().__init__(PackedBatch(*(one.flatten() for one in ids), packing))
+        input_ids, token_type_ids, position_ids = (one.flatten() for one in ids)
+        super().__init__(PackedBatch(input_ids, token_type_ids, position_ids, packing))
 
     def overlap(self, backend: Backend) -> Tensor:
         if self._overlap is None:
