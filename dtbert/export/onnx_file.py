@@ -49,23 +49,19 @@ def export_onnx(
     Args:
         answerer: the model and its tokenizer; its window, stride and longest answer go into the JSON.
         path: of the ONNX file; a file that is there is replaced.
-        schedule: tokens that each layer keeps; all by default.
+        schedule: tokens that each layer keeps; all by default. One without a scorer takes the model's own.
         int8: matrices in 8 bits with a scale per row, a quarter of the size.
 
     Raises:
         ValueError: another ending than .onnx, a scorer that the graph cannot compute, a schedule for another number of
-            layers, a model beyond the 2 GB that the format holds, onnx is not installed, or another model's
-            ``tokenizer.json`` is there.
+            layers, a model that was loaded to compute in int8 or is beyond the 2 GB that the format holds, onnx is not
+            installed, or another model's ``tokenizer.json`` is there.
         TypeError: not a `LengthSchedule`.
         OSError: a file cannot be written.
     """
     check_onnx_path(path)
     path = Path(path)
-    if schedule is not None and not isinstance(schedule, LengthSchedule):
-        raise TypeError(
-            f"schedule must be a LengthSchedule, not {type(schedule).__name__}: an ONNX file drops as many tokens as "
-            "a text's length says, by ratios or absolute lengths"
-        )
+    schedule = answerer.resolve(schedule)
     from dtbert.export.onnx_graph import INPUTS, OPSET, OUTPUTS, onnx_graph
 
     tokenizer = answerer.tokenizer.to_str()

@@ -35,9 +35,16 @@ def onnx_graph(
         int8: hold matrices in 8 bits with a scale per row; they are computed with in float32.
 
     Raises:
-        ValueError: a scorer that the graph cannot compute, or a schedule for another number of layers.
+        ValueError: a scorer that the graph cannot compute, a schedule for another number of layers, or a model that
+            computes in int8.
     """
+    if model.int8:
+        raise ValueError(
+            "the model computes in int8, an ONNX file in float32: load it in another dtype; int8=True (`--int8`) holds "
+            "its matrices in 8 bits"
+        )
     if schedule is not None:
+        schedule = schedule.resolve(model.config.own_scorer)
         schedule.check_layers(model.config.num_hidden_layers)
         check_scorers(schedule)
     return _Network(model, schedule, int8).model()

@@ -1,5 +1,6 @@
 """The ONNX file in ONNX Runtime, against the model that it was made of, and the example that answers with it."""
 
+import dataclasses
 import gzip
 import json
 import subprocess
@@ -20,7 +21,7 @@ from dtbert.export import export_onnx, onnx_file
 from dtbert.export.onnx_graph import onnx_graph
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule
 from dtbert.qa import QuestionAnswerer
-from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_rows
+from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_layers, quantize_rows
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "answer_onnx.py"
 SCORERS = ["received", "cls", "answer", "overlap", "answer_overlap"]
@@ -177,11 +178,24 @@ def test_wrong_arguments_are_refused_before_a_file_is_written(
         "the scorer 'random', 'value_norm': .* received, cls, answer, overlap, answer_overlap",
         schedule=LengthSchedule.ratios(ratios, scorer=["cls", "random", "value_norm", "random", "cls", "cls"]),
     )
-    refused("must be a LengthSchedule, not list: .* ratios", TypeError, schedule=ratios)
+    refused("must be a LengthSchedule, not list: .*ratios", TypeError, schedule=ratios)
     monkeypatch.setattr(onnx_file, "_MOST_BYTES", 10**6)
     refused(r"takes 0\.1 GB, .* give int8")
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
     refused(r"pip install 'dtbert\[onnx\]'")
+
+
+def test_all_that_a_schedule_says_is_exported() -> None:
+    # Whatever else one may come to say, `onnx_graph` and `encode_padded` must compute, or refuse.
+    names = {field.name for field in dataclasses.fields(LengthSchedule)}
+    assert names == {"kind", "length_config", "scorer", "keep_cls", "keep_question"}
+
+
+def test_a_model_that_computes_in_int8_is_refused() -> None:
+    model = make_model()
+    quantize_layers(model)
+    with pytest.raises(ValueError, match="computes in int8, an ONNX file in float32"):
+        onnx_graph(model)
 
 
 def test_a_tokenizer_of_another_model_is_left_alone(shipped: QuestionAnswerer, tmp_path: Path) -> None:
