@@ -34,9 +34,6 @@ BackendName = Literal["reference", "cpu", "native", "triton"]
 
 _INSTALL = "pip install 'dtbert[triton]'"
 
-# Where a graph of torch.compile is made, nobody can look.
-_FOUND_TRITON = importlib.util.find_spec("triton") is not None
-
 logger = logging.getLogger(__name__)
 
 
@@ -341,6 +338,10 @@ def _has_triton() -> bool:
         return importlib.util.find_spec("triton") is not None
     except ImportError:  # something forbids it
         return False
+
+
+# Where torch.compile makes a graph, nobody can look.
+_FOUND_TRITON = _has_triton()
 
 
 @functools.cache

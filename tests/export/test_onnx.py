@@ -147,8 +147,8 @@ def test_example_answers_as_dtbert_without_torch(shipped: QuestionAnswerer, shar
     command = [sys.executable, "-c", ALONE, EXAMPLE, files.model]
     done = subprocess.run(command, input=json.dumps(pairs), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    want = [list(answer[:3]) for answer in shipped.answer_many(pairs, schedule=schedule)]
-    assert json.loads(done.stdout) == want
+    answers = shipped.answer_many(pairs, schedule=schedule)
+    assert json.loads(done.stdout) == [[one.text, one.start, one.end] for one in answers]
 
 
 def test_example_is_short_and_prints_its_answer(shipped: QuestionAnswerer, tmp_path: Path) -> None:
@@ -160,7 +160,8 @@ def test_example_is_short_and_prints_its_answer(shipped: QuestionAnswerer, tmp_p
     assert (about["window"], about["schedule"], about["cls_id"]) == (384, None, 101)
     pair = ["Who wrote it?", "Ada Lovelace wrote it in 1843."]
     done = subprocess.run([sys.executable, EXAMPLE, files.model, *pair], capture_output=True, text=True, check=True)
-    assert done.stdout == "\t".join(map(str, model(*pair)[:3])) + "\n"
+    answer = model(*pair)
+    assert done.stdout == f"{answer.text}\t{answer.start}\t{answer.end}\n"
 
 
 def test_wrong_arguments_are_refused_before_a_file_is_written(
