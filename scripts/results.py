@@ -4,12 +4,10 @@
     python scripts/results.py baseline run/best docs/results.json squad=dev-v1.1.json.gz --limit 2000
     python scripts/results.py scorers run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000 --budgets 0.5
     python scripts/results.py time run/best docs/results.json squad=dev-v1.1.json.gz --threads 1
-    python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000
-    python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --schedule SPEC
     python scripts/results.py no-answer run/best docs/results.json squad=half-no-answer-dev.json
     python scripts/results.py show docs/results.json --plot docs/results.png
 
-Each row is `dtbert evaluate` with a budget, or, for measure, survival and no-answer, with each --schedule instead;
+Each row is `dtbert evaluate` with a budget, or, for measure and no-answer, with each --schedule instead;
 no-answer needs questions with and without an answer, which scripts/split_squad.py makes. Rows that the
 JSON file has already, of the same weights, dtype and threads, are not measured again, so an interrupted run goes on;
 `time` measures all of its rows anew and replaces them. Processes that write different files may work side by side;
@@ -44,7 +42,6 @@ from dtbert.files import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
 from dtbert.search import bootstrap_intervals, constant_ratio
-from dtbert.training.data import TrainingSet
 from dtbert.weights import resolve_source, weights_sha256
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
@@ -60,7 +57,7 @@ SCORERS = {
 }
 _FIELDS = ("what", "questions", "count", "model_sha256", "dtype", "threads", "budget", "schedule")
 # These take each budget, or each schedule that is given instead, as it is.
-_ONE_BY_ONE = ("measure", "survival", "no-answer")
+_ONE_BY_ONE = ("measure", "no-answer")
 _TIMED = 64
 _ROUNDS = 7
 
@@ -183,8 +180,7 @@ def competitors(
         return
     if what in _ONE_BY_ONE:
         for budget, schedule in chosen(answerer, budgets):
-            if what != "survival" or schedule is not None:
-                yield what, budget, schedule
+            yield what, budget, schedule
         return
     # Tokenized once, for the schedules that are tried differ in their lengths alone.
     sample = PreparedQuestions(answerer, questions[:: max(1, len(questions) // 200)])
@@ -199,31 +195,6 @@ def competitors(
             yield "searched", budget, schedule
             like = sample.cost(schedule).executed, schedule.scorers[0], schedule.keep_question
             yield "constant", budget, constant(sample, *like)
-
-
-@torch.no_grad()
-def survival(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
-    """The part of the windows with an answer in which its first and its last token are left after each layer."""
-    model = answerer.model
-    backend = model.backend
-    data = TrainingSet.from_questions(questions, answerer.tokenizer, model.config)
-    with_answer = [index for index, label in enumerate(data.labels) if label[1] > 0]
-    left = torch.zeros(model.config.num_hidden_layers)
-    for begin in range(0, len(with_answer), 16):
-        labelled = data.collate(with_answer[begin : begin + 16], model.device)
-        batch = labelled.batch
-        kept = model.encoder(
-            batch,
-            schedule,
-            backend=backend,
-            span_head=model.span_head(backend),
-        ).kept
-        firsts = batch.packing.cu_seqlens[:-1]
-        for layer, rows in enumerate(kept):
-            there = torch.zeros(batch.packing.num_tokens)
-            there[slice(None) if rows is None else rows] = 1
-            left[layer] += (there[firsts + labelled.starts] * there[firsts + labelled.ends]).sum()
-    return {"windows": len(with_answer), "left": [round(value, 3) for value in (left / len(with_answer)).tolist()]}
 
 
 def time_schedules(
@@ -284,7 +255,7 @@ def run(arguments: argparse.Namespace) -> None:
             row = {"what": what, **about, "budget": budget, "schedule": plain(schedule)}
             if key(row) in map(key, rows):
                 continue
-            find = {"survival": survival, "no-answer": no_answer}.get(what, measured)
+            find = no_answer if what == "no-answer" else measured
             record(row | find(answerer, questions, schedule), schedule)
 
 
@@ -305,7 +276,7 @@ def name_and_file(text: str) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="what", required=True)
-    for name in ("measure", "baseline", "scorers", "survival", "no-answer", "time"):
+    for name in ("measure", "baseline", "scorers", "no-answer", "time"):
         one = actions.add_parser(name)
         one.add_argument("model")
         one.add_argument("json", type=Path)

@@ -19,6 +19,7 @@ RANKS = {
     "evaluation": 4,
     "export": 4,
     "profiling": 5,
+    "tracing": 5,
     "training": 5,
     "search": 6,
     "cli": 7,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,6 +83,14 @@ def _ranges(rows: Tensor) -> tuple[list[int], list[int]]:
     """The lowest and the highest of each row of ``[3, T]``, in one wait for the device."""
     lowest, highest = torch.stack(rows.aminmax(dim=1)).tolist()
     return lowest, highest
+
+
+class PaddedInputs(NamedTuple):
+    """What a model is called with, as `pack_padded` takes it."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
 
 
 def padded_ids(

@@ -1,18 +1,19 @@
 """The models: an encoder with what stands on top of it, and the choice of who computes its steps."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import torch
 from torch import Tensor, nn
 
 from dtbert.kernels import Backend, BackendName, Packing, Sizes, get_backend
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
-from dtbert.model.batch import PackedBatch, pack_padded, padded_ids, unpack
+from dtbert.model.batch import PackedBatch, PaddedInputs, pack_padded, padded_ids, unpack
 from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
 from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
+from dtbert.model.kept import LayerKept, layers_kept
 from dtbert.model.padded import PaddedEncoding, encode_padded
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import SpanHead
@@ -23,6 +24,7 @@ class Bert(nn.Module):
 
     def __init__(self, config: BertConfig, backend: BackendName | None = None) -> None:
         super().__init__()
+        survive_forks()
         self.config = config
         self.encoder = Encoder(config)
         self._asked = backend
@@ -89,7 +91,6 @@ class Bert(nn.Module):
         self.backend.prepare(self)
         self._prepared = True
         self._graphs = self._make_graphs()
-        survive_forks()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights as BERT's: normal with ``initializer_range``, biases 0, LayerNorm 1 and 0."""
@@ -129,6 +130,7 @@ class Bert(nn.Module):
         return {**self.__dict__, "_graphs": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        survive_forks()
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepare_again()
 
@@ -166,23 +168,20 @@ class Bert(nn.Module):
         batch.check(self.config)
         return batch, rows
 
-    def _encode_for_export(
+    def _encode_exported(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
+        padded: PaddedInputs,
         schedule: LengthSchedule | None,
+        output_kept: bool,
         span_head: SpanHead | None = None,
-        *,
         keep_hidden_states: bool = False,
     ) -> PaddedEncoding:
         """The encoder as `torch.export` takes it; a graph has no values to look at: ids and mask are promises."""
+        if output_kept:
+            raise ValueError("torch.export does not take output_kept: export the logits alone")
         _ = self.backend  # refuses weights in a layout of its own
-        ids, mask = padded_ids(input_ids, attention_mask, token_type_ids)
-        schedule = self._resolved(schedule)
-        return encode_padded(
-            self.encoder, ids, mask, schedule, span_head=span_head, keep_hidden_states=keep_hidden_states
-        )
+        ids, mask = padded_ids(*padded)
+        return encode_padded(self.encoder, ids, mask, self._resolved(schedule), span_head, keep_hidden_states)
 
 
 class EncoderOutput(NamedTuple):
@@ -193,11 +192,13 @@ class EncoderOutput(NamedTuple):
         pooler_output: ``[B, H]``, or None where the model has no pooler.
         hidden_states: on request, the embeddings' output and each layer's, ``[B, S, H]``, 0 at padding and at
             tokens that had been dropped.
+        kept: on request, which tokens each layer kept.
     """
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None
     hidden_states: tuple[Tensor, ...]
+    kept: tuple[LayerKept, ...] = ()
 
 
 class BertEncoder(Bert):
@@ -215,6 +216,7 @@ class BertEncoder(Bert):
         schedule: LengthSchedule | None = None,
         *,
         output_hidden_states: bool = False,
+        output_kept: bool = False,
     ) -> EncoderOutput:
         """Encode a padded batch.
 
@@ -225,18 +227,19 @@ class BertEncoder(Bert):
             schedule: tokens that each layer keeps; all by default. The published encoder drops with ``keep_cls=True``.
                 One without a scorer takes the config's own.
             output_hidden_states: return every layer's output too.
+            output_kept: return what every layer kept, too, and what the tokens scored.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
         if torch.compiler.is_exporting():
-            return self._output_for_export(
-                input_ids, attention_mask, token_type_ids, schedule, output_hidden_states=output_hidden_states
-            )
+            padded = PaddedInputs(input_ids, attention_mask, token_type_ids)
+            return self._exported(padded, schedule, output_kept, output_hidden_states)
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         backend, schedule = self.backend, self._resolved(schedule)
-        encoding = self.encoder(batch, schedule, backend=backend, keep_hidden_states=output_hidden_states)
+        asked = {"keep_hidden_states": output_hidden_states, "output_kept": output_kept}
+        encoding = self.encoder(batch, schedule, backend=backend, **asked)
         pooled = None
         if self.pooler is not None:
             firsts = encoding.states[batch.packing.cu_seqlens[:-1].long()]
@@ -245,23 +248,15 @@ class BertEncoder(Bert):
         for states, kept in zip(encoding.hidden_states, (None, *encoding.kept), strict=False):
             left = rows if kept is None else kept if rows is None else rows[kept]
             hidden_states.append(unpack(states, left, input_ids.shape, 0.0))
-        return EncoderOutput(unpack(encoding.states, rows, input_ids.shape, 0.0), pooled, tuple(hidden_states))
+        kept_by = [one.unpack(rows, input_ids.shape) for one in layers_kept(encoding)] if output_kept else []
+        last = unpack(encoding.states, rows, input_ids.shape, 0.0)
+        return EncoderOutput(last, pooled, tuple(hidden_states), tuple(kept_by))
 
-    def _output_for_export(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        schedule: LengthSchedule | None,
-        *,
-        output_hidden_states: bool,
+    def _exported(
+        self, padded: PaddedInputs, schedule: LengthSchedule | None, output_kept: bool, output_hidden_states: bool
     ) -> EncoderOutput:
-        encoding = self._encode_for_export(
-            input_ids, attention_mask, token_type_ids, schedule, keep_hidden_states=output_hidden_states
-        )
-        pooled = None
-        if self.pooler is not None:
-            pooled = torch.tanh(Backend().linear(encoding.firsts, self.pooler))
+        encoding = self._encode_exported(padded, schedule, output_kept, None, output_hidden_states)
+        pooled = None if self.pooler is None else torch.tanh(Backend().linear(encoding.firsts, self.pooler))
         return EncoderOutput(encoding.states, pooled, encoding.hidden_states)
 
 
@@ -270,6 +265,14 @@ class SpanLogits(NamedTuple):
 
     start_logits: Tensor
     end_logits: Tensor
+
+
+class SpanLogitsAndKept(NamedTuple):
+    """`SpanLogits`, and which tokens each layer kept."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+    kept: tuple[LayerKept, ...]
 
 
 class BertForQuestionAnswering(Bert):
@@ -291,7 +294,9 @@ class BertForQuestionAnswering(Bert):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         schedule: LengthSchedule | None = None,
-    ) -> SpanLogits:
+        *,
+        output_kept: bool = False,
+    ) -> SpanLogits | SpanLogitsAndKept:
         """Score a padded batch.
 
         Args:
@@ -299,47 +304,71 @@ class BertForQuestionAnswering(Bert):
             attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
             token_type_ids: integers ``[B, S]``: 0 for the question, 1 for the context; 0 by default.
             schedule: tokens that each layer keeps; all by default. One without a scorer takes the config's own.
+            output_kept: return which tokens every layer kept, too, and what they scored; no CUDA graph is replayed.
 
         Returns:
-            Start and end logits ``[B, S]`` in the model's dtype, -inf at padding.
+            Start and end logits ``[B, S]`` in the model's dtype, -inf at padding; `SpanLogitsAndKept` on request.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
         if torch.compiler.is_exporting():
-            return self._logits_for_export(input_ids, attention_mask, token_type_ids, schedule)
+            return self._exported(PaddedInputs(input_ids, attention_mask, token_type_ids), schedule, output_kept)
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
+        shape, fill = input_ids.shape, -float("inf")
+        if output_kept:
+            start, end, kept = self._logits_and_kept(batch, schedule, self.backend)
+            logits = unpack(start, rows, shape, fill), unpack(end, rows, shape, fill)
+            return SpanLogitsAndKept(*logits, tuple(one.unpack(rows, shape) for one in kept))
         start, end = self._logits(batch, schedule, self.backend)
-        fill = -float("inf")
-        return SpanLogits(unpack(start, rows, input_ids.shape, fill), unpack(end, rows, input_ids.shape, fill))
+        return SpanLogits(unpack(start, rows, shape, fill), unpack(end, rows, shape, fill))
 
-    def _logits_for_export(
+    @overload
+    def forward_packed(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        schedule: LengthSchedule | None,
-    ) -> SpanLogits:
-        span_head = self.span_head(Backend())
-        encoding = self._encode_for_export(input_ids, attention_mask, token_type_ids, schedule, span_head)
-        logits = span_head(encoding.states)
-        if attention_mask is not None:
-            logits = logits.masked_fill(~attention_mask.bool()[..., None], -torch.inf)
-        start, end = logits.unbind(2)
-        return SpanLogits(start, end)
+        batch: PackedBatch,
+        schedule: LengthSchedule | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[False] = False,
+    ) -> SpanLogits: ...
+
+    @overload
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        schedule: LengthSchedule | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[True],
+    ) -> SpanLogitsAndKept: ...
 
     def forward_packed(
-        self, batch: PackedBatch, schedule: LengthSchedule | None = None, *, backend: Backend | None = None
-    ) -> SpanLogits:
+        self,
+        batch: PackedBatch,
+        schedule: LengthSchedule | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: bool = False,
+    ) -> SpanLogits | SpanLogitsAndKept:
         """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned.
 
-        ``backend`` computes the steps in place of the model's own: a profiler's, say.
+        ``backend`` computes the steps in place of the model's own: a profiler's, say. ``output_kept`` as `forward`.
         """
         # A traced graph has no values to look at: there, ids are the caller's promise.
         if not torch.compiler.is_compiling():
             batch.check(self.config)
-        return self._logits(batch, schedule, backend or self.backend)
+        logits = self._logits_and_kept if output_kept else self._logits
+        return logits(batch, schedule, backend or self.backend)
+
+    def _exported(self, padded: PaddedInputs, schedule: LengthSchedule | None, output_kept: bool) -> SpanLogits:
+        span_head = self.span_head(Backend())
+        logits = span_head(self._encode_exported(padded, schedule, output_kept, span_head).states)
+        if padded.attention_mask is not None:
+            logits = logits.masked_fill(~padded.attention_mask.bool()[..., None], -torch.inf)
+        start, end = logits.unbind(2)
+        return SpanLogits(start, end)
 
     def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
         logits, schedule = None, self._resolved(schedule)
@@ -350,6 +379,14 @@ class BertForQuestionAnswering(Bert):
             logits = self._forward(batch, schedule, backend)
         start, end = logits.unbind(1)
         return SpanLogits(start, end)
+
+    def _logits_and_kept(
+        self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend
+    ) -> SpanLogitsAndKept:
+        span_head, schedule = self.span_head(backend), self._resolved(schedule)
+        encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
+        start, end = span_head(encoding.states).unbind(1)
+        return SpanLogitsAndKept(start, end, layers_kept(encoding))
 
     def _forward(
         self,

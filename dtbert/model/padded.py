@@ -38,7 +38,6 @@ def encode_padded(
     ids: TokenIds,
     mask: Tensor | None = None,
     schedule: LengthSchedule | None = None,
-    *,
     span_head: SpanHead | None = None,
     keep_hidden_states: bool = False,
 ) -> PaddedEncoding:
