@@ -30,7 +30,7 @@ PACKAGES = ("torch", "onnxruntime", "onnx")
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("squad", type=Path, help="questions in SQuAD's format")
-    parser.add_argument("--budget", type=float, default=1.0, help="part of all MACs (default: 1, nothing dropped)")
+    parser.add_argument("--budget", type=float, help="part of all MACs (default: all, nothing dropped)")
     parser.add_argument("--windows", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     torch.set_num_threads(arguments.threads)
     answerer = QuestionAnswerer.load()
-    schedule = answerer.within_budget(arguments.budget).schedule
+    schedule = None if arguments.budget is None else answerer.within_budget(arguments.budget).schedule
     work = first_windows(answerer, arguments.squad, arguments.windows)
     with tempfile.TemporaryDirectory() as folder:
         runs, sizes = {f"dtbert, {answerer.model.backend_name}": dtbert_run(answerer, schedule)}, {}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dtbert.kernels import Backend, BackendName, Packing, Sizes, get_backend
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
-from dtbert.model.batch import PackedBatch, PaddedInputs, pack_padded, padded_ids, unpack
+from dtbert.model.batch import PackedBatch, PaddedInputs, pack_padded, unpack
 from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
 from dtbert.model.forks import survive_forks
@@ -168,20 +168,10 @@ class Bert(nn.Module):
         batch.check(self.config)
         return batch, rows
 
-    def _encode_exported(
-        self,
-        padded: PaddedInputs,
-        schedule: LengthSchedule | None,
-        output_kept: bool,
-        span_head: SpanHead | None = None,
-        keep_hidden_states: bool = False,
-    ) -> PaddedEncoding:
-        """The encoder as `torch.export` takes it; a graph has no values to look at: ids and mask are promises."""
-        if output_kept:
-            raise ValueError("torch.export does not take output_kept: export the logits alone")
-        _ = self.backend  # refuses weights in a layout of its own
-        ids, mask = padded_ids(*padded)
-        return encode_padded(self.encoder, ids, mask, self._resolved(schedule), span_head, keep_hidden_states)
+    def _encode_exported(self, padded: PaddedInputs, schedule: LengthSchedule | None, **asked: Any) -> PaddedEncoding:
+        """The encoder as `torch.export` takes it, which the backend refuses for weights in a layout of its own."""
+        _ = self.backend
+        return encode_padded(self.encoder, padded, self._resolved(schedule), **asked)
 
 
 class EncoderOutput(NamedTuple):
@@ -233,12 +223,11 @@ class BertEncoder(Bert):
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
+        asked = {"keep_hidden_states": output_hidden_states, "output_kept": output_kept}
         if torch.compiler.is_exporting():
-            padded = PaddedInputs(input_ids, attention_mask, token_type_ids)
-            return self._exported(padded, schedule, output_kept, output_hidden_states)
+            return self._exported(PaddedInputs(input_ids, attention_mask, token_type_ids), schedule, **asked)
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         backend, schedule = self.backend, self._resolved(schedule)
-        asked = {"keep_hidden_states": output_hidden_states, "output_kept": output_kept}
         encoding = self.encoder(batch, schedule, backend=backend, **asked)
         pooled = None
         if self.pooler is not None:
@@ -252,10 +241,8 @@ class BertEncoder(Bert):
         last = unpack(encoding.states, rows, input_ids.shape, 0.0)
         return EncoderOutput(last, pooled, tuple(hidden_states), tuple(kept_by))
 
-    def _exported(
-        self, padded: PaddedInputs, schedule: LengthSchedule | None, output_kept: bool, output_hidden_states: bool
-    ) -> EncoderOutput:
-        encoding = self._encode_exported(padded, schedule, output_kept, None, output_hidden_states)
+    def _exported(self, padded: PaddedInputs, schedule: LengthSchedule | None, **asked: Any) -> EncoderOutput:
+        encoding = self._encode_exported(padded, schedule, **asked)
         pooled = None if self.pooler is None else torch.tanh(Backend().linear(encoding.firsts, self.pooler))
         return EncoderOutput(encoding.states, pooled, encoding.hidden_states)
 
@@ -314,7 +301,8 @@ class BertForQuestionAnswering(Bert):
                 with another number of layers.
         """
         if torch.compiler.is_exporting():
-            return self._exported(PaddedInputs(input_ids, attention_mask, token_type_ids), schedule, output_kept)
+            padded = PaddedInputs(input_ids, attention_mask, token_type_ids)
+            return self._exported(padded, schedule, output_kept=output_kept)
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         shape, fill = input_ids.shape, -float("inf")
         if output_kept:
@@ -362,13 +350,12 @@ class BertForQuestionAnswering(Bert):
         logits = self._logits_and_kept if output_kept else self._logits
         return logits(batch, schedule, backend or self.backend)
 
-    def _exported(self, padded: PaddedInputs, schedule: LengthSchedule | None, output_kept: bool) -> SpanLogits:
+    def _exported(self, padded: PaddedInputs, schedule: LengthSchedule | None, **asked: Any) -> SpanLogits:
         span_head = self.span_head(Backend())
-        logits = span_head(self._encode_exported(padded, schedule, output_kept, span_head).states)
+        logits = span_head(self._encode_exported(padded, schedule, span_head=span_head, **asked).states)
         if padded.attention_mask is not None:
             logits = logits.masked_fill(~padded.attention_mask.bool()[..., None], -torch.inf)
-        start, end = logits.unbind(2)
-        return SpanLogits(start, end)
+        return SpanLogits(*logits.unbind(2))
 
     def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
         logits, schedule = None, self._resolved(schedule)

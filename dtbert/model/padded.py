@@ -14,7 +14,7 @@ from torch import Tensor
 from dtbert.kernels import Backend, Left, Packing, TokenIds
 from dtbert.kernels.rectangle import Rectangle
 from dtbert.kernels.reference import highest
-from dtbert.model.batch import PackedBatch
+from dtbert.model.batch import PackedBatch, PaddedInputs, padded_ids
 from dtbert.model.encoder import Encoder
 from dtbert.model.layer import Layer
 from dtbert.model.schedule import LengthSchedule
@@ -35,24 +35,30 @@ class PaddedEncoding(NamedTuple):
 
 def encode_padded(
     encoder: Encoder,
-    ids: TokenIds,
-    mask: Tensor | None = None,
+    padded: PaddedInputs,
     schedule: LengthSchedule | None = None,
+    *,
     span_head: SpanHead | None = None,
     keep_hidden_states: bool = False,
+    output_kept: bool = False,
 ) -> PaddedEncoding:
     """What `Encoder` makes of the sequences of a padded batch, in plain torch.
 
+    A graph has no values to look at: what ids and mask hold is the caller's promise.
+
     Args:
         encoder: its weights as torch lays them out.
-        ids: int64 ``[B, S]`` each.
-        mask: bool ``[B, S]``, the real tokens; None: all are.
+        padded: with a mask or without.
         schedule, span_head, keep_hidden_states: as `Encoder` takes them.
+        output_kept: refused.
 
     Raises:
-        ValueError: the schedule is for another number of layers, or a scorer of it is a registered one, or reads a span
-            head that is not there.
+        ValueError, TypeError: as `pack_padded`, but for what the tensors hold; the schedule is for another number of
+            layers, or a scorer of it is a registered one, or reads a span head that is not there.
     """
+    if output_kept:
+        raise ValueError("torch.export does not take output_kept: export the model without it")
+    ids, mask = padded_ids(*padded)
     if schedule is not None:
         schedule.check_layers(len(encoder.layers))
     batch_size, length = shape = ids.input_ids.shape

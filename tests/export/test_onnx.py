@@ -139,7 +139,7 @@ def test_example_answers_as_dtbert_without_torch(shipped: QuestionAnswerer, shar
     with gzip.open(shared_data / "squad" / "squad-dev-v1.1.json.gz") as file:
         paragraphs = [paragraph for article in json.load(file)["data"] for paragraph in article["paragraphs"]][::100]
     pairs = [(paragraph["qas"][0]["question"], paragraph["context"]) for paragraph in paragraphs[:20]]
-    everything = "\n".join(context for _, context in pairs)
+    everything = "\n".join(context for _, context in pairs[:5])
     pairs += [(question, everything) for question, _ in pairs[:1]]  # in windows
     schedule = shipped.within_budget(0.5).schedule
     files = export_onnx(shipped, tmp_path / "model.onnx", schedule, int8=True)

@@ -63,8 +63,11 @@ def of_layers(*scorers: str) -> LengthSchedule:
     return LengthSchedule.ratios([0.8, 0.5, 0.3][: len(scorers)], scorer=scorers, keep_question=True)
 
 
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("schedule", [None, of_layers("answer_overlap", "received")], ids=["full", "dropping"])
+@pytest.mark.parametrize(
+    ("schedule", "masked"),
+    [(None, False), (of_layers("answer_overlap", "received"), True)],
+    ids=["full, one length", "dropping, masked"],
+)
 def test_batch_and_length_may_stay_open(
     model: BertForQuestionAnswering, schedule: LengthSchedule | None, masked: bool
 ) -> None:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dtbert.kernels import TokenIds
 from dtbert.model import BertConfig, BertEncoder, BertForQuestionAnswering, LayerView, LengthSchedule, register_scorer
+from dtbert.model.batch import PaddedInputs
 from dtbert.model.padded import encode_padded, lengths_of
 from dtbert.model.scorers import BUILT_IN_SCORERS
 
@@ -48,9 +48,8 @@ def both(
     segments: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Logits ``[2, B, S]``: of the padded network, and of the packed one."""
-    positions = torch.arange(ids.shape[1]).expand_as(ids)
     head = model.span_head(model.backend)
-    states = encode_padded(model.encoder, TokenIds(ids, segments, positions), mask, schedule, span_head=head).states
+    states = encode_padded(model.encoder, PaddedInputs(ids, mask, segments), schedule, span_head=head).states
     logits = head(states).permute(2, 0, 1)
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
@@ -103,7 +102,7 @@ def test_exported_encoder_gives_its_hidden_states(masked: bool, monkeypatch: pyt
     torch.testing.assert_close(tuple(got), tuple(want), atol=1e-10, rtol=1e-10)
 
 
-def test_scorer_that_reads_packed_tokens_is_refused(model: BertForQuestionAnswering) -> None:
+def test_what_cannot_be_exported_is_refused(model: BertForQuestionAnswering) -> None:
     def shortest_first(view: LayerView) -> Tensor:
         return -view.position_ids.float()
 
@@ -111,11 +110,13 @@ def test_scorer_that_reads_packed_tokens_is_refused(model: BertForQuestionAnswer
     schedule = LengthSchedule.ratios([1, 1, 0.5], scorer="test_padded")
     with pytest.raises(ValueError, match=r"'test_padded' reads packed tokens: .* received, .* forward_packed"):
         both(model, schedule, *padded(2, 5, 0))
-    ids = torch.zeros(1, 3, dtype=torch.int64)
+    one = PaddedInputs(torch.zeros(1, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="a bare encoder has none"):
-        encode_padded(model.encoder, TokenIds(ids, ids, ids), None, LengthSchedule.ratios([1, 1, 0.5], scorer="answer"))
+        encode_padded(model.encoder, one, LengthSchedule.ratios([1, 1, 0.5], scorer="answer"))
     with pytest.raises(ValueError, match="2 entries, the model 3 layers"):
-        encode_padded(model.encoder, TokenIds(ids, ids, ids), None, LengthSchedule.ratios([1, 0.5]))
+        encode_padded(model.encoder, one, LengthSchedule.ratios([1, 0.5]))
+    with pytest.raises(ValueError, match="does not take output_kept"):
+        encode_padded(model.encoder, one, output_kept=True)
 
 
 @settings(max_examples=300)
