@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dtbert.files import replacing, write_whole
-from dtbert.model import LengthSchedule
+from dtbert.model.policy import Policy
 from dtbert.qa import QuestionAnswerer
 from dtbert.qa.tokenize import special_ids
 
@@ -36,7 +36,7 @@ def check_onnx_path(path: str | PathLike[str]) -> None:
 def export_onnx(
     answerer: QuestionAnswerer,
     path: str | PathLike[str],
-    schedule: LengthSchedule | None = None,
+    schedule: Policy | None = None,
     *,
     int8: bool = False,
 ) -> Exported:
@@ -53,10 +53,10 @@ def export_onnx(
         int8: matrices in 8 bits with a scale per row, a quarter of the size.
 
     Raises:
-        ValueError: another ending than .onnx, a scorer that the graph cannot compute, a schedule for another number of
-            layers, a model that was loaded to compute in int8 or is beyond the 2 GB that the format holds, onnx is not
-            installed, or another model's ``tokenizer.json`` is there.
-        TypeError: not a `LengthSchedule`.
+        ValueError: another ending than .onnx, a scorer or a policy that the graph cannot compute, a schedule for
+            another number of layers, a model that was loaded to compute in int8 or is beyond the 2 GB that the format
+            holds, onnx is not installed, or another model's ``tokenizer.json`` is there.
+        TypeError: not a policy.
         OSError: a file cannot be written.
     """
     check_onnx_path(path)
@@ -67,7 +67,9 @@ def export_onnx(
     tokenizer = answerer.tokenizer.to_str()
     files = Exported(path, path.with_name(f"{path.name}.json"), path.with_name(TOKENIZER_FILE))
     if files.tokenizer.exists() and files.tokenizer.read_text("utf-8") != tokenizer:
-        raise ValueError(f"{files.tokenizer} is there already, and not this model's: export into another folder")
+        raise ValueError(
+            f"{files.tokenizer} is there already, and not this model's: export into another folder, or remove it"
+        )
     graph = onnx_graph(answerer.model, schedule, int8=int8)
     if graph.ByteSize() > _MOST_BYTES:
         raise ValueError(f"the model takes {graph.ByteSize() / 1e9:.1f} GB, an ONNX file holds 2.1 GB: give int8")

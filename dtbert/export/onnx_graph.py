@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dtbert.kernels.overlap import OVERLAP_REACH, OVERLAP_UNIT
 from dtbert.model import BertForQuestionAnswering, LengthSchedule
+from dtbert.model.padded import schedule_of_lengths
+from dtbert.model.policy import Policy
 from dtbert.weights.quantize import is_quantizable, quantize_rows
 
 OPSET = 20
@@ -24,25 +26,24 @@ INPUTS = ("input_ids", "token_type_ids")
 OUTPUTS = ("start_logits", "end_logits")
 
 
-def onnx_graph(
-    model: BertForQuestionAnswering, schedule: LengthSchedule | None = None, *, int8: bool = False
-) -> onnx.ModelProto:
+def onnx_graph(model: BertForQuestionAnswering, policy: Policy | None = None, *, int8: bool = False) -> onnx.ModelProto:
     """The graph: ``input_ids`` and ``token_type_ids``, int64 ``[1, n]``, to start and end logits, float32 ``[1, n]``.
 
     Args:
         model: on a CPU or not, its weights in any layout.
-        schedule: tokens that each layer keeps; all by default.
+        policy: tokens that each layer keeps; all by default.
         int8: hold matrices in 8 bits with a scale per row; they are computed with in float32.
 
     Raises:
-        ValueError: a scorer that the graph cannot compute, a schedule for another number of layers, or a model that
-            computes in int8.
+        ValueError: a scorer or a policy that the graph cannot compute, a schedule for another number of layers, or a
+            model that computes in int8.
     """
     if model.int8:
         raise ValueError(
             "the model computes in int8, an ONNX file in float32: load it in another dtype; int8=True (`--int8`) holds "
             "its matrices in 8 bits"
         )
+    schedule = schedule_of_lengths("an ONNX file", policy)
     if schedule is not None:
         schedule = schedule.resolve(model.config.own_scorer)
         schedule.check_layers(model.config.num_hidden_layers)
@@ -124,8 +125,10 @@ class _Network(_Writer):
     def model(self) -> onnx.ModelProto:
         """The whole."""
         states = self.embed()
+        skipped = () if self._schedule is None else self._schedule.skip_layers
         for layer in range(self.config.num_hidden_layers):
-            states = self.layer(states, layer)
+            if layer not in skipped:
+                states = self.layer(states, layer)
         logits = self.restored(self.span(states))
         columns = self.ops("Split", 2, self.op("Transpose", logits, perm=[1, 0]), axis=0, num_outputs=2)
         for name, column in zip(OUTPUTS, columns, strict=True):

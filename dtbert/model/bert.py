@@ -15,7 +15,7 @@ from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
 from dtbert.model.kept import LayerKept, layers_kept
 from dtbert.model.padded import PaddedEncoding, encode_padded
-from dtbert.model.schedule import LengthSchedule
+from dtbert.model.policy import Policy
 from dtbert.model.scorers import SpanHead
 
 
@@ -151,7 +151,7 @@ class Bert(nn.Module):
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
-    def _resolved(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+    def _resolved(self, schedule: Policy | None) -> Policy | None:
         return None if schedule is None else schedule.resolve(self.config.own_scorer)
 
     def _pack(
@@ -168,7 +168,7 @@ class Bert(nn.Module):
         batch.check(self.config)
         return batch, rows
 
-    def _encode_exported(self, padded: PaddedInputs, schedule: LengthSchedule | None, **asked: Any) -> PaddedEncoding:
+    def _encode_exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> PaddedEncoding:
         """The encoder as `torch.export` takes it, which the backend refuses for weights in a layout of its own."""
         _ = self.backend
         return encode_padded(self.encoder, padded, self._resolved(schedule), **asked)
@@ -203,7 +203,7 @@ class BertEncoder(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         output_hidden_states: bool = False,
         output_kept: bool = False,
@@ -241,7 +241,7 @@ class BertEncoder(Bert):
         last = unpack(encoding.states, rows, input_ids.shape, 0.0)
         return EncoderOutput(last, pooled, tuple(hidden_states), tuple(kept_by))
 
-    def _exported(self, padded: PaddedInputs, schedule: LengthSchedule | None, **asked: Any) -> EncoderOutput:
+    def _exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> EncoderOutput:
         encoding = self._encode_exported(padded, schedule, **asked)
         pooled = None if self.pooler is None else torch.tanh(Backend().linear(encoding.firsts, self.pooler))
         return EncoderOutput(encoding.states, pooled, encoding.hidden_states)
@@ -280,7 +280,7 @@ class BertForQuestionAnswering(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         output_kept: bool = False,
     ) -> SpanLogits | SpanLogitsAndKept:
@@ -316,7 +316,7 @@ class BertForQuestionAnswering(Bert):
     def forward_packed(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         backend: Backend | None = None,
         output_kept: Literal[False] = False,
@@ -326,7 +326,7 @@ class BertForQuestionAnswering(Bert):
     def forward_packed(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         backend: Backend | None = None,
         output_kept: Literal[True],
@@ -335,7 +335,7 @@ class BertForQuestionAnswering(Bert):
     def forward_packed(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         backend: Backend | None = None,
         output_kept: bool = False,
@@ -350,14 +350,14 @@ class BertForQuestionAnswering(Bert):
         logits = self._logits_and_kept if output_kept else self._logits
         return logits(batch, schedule, backend or self.backend)
 
-    def _exported(self, padded: PaddedInputs, schedule: LengthSchedule | None, **asked: Any) -> SpanLogits:
+    def _exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> SpanLogits:
         span_head = self.span_head(Backend())
         logits = span_head(self._encode_exported(padded, schedule, span_head=span_head, **asked).states)
         if padded.attention_mask is not None:
             logits = logits.masked_fill(~padded.attention_mask.bool()[..., None], -torch.inf)
         return SpanLogits(*logits.unbind(2))
 
-    def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
+    def _logits(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogits:
         logits, schedule = None, self._resolved(schedule)
         # Another backend than the model's own gives gradients, or watches.
         if self._graphs is not None and not torch.compiler.is_compiling() and backend is self._chosen:
@@ -367,9 +367,7 @@ class BertForQuestionAnswering(Bert):
         start, end = logits.unbind(1)
         return SpanLogits(start, end)
 
-    def _logits_and_kept(
-        self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend
-    ) -> SpanLogitsAndKept:
+    def _logits_and_kept(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogitsAndKept:
         span_head, schedule = self.span_head(backend), self._resolved(schedule)
         encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
         start, end = span_head(encoding.states).unbind(1)
@@ -378,7 +376,7 @@ class BertForQuestionAnswering(Bert):
     def _forward(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None,
+        schedule: Policy | None,
         backend: Backend,
         targets: Sequence[Packing] | None = None,
     ) -> Tensor:

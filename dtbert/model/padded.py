@@ -17,6 +17,7 @@ from dtbert.kernels.reference import highest
 from dtbert.model.batch import PackedBatch, PaddedInputs, padded_ids
 from dtbert.model.encoder import Encoder
 from dtbert.model.layer import Layer
+from dtbert.model.policy import Policy
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import BUILT_IN_SCORERS, LayerView, SpanHead, Text, scorer_named
 
@@ -36,7 +37,7 @@ class PaddedEncoding(NamedTuple):
 def encode_padded(
     encoder: Encoder,
     padded: PaddedInputs,
-    schedule: LengthSchedule | None = None,
+    policy: Policy | None = None,
     *,
     span_head: SpanHead | None = None,
     keep_hidden_states: bool = False,
@@ -49,15 +50,17 @@ def encode_padded(
     Args:
         encoder: its weights as torch lays them out.
         padded: with a mask or without.
-        schedule, span_head, keep_hidden_states: as `Encoder` takes them.
+        policy, span_head, keep_hidden_states: as `Encoder` takes them.
         output_kept: refused.
 
     Raises:
-        ValueError, TypeError: as `pack_padded`, but for what the tensors hold; the schedule is for another number of
-            layers, or a scorer of it is a registered one, or reads a span head that is not there.
+        ValueError, TypeError: as `pack_padded`, but for what the tensors hold; as `schedule_of_lengths`; the schedule
+            is for another number of layers, or a scorer of it is a registered one, or reads a span head that is not
+            there.
     """
     if output_kept:
         raise ValueError("torch.export does not take output_kept: export the model without it")
+    schedule = schedule_of_lengths("torch.export of a padded batch", policy)
     ids, mask = padded_ids(*padded)
     if schedule is not None:
         schedule.check_layers(len(encoder.layers))
@@ -67,8 +70,10 @@ def encode_padded(
     first = tokens.backend.first_tokens(ids.input_ids)
     states = tokens.backend.embed(tokens.text.batch.ids, encoder.embeddings)
     hidden_states = [tokens.spread(states)] if keep_hidden_states else []
-    for layer in encoder.layers:
-        states = tokens.merge(states, layer(states, tokens, tokens.backend))
+    skipped = () if schedule is None else schedule.skip_layers
+    for index, layer in enumerate(encoder.layers):
+        if index not in skipped:
+            states = tokens.merge(states, layer(states, tokens, tokens.backend))
         if keep_hidden_states:
             hidden_states.append(tokens.spread(states))
     restored = tokens.restore(states).view(*shape, -1)
@@ -113,6 +118,8 @@ class _TokensLeft:
     ) -> None:
         self.text, self.backend, self.left = text, backend, Left(text.batch.packing)
         self._schedule, self._span_head = schedule, span_head
+        # Of the layer before: tokens, or a part of them.
+        self._entry = 1.0 if schedule is not None and schedule.kind == "ratios" else math.inf
         scorers = () if schedule is None else schedule.scorers
         registered = [name for name in scorers if name not in BUILT_IN_SCORERS]
         if registered:
@@ -124,13 +131,12 @@ class _TokensLeft:
         if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
             raise ValueError(f"a scorer of {scorers} reads the span head: a bare encoder has none")
 
-    def drops_at(self, layer: int) -> bool:
-        """Whether the schedule has fewer tokens leave a layer than the one before."""
+    def scores_at(self, layer: int) -> bool:
+        """Whether the schedule has fewer tokens leave a layer than enter it."""
         if self._schedule is None:
             return False
-        whole = 1.0 if self._schedule.kind == "ratios" else math.inf
-        before, after = (whole, *self._schedule.length_config)[layer : layer + 2]
-        return after < before
+        entered, self._entry = self._entry, self._schedule.length_config[layer]
+        return self._entry < entered
 
     def _significance(self, layer: Layer, states: Tensor, qkv: Tensor) -> Tensor:
         """``[B, n]``; infinite at tokens that stay whatever their score."""
@@ -232,3 +238,15 @@ def lengths_of(schedule: LengthSchedule, layer: int, lengths: Tensor) -> Tensor:
     whole = parts.floor()
     # Up from where the sixth decimal is not 0; the difference of two so close is exact.
     return (whole + (parts - whole > 5e-7)).long().clamp(min=1)
+
+
+def schedule_of_lengths(place: str, policy: Policy | None) -> LengthSchedule | None:
+    """The policy, if it is one by which a text's length alone says how many tokens stay, by each layer's own scores.
+
+    Raises:
+        ValueError: it is another; the message begins with the place that does not take it.
+    """
+    if policy is None or (isinstance(policy, LengthSchedule) and not policy.accumulate):
+        return policy
+    other = "accumulated scores" if isinstance(policy, LengthSchedule) else f"a policy of the kind {policy.kind!r}"
+    raise ValueError(f"{place} does not take {other}: give a schedule of ratios or of absolute lengths")

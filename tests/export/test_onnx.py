@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dtbert.export import export_onnx, onnx_file
 from dtbert.export.onnx_graph import onnx_graph
-from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule
+from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, Threshold
 from dtbert.qa import QuestionAnswerer
 from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_layers, quantize_rows
 
@@ -62,6 +62,7 @@ def assert_agrees(model: BertForQuestionAnswering, schedule: LengthSchedule | No
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([[], [], [0], [1], [0, 2]]),
     st.integers(0, 2**16),
 )
 def test_a_text_of_any_length_has_the_models_logits(
@@ -71,10 +72,11 @@ def test_a_text_of_any_length_has_the_models_logits(
     keep_cls: bool,
     keep_question: bool,
     absolute: bool,
+    skipped: list[int],
     seed: int,
 ) -> None:
     falling = sorted(ratios, reverse=True)
-    options = {"scorer": scorers, "keep_cls": keep_cls, "keep_question": keep_question}
+    options = {"scorer": scorers, "keep_cls": keep_cls, "keep_question": keep_question, "skip_layers": skipped}
     schedule = LengthSchedule.ratios(falling, **options)
     if absolute:
         schedule = LengthSchedule.absolute([max(1, round(50 * ratio)) for ratio in falling], **options)
@@ -180,6 +182,7 @@ def test_wrong_arguments_are_refused_before_a_file_is_written(
         schedule=LengthSchedule.ratios(ratios, scorer=["cls", "random", "value_norm", "random", "cls", "cls"]),
     )
     refused("must be a LengthSchedule, not list: .*ratios", TypeError, schedule=ratios)
+    refused("an ONNX file does not take a policy of the kind 'threshold': .* ratios", schedule=Threshold([0.01] * 6))
     monkeypatch.setattr(onnx_file, "_MOST_BYTES", 10**6)
     refused(r"takes 0\.1 GB, .* give int8")
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
@@ -189,7 +192,7 @@ def test_wrong_arguments_are_refused_before_a_file_is_written(
 def test_all_that_a_schedule_says_is_exported() -> None:
     # Whatever else one may come to say, `onnx_graph` and `encode_padded` must compute, or refuse.
     names = {field.name for field in dataclasses.fields(LengthSchedule)}
-    assert names == {"kind", "length_config", "scorer", "keep_cls", "keep_question"}
+    assert names == {"kind", "length_config", "scorer", "keep_cls", "keep_question", "accumulate", "skip_layers"}
 
 
 def test_a_model_that_computes_in_int8_is_refused() -> None:

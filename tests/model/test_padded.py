@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dtbert.model import BertConfig, BertEncoder, BertForQuestionAnswering, LayerView, LengthSchedule, register_scorer
+from dtbert.model import (
+    BertConfig,
+    BertEncoder,
+    BertForQuestionAnswering,
+    LayerView,
+    LengthSchedule,
+    Threshold,
+    register_scorer,
+)
 from dtbert.model.batch import PaddedInputs
 from dtbert.model.padded import encode_padded, lengths_of
 from dtbert.model.scorers import BUILT_IN_SCORERS
@@ -64,6 +72,7 @@ def both(
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([[], [], [0], [1], [0, 2]]),
     st.integers(0, 2**16),
 )
 def test_padded_network_gives_the_packed_ones_numbers(
@@ -75,10 +84,11 @@ def test_padded_network_gives_the_packed_ones_numbers(
     keep_cls: bool,
     keep_question: bool,
     masked: bool,
+    skipped: list[int],
     seed: int,
 ) -> None:
     falling = sorted(ratios, reverse=True)
-    options = {"scorer": scorers, "keep_cls": keep_cls, "keep_question": keep_question}
+    options = {"scorer": scorers, "keep_cls": keep_cls, "keep_question": keep_question, "skip_layers": skipped}
     ids, mask, segments = padded(batch, length, seed)
     for schedule in (
         None,
@@ -115,6 +125,12 @@ def test_what_cannot_be_exported_is_refused(model: BertForQuestionAnswering) -> 
         encode_padded(model.encoder, one, LengthSchedule.ratios([1, 1, 0.5], scorer="answer"))
     with pytest.raises(ValueError, match="2 entries, the model 3 layers"):
         encode_padded(model.encoder, one, LengthSchedule.ratios([1, 0.5]))
+    for policy, message in (
+        (Threshold([0.01] * 3), "a policy of the kind 'threshold'"),
+        (LengthSchedule.ratios([1, 1, 0.5], accumulate=True), "accumulated scores"),
+    ):
+        with pytest.raises(ValueError, match=f"{message}: give a schedule of ratios"):
+            encode_padded(model.encoder, one, policy)
     with pytest.raises(ValueError, match="does not take output_kept"):
         encode_padded(model.encoder, one, output_kept=True)
 
