@@ -21,7 +21,8 @@ from bench.provenance import commit, cpu_name, version
 
 from dtbert.evaluation import read_squad
 from dtbert.export import export_onnx
-from dtbert.model import LengthSchedule, PackedBatch
+from dtbert.model import PackedBatch
+from dtbert.model.policy import Policy
 from dtbert.qa import QuestionAnswerer, Window
 
 PACKAGES = ("torch", "onnxruntime", "onnx")
@@ -47,7 +48,7 @@ def first_windows(answerer: QuestionAnswerer, squad: Path, count: int) -> list[W
     return found[:count]
 
 
-def dtbert_run(answerer: QuestionAnswerer, schedule: LengthSchedule | None) -> Callable[[Window], object]:
+def dtbert_run(answerer: QuestionAnswerer, schedule: Policy | None) -> Callable[[Window], object]:
     def run(window: Window) -> object:
         batch = PackedBatch.from_lists([window.input_ids], [window.token_type_ids])
         with torch.inference_mode():

@@ -31,6 +31,14 @@ def test_lengths_that_stay_on_the_device_give_the_same_numbers(lengths: list[int
     torch.testing.assert_close(significance, want, atol=1e-5, rtol=1e-5)
 
 
+def test_chosen_queries_have_the_context_that_they_have_among_all() -> None:
+    known, qkv, rows = packing([5, 0, 4]), qkv_of(9), torch.tensor([1, 4, 5])
+    unknown = Packing.on_device(known.cu_seqlens, 9, 8)
+    context, _ = packed_attention(qkv, unknown, N, queries=rows)
+    want = Backend().attention(qkv, known, N, Kept(rows, packing([2, 0, 1])))
+    torch.testing.assert_close(context, want, atol=1e-5, rtol=1e-5)
+
+
 def test_wrong_lengths_touch_nothing_outside_the_tensors() -> None:
     for offsets in ([0, 3, 7], [0, 90, 5], [4, 2, 9], [0, 9, 30]):
         unknown = Packing.on_device(torch.tensor(offsets, dtype=torch.int32), 9, 4)
@@ -39,25 +47,23 @@ def test_wrong_lengths_touch_nothing_outside_the_tensors() -> None:
 
 
 def test_step_is_one_graph_for_all_lengths_within_the_bound() -> None:
-    def step(qkv: Tensor, cu_seqlens: Tensor, rows: Tensor, cu_rows: Tensor) -> tuple[Tensor, ...]:
-        context, received = attention(qkv, cu_seqlens, 16, N, significance="received")
-        chosen, _ = attention(qkv, cu_seqlens, 16, N, query_indices=rows, cu_seqlens_q=cu_rows)
-        return context, received, chosen
-
     graphs = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend=count)
+    step = torch.compile(
+        lambda qkv, offsets: attention(qkv, offsets, 16, N, significance="received"),
+        fullgraph=True,
+        dynamic=True,
+        backend=count,
+    )
     for lengths in ([7, 0, 4], [16, 1, 3, 11]):
-        known, asked = packing(lengths), packing([length // 2 for length in lengths])
-        rows = torch.cat([torch.arange(n // 2) + part.start for n, part in zip(lengths, known.slices, strict=True)])
-        qkv, plain = qkv_of(known.num_tokens), Backend()
-        got = compiled(qkv, known.cu_seqlens, rows, asked.cu_seqlens)
-        want = *plain.scored_attention(qkv, known, N, "received"), plain.attention(qkv, known, N, Kept(rows, asked))
-        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        known = packing(lengths)
+        qkv = qkv_of(known.num_tokens)
+        want = Backend().scored_attention(qkv, known, N, "received")
+        torch.testing.assert_close(step(qkv, known.cu_seqlens), want, atol=1e-5, rtol=1e-5)
     assert len(graphs) == 1
 
 
