@@ -169,7 +169,7 @@ def attention(
         cu_seqlens_q: int32 ``[B + 1]``, where each sequence's queries begin in ``query_indices``.
         backend: the kernels; by device, dtype and sizes if left out.
         check: look at what offsets and indices hold; False: they are the caller's promise, and nothing waits for the
-            device. A wrong one then gives numbers that mean nothing.
+            device. A wrong one gives numbers that mean nothing, and a row that there is not may end the process.
 
     Returns:
         Context ``[T, H]`` (``[K, H]`` with ``query_indices``) in the dtype of ``qkv``, and float32 significance
@@ -196,14 +196,15 @@ def attention(
             ]
         refuse(step, *faults)
     chosen = _attention_backend(step, backend, qkv, max_seqlen, num_heads)
-    packing = _packing(cu_seqlens, qkv.shape[0], max_seqlen, trusted)
+    packing = _packing(cu_seqlens, qkv.shape[0], max_seqlen if trusted else None)
     if trusted and chosen.name != "triton":
         return packed_attention(qkv, packing, num_heads, significance, token_type_ids, query_indices)
     if significance is not None and significance not in ("cls", "from_question"):
         return chosen.scored_attention(qkv, packing, num_heads, significance)
     queries = None
     if query_indices is not None and cu_seqlens_q is not None:
-        queries = Kept(query_indices, _packing(cu_seqlens_q, query_indices.shape[0], max_seqlen, trusted))
+        asked = _packing(cu_seqlens_q, query_indices.shape[0], max_seqlen if trusted else None)
+        queries = Kept(query_indices, asked)
     context = chosen.attention(qkv, packing, num_heads, queries)
     if significance is None:
         return context, None
@@ -232,7 +233,7 @@ def attention_significance(
     if not trusted:
         refuse(step, *_attention_faults(qkv, cu_seqlens, max_seqlen))
     chosen = _attention_backend(step, backend, qkv, max_seqlen, num_heads)
-    packing = _packing(cu_seqlens, qkv.shape[0], max_seqlen, trusted)
+    packing = _packing(cu_seqlens, qkv.shape[0], max_seqlen if trusted else None)
     if trusted and chosen.name != "triton":
         significance = packed_attention(qkv, packing, num_heads, kind, token_type_ids)[1]
         assert significance is not None
@@ -287,8 +288,7 @@ def select_tokens(
         ),
     )
     chosen = _backend(step, backend, significance, max_seqlen=max_seqlen)
-    packings = (_packing(offsets, 0, 0, False) for offsets in (cu_seqlens, next_cu_seqlens))
-    return chosen.select(significance, *packings).rows
+    return chosen.select(significance, _packing(cu_seqlens), _packing(next_cu_seqlens)).rows
 
 
 @of_right_kinds
@@ -337,10 +337,11 @@ def _is_trusted(check: bool, tensor: Tensor) -> bool:
     return torch.compiler.is_compiling() or not (check or tensor.is_cpu)
 
 
-def _packing(cu_seqlens: Tensor, num_tokens: int, max_seqlen: int, trusted: bool) -> Packing:
-    if trusted:
-        return Packing.on_device(cu_seqlens, num_tokens, max_seqlen)
-    return Packing(cu_seqlens.diff().tolist(), cu_seqlens)
+def _packing(cu_seqlens: Tensor, num_tokens: int = 0, trusted_max_seqlen: int | None = None) -> Packing:
+    """The packing, its lengths read from the device; where a longest one is trusted, nothing is read."""
+    if trusted_max_seqlen is None:
+        return Packing(cu_seqlens.diff().tolist(), cu_seqlens)
+    return Packing.on_device(cu_seqlens, num_tokens, trusted_max_seqlen)
 
 
 def _check_attention(
