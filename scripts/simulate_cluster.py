@@ -47,7 +47,7 @@ class Measured:
             return sum(block[name] for block in blocks) / len(blocks)
 
         names = ("read_seconds", "answer_seconds", "write_seconds", "bytes_read", "bytes_written")
-        planned = times["input_bytes"] / times["plan_seconds"] if not times["blocks_before"] else None
+        planned = times["input_bytes"] / times["plan_seconds"] if times["plan_seconds"] else None
         return cls(mean("rows"), plan_bytes_per_second=planned, **{name: mean(name) for name in names})
 
 

@@ -19,7 +19,7 @@ from dtbert.cli.inputs import Questions
 from dtbert.cli.options import MAX_ANSWER_TOKENS, load_for_schedule, other_windows
 from dtbert.cli.output import check_output, printable
 from dtbert.files import Json, differing, lock, write_whole
-from dtbert.jobs.lines import Line, answered, dump, model_sha256
+from dtbert.jobs.lines import SETTINGS, Line, answered, dump, model_sha256
 
 if TYPE_CHECKING:
     from dtbert.model import Policy
@@ -44,9 +44,6 @@ class Progress:
 
 # Where the names of streams are, of which some are regular files at times.
 _STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
-
-# What the names of settings stand for, where an option does not have the same name.
-_SHOWN = {"input_sha256": "input", "model_sha256": "the model's weights, config or tokenizer"}
 
 
 class Files:
@@ -270,7 +267,7 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"{record} is damaged ({error}){_afresh(output)}") from error
     if changed:
-        names = ", ".join(_SHOWN.get(name, name) for name in changed)
+        names = ", ".join(SETTINGS.get(name, name) for name in changed)
         raise ValueError(f"{output} was made from other settings ({names}){_afresh(output)}")
 
 

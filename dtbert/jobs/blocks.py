@@ -64,23 +64,25 @@ def input_files(source: str) -> list[InputFile]:
 
     Raises:
         OSError: there is none, or it cannot be read.
-        ValueError: no such kind of place is known.
+        ValueError: no such kind of place is known, or one that does not say how large its files are.
     """
     place = Place.of(source)
     fs, path = place.fs, place.path
-    if glob.has_magic(path):
-        found = fs.glob(path, detail=True)
-    elif fs.isdir(path):
+    if fs.isdir(path):
         found = {
             file: info
             for file, info in fs.find(path, detail=True).items()
             if not any(part.startswith((".", "_")) for part in file.removeprefix(path).split("/"))
         }
+    elif fs.exists(path):
+        found = {path: fs.info(path)}
     else:
-        found = {path: fs.info(path)} if fs.exists(path) else {}
+        found = fs.glob(path, detail=True) if glob.has_magic(path) else {}
     files = [InputFile(place.at(file).name, info["size"]) for file, info in found.items() if info["type"] == "file"]
     if not files:
         raise FileNotFoundError(f"--input {source}: there are no files")
+    if unknown := next((file.name for file in files if file.size is None), None):
+        raise ValueError(f"{unknown} is of unknown size, so it cannot be cut into blocks: copy it to another place")
     return sorted(files)
 
 

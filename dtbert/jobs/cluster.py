@@ -16,8 +16,8 @@ from dtbert.jobs.blocks import Block, InputFile, plan
 from dtbert.jobs.folder import Manifest, OutputFolder, Record
 from dtbert.jobs.worker import Answering, Worker
 
-# How often a block is tried again whose worker was killed: one that kills its workers ends the job.
-_RETRIES = 5
+# Workers that may be killed one after the other while they start; afterwards Ray Data sets no limit.
+_DEATHS_AT_START = 5
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,14 @@ def run_job(
     """
     manifest = output.manifest(settings, files)
     with output.locked():
-        began = perf_counter()
+        planned = None
         if manifest is None:
+            began = perf_counter()
             manifest = Manifest(settings, list(files), plan(files, block_bytes))
+            planned = perf_counter() - began
             output.write_manifest(manifest)
-        planned = perf_counter() - began
         left = output.left(manifest.blocks)
-        times: dict[str, Any] = {"plan_seconds": planned, "blocks_before": len(manifest.blocks) - len(left)}
+        times: dict[str, Any] = {"plan_seconds": planned}
         if left:
             times |= answer_blocks(left, Worker(answering, output), cluster)
             if missing := output.left(left):
@@ -82,7 +83,7 @@ def answer_blocks(blocks: Sequence[Block], worker: Worker, cluster: Cluster) -> 
 
     Raises:
         ValueError: what a worker says is wrong with the job, or the cluster has too little for it.
-        OSError: there is no cluster at the address, or workers were killed too often.
+        OSError: there is no cluster at the address, or workers ended while they started.
     """
     with _connected(cluster) as ray:
         from ray.data import ActorPoolStrategy, DataContext
@@ -95,7 +96,7 @@ def answer_blocks(blocks: Sequence[Block], worker: Worker, cluster: Cluster) -> 
         context.enable_progress_bars = not cluster.quiet
         # A block may take long, and machines may come and go.
         context.execution_no_progress_timeout_s = -1
-        context.max_consecutive_actor_init_deaths = _RETRIES
+        context.max_consecutive_actor_init_deaths = _DEATHS_AT_START
         dataset = ray.data.from_items([asdict(block) for block in blocks], override_num_blocks=len(blocks)).map(
             Worker,
             fn_constructor_args=(answering, worker.output),
@@ -103,7 +104,6 @@ def answer_blocks(blocks: Sequence[Block], worker: Worker, cluster: Cluster) -> 
             compute=ActorPoolStrategy(size=min(count, len(blocks)), max_tasks_in_flight_per_actor=1),
             num_cpus=answering.threads,
             num_gpus=gpus,
-            ray_remote_args_fn=_retrying,
         )
         began = perf_counter()
         try:
@@ -118,10 +118,6 @@ def answer_blocks(blocks: Sequence[Block], worker: Worker, cluster: Cluster) -> 
         return {"workers": min(count, len(blocks)), "threads": answering.threads, "seconds": perf_counter() - began}
 
 
-def _retrying() -> dict[str, Any]:
-    return {"max_task_retries": _RETRIES}
-
-
 @contextmanager
 def _connected(cluster: Cluster) -> Iterator[Any]:
     # Ray asks at the first start whether it may send home what is used; dtbert sends nothing anywhere.
@@ -129,7 +125,7 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
     import ray
 
     if cluster.quiet:
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
     local = {"include_dashboard": False} if cluster.address is None else {}
     try:
         ray.init(

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from dtbert.files import Json, differing, lock, naming
 from dtbert.jobs.blocks import Block, InputFile
+from dtbert.jobs.lines import SETTINGS
 from dtbert.jobs.places import Place
 
 Format = Literal["jsonl", "parquet"]
@@ -108,7 +109,8 @@ class OutputFolder:
         if before.files != list(files):
             changed.append("input files")
         if changed:
-            raise ValueError(f"{self.place.name} was made from other settings ({', '.join(changed)}){advice}")
+            names = ", ".join(SETTINGS.get(name, name) for name in changed)
+            raise ValueError(f"{self.place.name} was made from other settings ({names}){advice}")
         return before
 
     def write_manifest(self, manifest: Manifest) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from dtbert.qa import Answer, QuestionAnswerer
     from dtbert.qa.calls import Asking
 
+# What the names of settings stand for, where an option does not have the same name.
+SETTINGS = {"input_sha256": "input", "model_sha256": "the model's weights, config or tokenizer"}
+
 # What is read of a table.
 COLUMNS = ("id", "question", "context")
 

@@ -94,6 +94,10 @@ def test_blocks_go_on_over_the_files_of_a_folder_or_a_pattern(tmp_path: Path) ->
     assert [(block.number, block.file) for block in blocks] == [(n, folder[n].name) for n in range(4)]
     for block in blocks:
         assert read_block(block) == list(Questions.of(Path(block.file)).lines())
+    # What is there by this name is no pattern.
+    (tmp_path / "in").rename(tmp_path / "in[1]")
+    assert len(input_files(str(tmp_path / "in[1]"))) == 5
+    assert len(input_files(str(tmp_path / "in[1]" / "a.jsonl"))) == 1
     with pytest.raises(FileNotFoundError, match="there are no files"):
         input_files(str(tmp_path / "*.csv"))
 

@@ -48,7 +48,7 @@ def test_report_says_what_was_measured_assumed_and_found(
 ) -> None:
     fields = {"read_seconds": 1, "answer_seconds": 8, "write_seconds": 1, "bytes_read": 1e6, "bytes_written": 1e5}
     blocks = [{"rows": 900, **fields}, {"rows": 1100, **fields}, {"rows": 0, **fields, "answer_seconds": 0}]
-    times = {"plan_seconds": 2, "input_bytes": 2e9, "blocks_before": 0, "blocks": blocks}
+    times = {"plan_seconds": 2, "input_bytes": 2e9, "blocks": blocks}
     (tmp_path / "_times.json").write_text(json.dumps(times))
     arguments = ["simulate_cluster.py", str(tmp_path), "--read-rate", "1e9", "--machines", "400", "--task-rate", "400"]
     monkeypatch.setattr(sys, "argv", arguments)
