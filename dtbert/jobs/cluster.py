@@ -74,7 +74,9 @@ def run_job(
                     "one place, so name a shared folder or a URL"
                 )
         records = output.records(manifest.blocks)
-        output.finish({**times, "input_bytes": sum(file.size for file in files), "blocks": list(map(asdict, records))})
+        if left or not output.finished():
+            size = sum(file.size for file in files)
+            output.finish({**times, "input_bytes": size, "blocks": list(map(asdict, records))})
         return records
 
 

@@ -156,6 +156,10 @@ class OutputFolder:
         found = self.place.fs.cat(paths) if paths else {}
         return [Json.parse(found[path]).record(Record) for path in paths]
 
+    def finished(self) -> bool:
+        """Whether a run has come to the end."""
+        return bool(self.place.fs.exists((self.place / _TIMES).path))
+
     def finish(self, times: Mapping[str, Any]) -> None:
         """Write the times, and remove what killed workers had begun to write."""
         (self.place / _TIMES).write(json.dumps(times).encode())

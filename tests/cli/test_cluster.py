@@ -118,8 +118,10 @@ def test_job_goes_on_after_an_interruption_at_any_write(
     output = tmp_path / "out"
     assert job().status == 1
     unbroken, blocks = parts(output), len(answered_blocks)
+    times = (output / "_times.json").read_bytes()
     again = job()
     assert (again.status, len(answered_blocks)) == (1, blocks), "nothing is done twice"
+    assert (output / "_times.json").read_bytes() == times
     write, left = Place.write, 0
 
     def interrupted(place: Place, content: bytes) -> None:
