@@ -178,8 +178,8 @@ def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def _filled(kind: type[M], checkpoint: Checkpoint, placement: Placement, **options: Any) -> M:
     """A model of the checkpoint's sizes with its weights.
 
-    The largest go first: while a tensor is copied its pages of the file are in memory too, and the largest one's
-    are least in the way when nothing else is there yet.
+    The largest go first: while a tensor is copied it is in memory twice, and the largest one is least in the way when
+    nothing else is there yet.
     """
     with torch.device("meta"):
         model = kind(checkpoint.config, **options)
