@@ -17,10 +17,13 @@ if TYPE_CHECKING:
         LayerView,
         LengthSchedule,
         PackedBatch,
+        Policy,
+        Threshold,
+        TopP,
         available_scorers,
         register_scorer,
     )
-    from dtbert.qa import Answer, DocumentAnswer, QuestionAnswerer
+    from dtbert.qa import Answer, DocumentAnswer, QuestionAnswerer, Trace
     from dtbert.weights import CheckpointError, convert, load_encoder, load_model, save_model
 
 __version__ = "0.1.0"
@@ -35,7 +38,11 @@ __all__ = [
     "LayerView",
     "LengthSchedule",
     "PackedBatch",
+    "Policy",
     "QuestionAnswerer",
+    "Threshold",
+    "TopP",
+    "Trace",
     "available_scorers",
     "convert",
     "load_encoder",
@@ -45,7 +52,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "dtbert.qa": ("Answer", "DocumentAnswer", "QuestionAnswerer"),
+    "dtbert.qa": ("Answer", "DocumentAnswer", "QuestionAnswerer", "Trace"),
     "dtbert.weights": ("CheckpointError", "convert", "load_encoder", "load_model", "save_model"),
 }
 

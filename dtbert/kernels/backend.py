@@ -204,12 +204,7 @@ class Backend:
         """
         assert isinstance(significance, Tensor), "parts are for the backend that left them"
         rows = left.rows
-        if left.segments is not None:
-            segments = left.segments if rows is None else left.segments.index_select(0, rows)
-            significance = significance.masked_fill(segments == 0, torch.inf)
-        if left.keep_first:
-            significance = significance.index_fill(0, left.packing.cu_seqlens[:-1].long(), torch.inf)
-        kept = self.select(significance, left.packing, target).rows
+        kept = self.select(left.above_all(significance), left.packing, target).rows
         if rows is None or left.final is None:
             left = left._replace(packing=target, rows=kept, final=states)
         else:
@@ -332,10 +327,16 @@ def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
 
 
 def _has_triton() -> bool:
+    if torch.compiler.is_compiling():
+        return _FOUND_TRITON
     try:
         return importlib.util.find_spec("triton") is not None
     except ImportError:  # something forbids it
         return False
+
+
+# Where torch.compile makes a graph, nobody can look.
+_FOUND_TRITON = _has_triton()
 
 
 @functools.cache
@@ -344,8 +345,11 @@ def _warn_without_triton() -> None:
 
 
 def _triton() -> Any:
-    # Imported when first used: its import takes a second, and triton may be missing.
-    return importlib.import_module("dtbert.kernels.triton")
+    # Imported when first used: its import takes a second, and triton may be missing. By a statement, which
+    # torch.compile follows.
+    from dtbert.kernels import triton
+
+    return triton
 
 
 def _cpu() -> Backend:

@@ -40,6 +40,13 @@ class Packing:
         sums = to_device(torch.tensor([[0, *accumulate(row)] for row in lengths], dtype=torch.int32), device)
         return [cls(row, cu_seqlens) for row, cu_seqlens in zip(lengths, sums.unbind(), strict=True)]
 
+    @classmethod
+    def on_device(cls, cu_seqlens: Tensor, num_tokens: int, max_seqlen: int) -> "Packing":
+        """Sequences whose lengths no host knows: ``seqlens`` are empty, ``max_seqlen`` is theirs, or more."""
+        packing = cls((), cu_seqlens)
+        packing.num_tokens, packing.max_seqlen = num_tokens, max_seqlen
+        return packing
+
     @property
     def slices(self) -> list[slice]:
         """The rows of each sequence."""
@@ -69,6 +76,22 @@ class Left(NamedTuple):
     final: Tensor | None = None
     segments: Tensor | None = None
     keep_first: bool = False
+
+    def forced(self) -> Tensor | None:
+        """bool ``[T]``: the tokens that stay whatever their significance; None where each has to show its own."""
+        stay = None
+        if self.segments is not None:
+            stay = (self.segments if self.rows is None else self.segments.index_select(0, self.rows)) == 0
+        if self.keep_first:
+            if stay is None:
+                stay = torch.zeros(self.packing.num_tokens, dtype=torch.bool, device=self.packing.cu_seqlens.device)
+            stay = stay.index_fill(0, self.packing.cu_seqlens[:-1].long(), True)
+        return stay
+
+    def above_all(self, significance: Tensor) -> Tensor:
+        """The significance ``[T]``, infinite where a token stays whatever it is."""
+        forced = self.forced()
+        return significance if forced is None else significance.masked_fill(forced, torch.inf)
 
 
 class Partials(NamedTuple):

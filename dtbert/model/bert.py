@@ -1,19 +1,21 @@
 """The models: an encoder with what stands on top of it, and the choice of who computes its steps."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import torch
 from torch import Tensor, nn
 
 from dtbert.kernels import Backend, BackendName, Packing, Sizes, get_backend
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
-from dtbert.model.batch import PackedBatch, pack_padded, unpack
+from dtbert.model.batch import PackedBatch, PaddedInputs, pack_padded, unpack
 from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
 from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
-from dtbert.model.schedule import LengthSchedule
+from dtbert.model.kept import LayerKept, layers_kept
+from dtbert.model.padded import PaddedEncoding, encode_padded
+from dtbert.model.policy import Policy
 from dtbert.model.scorers import SpanHead
 
 
@@ -149,25 +151,27 @@ class Bert(nn.Module):
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
-    def _resolved(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+    def _resolved(self, schedule: Policy | None) -> Policy | None:
         return None if schedule is None else schedule.resolve(self.config.own_scorer)
 
     def _pack(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> tuple[PackedBatch, Tensor | None]:
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        if attention_mask is not None and (tracing or torch.compiler.is_exporting()):
+        if attention_mask is not None and torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             raise ValueError(
-                "torch.jit.trace and torch.export would keep the lengths of this attention_mask for every other: call "
-                "the model itself, leave the mask out for texts of one length, or export forward_packed"
+                "torch.jit.trace would keep the lengths of this attention_mask for every other: use torch.export, call "
+                "the model itself, or leave the mask out for texts of one length"
             )
         batch, rows = pack_padded(input_ids, attention_mask, token_type_ids)
         if input_ids.device != self.device:
             raise ValueError(f"input_ids are on {input_ids.device}, the model on {self.device}: move one of them")
-        # A traced graph has no values to look at: there, ids are the caller's promise.
-        if not torch.compiler.is_exporting():
-            batch.check(self.config)
+        batch.check(self.config)
         return batch, rows
+
+    def _encode_exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> PaddedEncoding:
+        """The encoder as `torch.export` takes it, which the backend refuses for weights in a layout of its own."""
+        _ = self.backend
+        return encode_padded(self.encoder, padded, self._resolved(schedule), **asked)
 
 
 class EncoderOutput(NamedTuple):
@@ -178,11 +182,13 @@ class EncoderOutput(NamedTuple):
         pooler_output: ``[B, H]``, or None where the model has no pooler.
         hidden_states: on request, the embeddings' output and each layer's, ``[B, S, H]``, 0 at padding and at
             tokens that had been dropped.
+        kept: on request, which tokens each layer kept.
     """
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None
     hidden_states: tuple[Tensor, ...]
+    kept: tuple[LayerKept, ...] = ()
 
 
 class BertEncoder(Bert):
@@ -197,9 +203,10 @@ class BertEncoder(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         output_hidden_states: bool = False,
+        output_kept: bool = False,
     ) -> EncoderOutput:
         """Encode a padded batch.
 
@@ -210,14 +217,18 @@ class BertEncoder(Bert):
             schedule: tokens that each layer keeps; all by default. The published encoder drops with ``keep_cls=True``.
                 One without a scorer takes the config's own.
             output_hidden_states: return every layer's output too.
+            output_kept: return what every layer kept, too, and what the tokens scored.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
+        asked = {"keep_hidden_states": output_hidden_states, "output_kept": output_kept}
+        if torch.compiler.is_exporting():
+            return self._exported(PaddedInputs(input_ids, attention_mask, token_type_ids), schedule, **asked)
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         backend, schedule = self.backend, self._resolved(schedule)
-        encoding = self.encoder(batch, schedule, backend=backend, keep_hidden_states=output_hidden_states)
+        encoding = self.encoder(batch, schedule, backend=backend, **asked)
         pooled = None
         if self.pooler is not None:
             firsts = encoding.states[batch.packing.cu_seqlens[:-1].long()]
@@ -226,7 +237,14 @@ class BertEncoder(Bert):
         for states, kept in zip(encoding.hidden_states, (None, *encoding.kept), strict=False):
             left = rows if kept is None else kept if rows is None else rows[kept]
             hidden_states.append(unpack(states, left, input_ids.shape, 0.0))
-        return EncoderOutput(unpack(encoding.states, rows, input_ids.shape, 0.0), pooled, tuple(hidden_states))
+        kept_by = [one.unpack(rows, input_ids.shape) for one in layers_kept(encoding)] if output_kept else []
+        last = unpack(encoding.states, rows, input_ids.shape, 0.0)
+        return EncoderOutput(last, pooled, tuple(hidden_states), tuple(kept_by))
+
+    def _exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> EncoderOutput:
+        encoding = self._encode_exported(padded, schedule, **asked)
+        pooled = None if self.pooler is None else torch.tanh(Backend().linear(encoding.firsts, self.pooler))
+        return EncoderOutput(encoding.states, pooled, encoding.hidden_states)
 
 
 class SpanLogits(NamedTuple):
@@ -234,6 +252,14 @@ class SpanLogits(NamedTuple):
 
     start_logits: Tensor
     end_logits: Tensor
+
+
+class SpanLogitsAndKept(NamedTuple):
+    """`SpanLogits`, and which tokens each layer kept."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+    kept: tuple[LayerKept, ...]
 
 
 class BertForQuestionAnswering(Bert):
@@ -254,8 +280,10 @@ class BertForQuestionAnswering(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
-    ) -> SpanLogits:
+        schedule: Policy | None = None,
+        *,
+        output_kept: bool = False,
+    ) -> SpanLogits | SpanLogitsAndKept:
         """Score a padded batch.
 
         Args:
@@ -263,32 +291,73 @@ class BertForQuestionAnswering(Bert):
             attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
             token_type_ids: integers ``[B, S]``: 0 for the question, 1 for the context; 0 by default.
             schedule: tokens that each layer keeps; all by default. One without a scorer takes the config's own.
+            output_kept: return which tokens every layer kept, too, and what they scored; no CUDA graph is replayed.
 
         Returns:
-            Start and end logits ``[B, S]`` in the model's dtype, -inf at padding.
+            Start and end logits ``[B, S]`` in the model's dtype, -inf at padding; `SpanLogitsAndKept` on request.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
+        if torch.compiler.is_exporting():
+            padded = PaddedInputs(input_ids, attention_mask, token_type_ids)
+            return self._exported(padded, schedule, output_kept=output_kept)
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
+        shape, fill = input_ids.shape, -float("inf")
+        if output_kept:
+            start, end, kept = self._logits_and_kept(batch, schedule, self.backend)
+            logits = unpack(start, rows, shape, fill), unpack(end, rows, shape, fill)
+            return SpanLogitsAndKept(*logits, tuple(one.unpack(rows, shape) for one in kept))
         start, end = self._logits(batch, schedule, self.backend)
-        fill = -float("inf")
-        return SpanLogits(unpack(start, rows, input_ids.shape, fill), unpack(end, rows, input_ids.shape, fill))
+        return SpanLogits(unpack(start, rows, shape, fill), unpack(end, rows, shape, fill))
+
+    @overload
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[False] = False,
+    ) -> SpanLogits: ...
+
+    @overload
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[True],
+    ) -> SpanLogitsAndKept: ...
 
     def forward_packed(
-        self, batch: PackedBatch, schedule: LengthSchedule | None = None, *, backend: Backend | None = None
-    ) -> SpanLogits:
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: bool = False,
+    ) -> SpanLogits | SpanLogitsAndKept:
         """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned.
 
-        ``backend`` computes the steps in place of the model's own: a profiler's, say.
+        ``backend`` computes the steps in place of the model's own: a profiler's, say. ``output_kept`` as `forward`.
         """
         # A traced graph has no values to look at: there, ids are the caller's promise.
         if not torch.compiler.is_compiling():
             batch.check(self.config)
-        return self._logits(batch, schedule, backend or self.backend)
+        logits = self._logits_and_kept if output_kept else self._logits
+        return logits(batch, schedule, backend or self.backend)
 
-    def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
+    def _exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> SpanLogits:
+        span_head = self.span_head(Backend())
+        logits = span_head(self._encode_exported(padded, schedule, span_head=span_head, **asked).states)
+        if padded.attention_mask is not None:
+            logits = logits.masked_fill(~padded.attention_mask.bool()[..., None], -torch.inf)
+        return SpanLogits(*logits.unbind(2))
+
+    def _logits(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogits:
         logits, schedule = None, self._resolved(schedule)
         # Another backend than the model's own gives gradients, or watches.
         if self._graphs is not None and not torch.compiler.is_compiling() and backend is self._chosen:
@@ -298,10 +367,16 @@ class BertForQuestionAnswering(Bert):
         start, end = logits.unbind(1)
         return SpanLogits(start, end)
 
+    def _logits_and_kept(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogitsAndKept:
+        span_head, schedule = self.span_head(backend), self._resolved(schedule)
+        encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
+        start, end = span_head(encoding.states).unbind(1)
+        return SpanLogitsAndKept(start, end, layers_kept(encoding))
+
     def _forward(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None,
+        schedule: Policy | None,
         backend: Backend,
         targets: Sequence[Packing] | None = None,
     ) -> Tensor:
