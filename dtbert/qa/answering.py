@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 
-from dtbert.model import BertForQuestionAnswering
+from dtbert.model import BertForQuestionAnswering, LengthSchedule
 from dtbert.qa.calls import Request
 from dtbert.qa.spans import BestAnswers, WindowSpans
-from dtbert.qa.windows import Example, batches, pack, span_places
+from dtbert.qa.windows import Example, Part, batches, pack, span_places
 
 
 def best_answers(
@@ -28,11 +28,7 @@ def best_answers(
     """
     best = [BestAnswers(one, request.k, max_answer_tokens, request.overlap) for one in examples]
     for parts in batches(examples, batch_tokens):
-        batch = pack(examples, parts, *special, model.device)
-        places = span_places(examples, parts, model.device)
-        with torch.inference_mode():
-            start, end = model.forward_packed(batch, request.schedule)
-            spans = WindowSpans(start, end, places, max_answer_tokens)
+        spans = spans_of(model, examples, parts, request.schedule, special, max_answer_tokens)
         for window, part in enumerate(parts):
             best[part.row].add(spans, window, part)
     # A word may be longer than the longest answer, or than a window.
@@ -43,3 +39,19 @@ def best_answers(
         for row, one in zip(wordless, again, strict=True):
             best[row] = one
     return best
+
+
+def spans_of(
+    model: BertForQuestionAnswering,
+    examples: Sequence[Example],
+    parts: Sequence[Part],
+    schedule: LengthSchedule | None,
+    special: tuple[int, int],
+    max_answer_tokens: int,
+) -> WindowSpans:
+    """The spans of some windows of the examples, which go through the model together; arguments as `best_answers`."""
+    batch = pack(examples, parts, *special, model.device)
+    places = span_places(examples, parts, model.device)
+    with torch.inference_mode():
+        start, end = model.forward_packed(batch, schedule)
+        return WindowSpans(start, end, places, max_answer_tokens)
