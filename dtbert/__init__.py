@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         available_scorers,
         register_scorer,
     )
-    from dtbert.qa import Answer, DocumentAnswer, QuestionAnswerer
+    from dtbert.qa import Answer, DocumentAnswer, QuestionAnswerer, Trace
     from dtbert.weights import CheckpointError, convert, load_encoder, load_model, save_model
 
 __version__ = "0.1.0"
@@ -36,6 +36,7 @@ __all__ = [
     "LengthSchedule",
     "PackedBatch",
     "QuestionAnswerer",
+    "Trace",
     "available_scorers",
     "convert",
     "load_encoder",
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "dtbert.qa": ("Answer", "DocumentAnswer", "QuestionAnswerer"),
+    "dtbert.qa": ("Answer", "DocumentAnswer", "QuestionAnswerer", "Trace"),
     "dtbert.weights": ("CheckpointError", "convert", "load_encoder", "load_model", "save_model"),
 }
 

@@ -70,6 +70,15 @@ class Left(NamedTuple):
     segments: Tensor | None = None
     keep_first: bool = False
 
+    def above_all(self, significance: Tensor) -> Tensor:
+        """The significance ``[T]``, infinite where a token stays whatever it is."""
+        if self.segments is not None:
+            segments = self.segments if self.rows is None else self.segments.index_select(0, self.rows)
+            significance = significance.masked_fill(segments == 0, torch.inf)
+        if self.keep_first:
+            significance = significance.index_fill(0, self.packing.cu_seqlens[:-1].long(), torch.inf)
+        return significance
+
 
 class Partials(NamedTuple):
     """Significance in parts, as a backend may leave it for its own `Backend.drop`.

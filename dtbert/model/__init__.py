@@ -2,8 +2,9 @@
 
 from dtbert.kernels import Packing
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
-from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits
+from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits, SpanLogitsAndKept
 from dtbert.model.config import BertConfig
+from dtbert.model.kept import LayerKept
 from dtbert.model.overlap import question_overlap
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import LayerView, available_scorers, register_scorer
@@ -14,12 +15,14 @@ __all__ = [
     "BertEncoder",
     "BertForQuestionAnswering",
     "EncoderOutput",
+    "LayerKept",
     "LayerView",
     "LengthSchedule",
     "Macs",
     "PackedBatch",
     "Packing",
     "SpanLogits",
+    "SpanLogitsAndKept",
     "available_scorers",
     "pack_padded",
     "question_overlap",

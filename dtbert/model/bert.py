@@ -1,7 +1,7 @@
 """The models: an encoder with what stands on top of it, and the choice of who computes its steps."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
 from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
+from dtbert.model.kept import LayerKept, layers_kept
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import SpanHead
 
@@ -166,11 +167,13 @@ class EncoderOutput(NamedTuple):
         pooler_output: ``[B, H]``, or None where the model has no pooler.
         hidden_states: on request, the embeddings' output and each layer's, ``[B, S, H]``, 0 at padding and at
             tokens that had been dropped.
+        kept: on request, which tokens each layer kept.
     """
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None
     hidden_states: tuple[Tensor, ...]
+    kept: tuple[LayerKept, ...] = ()
 
 
 class BertEncoder(Bert):
@@ -188,6 +191,7 @@ class BertEncoder(Bert):
         schedule: LengthSchedule | None = None,
         *,
         output_hidden_states: bool = False,
+        output_kept: bool = False,
     ) -> EncoderOutput:
         """Encode a padded batch.
 
@@ -197,6 +201,7 @@ class BertEncoder(Bert):
             token_type_ids: integers ``[B, S]``, 0 by default.
             schedule: tokens that each layer keeps; all by default. The published encoder drops with ``keep_cls=True``.
             output_hidden_states: return every layer's output too.
+            output_kept: return what every layer kept, too, and what the tokens scored.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
@@ -204,7 +209,8 @@ class BertEncoder(Bert):
         """
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         backend = self.backend
-        encoding = self.encoder(batch, schedule, backend=backend, keep_hidden_states=output_hidden_states)
+        asked = {"keep_hidden_states": output_hidden_states, "output_kept": output_kept}
+        encoding = self.encoder(batch, schedule, backend=backend, **asked)
         pooled = None
         if self.pooler is not None:
             firsts = encoding.states[batch.packing.cu_seqlens[:-1].long()]
@@ -213,7 +219,9 @@ class BertEncoder(Bert):
         for states, kept in zip(encoding.hidden_states, (None, *encoding.kept), strict=False):
             left = rows if kept is None else kept if rows is None else rows[kept]
             hidden_states.append(unpack(states, left, input_ids.shape, 0.0))
-        return EncoderOutput(unpack(encoding.states, rows, input_ids.shape, 0.0), pooled, tuple(hidden_states))
+        kept_by = [one.unpack(rows, input_ids.shape) for one in layers_kept(encoding)] if output_kept else []
+        last = unpack(encoding.states, rows, input_ids.shape, 0.0)
+        return EncoderOutput(last, pooled, tuple(hidden_states), tuple(kept_by))
 
 
 class SpanLogits(NamedTuple):
@@ -221,6 +229,14 @@ class SpanLogits(NamedTuple):
 
     start_logits: Tensor
     end_logits: Tensor
+
+
+class SpanLogitsAndKept(NamedTuple):
+    """`SpanLogits`, and which tokens each layer kept."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+    kept: tuple[LayerKept, ...]
 
 
 class BertForQuestionAnswering(Bert):
@@ -242,7 +258,9 @@ class BertForQuestionAnswering(Bert):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         schedule: LengthSchedule | None = None,
-    ) -> SpanLogits:
+        *,
+        output_kept: bool = False,
+    ) -> SpanLogits | SpanLogitsAndKept:
         """Score a padded batch.
 
         Args:
@@ -250,30 +268,61 @@ class BertForQuestionAnswering(Bert):
             attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
             token_type_ids: integers ``[B, S]``: 0 for the question, 1 for the context; 0 by default.
             schedule: tokens that each layer keeps; all by default.
+            output_kept: return which tokens every layer kept, too, and what they scored; no CUDA graph is replayed.
 
         Returns:
-            Start and end logits ``[B, S]`` in the model's dtype, -inf at padding.
+            Start and end logits ``[B, S]`` in the model's dtype, -inf at padding; `SpanLogitsAndKept` on request.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
+        shape, fill = input_ids.shape, -float("inf")
+        if output_kept:
+            start, end, kept = self._logits_and_kept(batch, schedule, self.backend)
+            logits = unpack(start, rows, shape, fill), unpack(end, rows, shape, fill)
+            return SpanLogitsAndKept(*logits, tuple(one.unpack(rows, shape) for one in kept))
         start, end = self._logits(batch, schedule, self.backend)
-        fill = -float("inf")
-        return SpanLogits(unpack(start, rows, input_ids.shape, fill), unpack(end, rows, input_ids.shape, fill))
+        return SpanLogits(unpack(start, rows, shape, fill), unpack(end, rows, shape, fill))
+
+    @overload
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        schedule: LengthSchedule | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[False] = False,
+    ) -> SpanLogits: ...
+
+    @overload
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        schedule: LengthSchedule | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[True],
+    ) -> SpanLogitsAndKept: ...
 
     def forward_packed(
-        self, batch: PackedBatch, schedule: LengthSchedule | None = None, *, backend: Backend | None = None
-    ) -> SpanLogits:
+        self,
+        batch: PackedBatch,
+        schedule: LengthSchedule | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: bool = False,
+    ) -> SpanLogits | SpanLogitsAndKept:
         """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned.
 
-        ``backend`` computes the steps in place of the model's own: a profiler's, say.
+        ``backend`` computes the steps in place of the model's own: a profiler's, say. ``output_kept`` as `forward`.
         """
         # A traced graph has no values to look at: there, ids are the caller's promise.
         if not torch.compiler.is_compiling():
             batch.check(self.config)
-        return self._logits(batch, schedule, backend or self.backend)
+        logits = self._logits_and_kept if output_kept else self._logits
+        return logits(batch, schedule, backend or self.backend)
 
     def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
         logits = None
@@ -284,6 +333,14 @@ class BertForQuestionAnswering(Bert):
             logits = self._forward(batch, schedule, backend)
         start, end = logits.unbind(1)
         return SpanLogits(start, end)
+
+    def _logits_and_kept(
+        self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend
+    ) -> SpanLogitsAndKept:
+        span_head = self.span_head(backend)
+        encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
+        start, end = span_head(encoding.states).unbind(1)
+        return SpanLogitsAndKept(start, end, layers_kept(encoding))
 
     def _forward(
         self,

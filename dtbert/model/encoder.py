@@ -19,12 +19,14 @@ class PackedEncoding(NamedTuple):
 
     ``states`` are ``[T, H]``, dropped tokens restored; ``kept`` holds, per layer, int64 rows of the packed batch that
     left that layer, or None where nothing had been dropped so far; ``hidden_states``, on request, the input of the
-    first layer and the output of each, of the tokens that were left.
+    first layer and the output of each, of the tokens that were left; ``significance``, on request, per layer what its
+    tokens scored, as `TokensLeft` holds it, or None where it dropped nothing.
     """
 
     states: Tensor
     kept: tuple[Tensor | None, ...]
     hidden_states: tuple[Tensor, ...]
+    significance: tuple[Tensor | None, ...] = ()
 
 
 class Encoder(nn.Module):
@@ -51,8 +53,10 @@ class Encoder(nn.Module):
         keep_hidden_states: bool = False,
         skip_layers: Collection[int] = (),
         targets: Sequence[Packing] | None = None,
+        output_kept: bool = False,
     ) -> PackedEncoding:
-        tokens = TokensLeft(batch, schedule, len(self.layers), backend, span_head, keep_hidden_states, targets)
+        asked = span_head, keep_hidden_states, targets, output_kept
+        tokens = TokensLeft(batch, schedule, len(self.layers), backend, *asked)
         states = backend.embed(batch.ids, self.embeddings)
         hidden_states, kept = [states], []
         for index, layer in enumerate(self.layers):
@@ -61,4 +65,6 @@ class Encoder(nn.Module):
             kept.append(tokens.left.rows)
             if keep_hidden_states:
                 hidden_states.append(states)
-        return PackedEncoding(tokens.restore(states), tuple(kept), tuple(hidden_states) if keep_hidden_states else ())
+        scores = () if tokens.significance is None else map(tokens.significance.get, range(len(self.layers)))
+        outputs = tuple(hidden_states) if keep_hidden_states else ()
+        return PackedEncoding(tokens.restore(states), tuple(kept), outputs, tuple(scores))

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import Backend, Kept, Left, Packing
+from dtbert.kernels import Backend, Kept, Left, Packing, Partials
 from dtbert.kernels.parameters import LayerNorm, Linear
 from dtbert.model.batch import PackedBatch
 from dtbert.model.config import BertConfig
@@ -55,9 +56,12 @@ class TokensLeft:
         span_head: for scorers that read it; None where there is none.
         spare_inputs: leave the states that enter a layer as they are: somebody else reads them.
         targets: the packing that leaves each layer; of the schedule and the batch's lengths by default.
+        output_kept: hold what the tokens scored, too.
 
     Attributes:
         left: the tokens, and where they stand in the batch.
+        significance: on request, of the layers that dropped, float32 ``[T]``: infinite where a token stays whatever its
+            score, NaN where it had been dropped before.
     """
 
     def __init__(
@@ -69,8 +73,10 @@ class TokensLeft:
         span_head: SpanHead | None = None,
         spare_inputs: bool = False,
         targets: Sequence[Packing] | None = None,
+        output_kept: bool = False,
     ) -> None:
         self.left = Left(batch.packing)
+        self.significance: dict[int, Tensor] | None = {} if output_kept else None
         self._schedule, self._backend, self._span_head = schedule, backend, span_head
         self._spare_inputs = spare_inputs
         if schedule is not None:
@@ -100,17 +106,32 @@ class TokensLeft:
         if left.final is None and self._spare_inputs:
             states = states.clone()
         if scorer.with_context and scorer.attention is not None:
-            context, significance = backend.partial_attention(qkv, left.packing, num_heads, scorer.attention)
+            # Parts are summed where the choice is made: whoever wants to see the sum asks for it here.
+            attend = backend.partial_attention if self.significance is None else backend.scored_attention
+            context, significance = attend(qkv, left.packing, num_heads, scorer.attention)
+            self._hold(layer.index, significance)
             rows, self.left, kept_context = backend.drop(left, target, significance, states, context)
         else:
             view = LayerView(
                 layer.index, states, qkv, left.packing, num_heads, self._text, left.rows, backend, self._span_head
             )
-            rows, self.left, _ = backend.drop(left, target, scorer.function(view), states)
+            significance = scorer.function(view)
+            self._hold(layer.index, significance)
+            rows, self.left, _ = backend.drop(left, target, significance, states)
             # The choice did not need every query's attention: compute the kept ones alone.
             kept_context = backend.attention(qkv, left.packing, num_heads, Kept(rows, target))
         assert kept_context is not None
         return kept_context, rows
+
+    def _hold(self, layer: int, significance: Tensor | Partials) -> None:
+        if self.significance is None:
+            return
+        assert isinstance(significance, Tensor)
+        held = self.left.above_all(significance)
+        if self.left.rows is not None:
+            there = self.left.rows
+            held = held.new_full((len(self._text.batch.input_ids),), torch.nan).index_copy(0, there, held)
+        self.significance[layer] = held
 
     def restore(self, states: Tensor) -> Tensor:
         """The final states of all tokens, ``[T, H]``, from those of the tokens that are left."""

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from dtbert.model import BertForQuestionAnswering, LengthSchedule
-from dtbert.qa.answering import best_answers
+from dtbert.qa.answering import Watch, best_answers
 from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, schedules_of
 from dtbert.qa.calls import (
     Asking,
@@ -28,6 +28,7 @@ from dtbert.qa.reading import Pair, read_examples, without_errors
 from dtbert.qa.spans import Answer, BestAnswers
 from dtbert.qa.thresholds import check_threshold, threshold_of
 from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, tokenize
+from dtbert.qa.trace import Trace, trace_example
 from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, windows
 from dtbert.weights import load_model, model_folder, resolve_source
 
@@ -315,11 +316,22 @@ class QuestionAnswerer:
         return (Prepared(tuple(examples)) for examples in buffers)
 
     def answer_prepared(
-        self, prepared: Prepared, *, schedule: LengthSchedule | None = None
+        self, prepared: Prepared, *, schedule: LengthSchedule | None = None, watch: Watch | None = None
     ) -> list[Answer | PairError]:
-        """The best answer to each of the prepared questions, or its error; errors of the schedule are raised."""
+        """The best answer to each of the prepared questions, or its error; errors of the schedule are raised.
+
+        ``watch`` is told what the layers keep, as `dtbert.qa.answering.best_answers` says; errors have no row there.
+        """
         self._check_schedule(schedule)
-        return self._answer_readable(prepared, Request(1, schedule))
+        return self._answer_readable(prepared, Request(1, schedule), watch)
+
+    def trace(
+        self, question: str, context: str, *, schedule: LengthSchedule | None = None, budget: float | None = None
+    ) -> Trace:
+        """Which tokens each layer drops, and what becomes of the answer; else as calling the answerer."""
+        request = self._request(1, schedule=schedule, budget=budget)
+        example = self._example(question, context)
+        return trace_example(self, example, (self._cls, self._sep), request.schedule, budget)
 
     def within_budget(self, budget: float) -> MeasuredSchedule:
         """The most accurate of `schedules` whose MACs are at most this part of the full model's.
@@ -373,13 +385,13 @@ class QuestionAnswerer:
     def _answer_pairs(self, pairs: Iterable[Pair], request: Request) -> Iterator[Any]:
         return (one for part in self.prepare_many(pairs) for one in self._answer_readable(part, request))
 
-    def _answer_readable(self, prepared: Prepared, request: Request) -> list[Any]:
+    def _answer_readable(self, prepared: Prepared, request: Request, watch: Watch | None = None) -> list[Any]:
         """An answer to each question, or a list of them where the request is for several, or its error."""
         examples = prepared.examples
-        answers = iter(self._answer([one for one in examples if isinstance(one, Example)], request))
+        answers = iter(self._answer([one for one in examples if isinstance(one, Example)], request, watch))
         found = [next(answers).answers(request.threshold) if isinstance(one, Example) else one for one in examples]
         return [one[0] if isinstance(one, list) and request.k == 1 else one for one in found]
 
-    def _answer(self, examples: Sequence[Example], request: Request) -> list[BestAnswers]:
+    def _answer(self, examples: Sequence[Example], request: Request, watch: Watch | None = None) -> list[BestAnswers]:
         special = self._cls, self._sep
-        return best_answers(self.model, examples, request, special, self.max_answer_tokens, self.batch_tokens)
+        return best_answers(self.model, examples, request, special, self.max_answer_tokens, self.batch_tokens, watch)
