@@ -20,6 +20,7 @@ RANKS = {
     "profiling": 5,
     "training": 5,
     "search": 6,
+    "serve": 6,
     "cli": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,7 +1,7 @@
 """Where the tokens of a question and its context went: which layer dropped each, and what became of the answer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -95,7 +95,7 @@ class Trace:
     @property
     def survived(self) -> bool:
         """Whether the answer is the full model's, character by character."""
-        return self.answer[1:3] == self.full_answer[1:3]
+        return (self.answer.start, self.answer.end) == (self.full_answer.start, self.full_answer.end)
 
     @property
     def answer_window(self) -> int:
@@ -121,8 +121,8 @@ class Trace:
             "budget": self.budget,
             "schedule": None if self.schedule is None else self.schedule.to_dict(),
             "work": self.work,
-            "answer": self.answer._asdict(),
-            "full_answer": self.full_answer._asdict(),
+            "answer": asdict(self.answer),
+            "full_answer": asdict(self.full_answer),
             "survived": self.survived,
             "answer_window": self.answer_window,
             "answer_left": self.answer_left,

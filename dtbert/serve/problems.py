@@ -95,22 +95,34 @@ async def _of_problem(_: Request, problem: Exception) -> JSONResponse:
 
 async def _of_validation(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    errors = [{"pointer": _pointer(one["loc"]), "detail": one["msg"]} for one in error.errors()]
-    if any(one["type"] == "json_invalid" for one in error.errors()):
-        return Problem("unreadable", f"the body is not JSON: {error.errors()[0].get('ctx', {}).get('error')}").response()
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        return Problem("unreadable", f"the body is not JSON: {found[0]['ctx']['error']}").response()
+    errors = [{"pointer": _pointer(one["loc"]), "detail": _said(one)} for one in found]
     first = f"{errors[0]['pointer'] or 'the body'}: {errors[0]['detail']}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return Problem("invalid-request", first + more, errors=errors).response()
 
 
-async def _of_http(_: Request, error: Exception) -> JSONResponse:
+async def _of_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     name = _OF_STATUS.get(error.status_code, "unreadable" if error.status_code < 500 else "defect")
-    return Problem(name, str(error.detail or HTTPStatus(error.status_code).phrase), error.headers).response()
+    detail = error.detail
+    if detail == HTTPStatus(error.status_code).phrase:
+        detail = f"{request.method} {request.url.path}: {detail}"
+    return Problem(name, str(detail), error.headers).response()
 
 
 async def _of_defect(_: Request, error: Exception) -> JSONResponse:
     return Problem("defect", f"an unexpected {type(error).__name__}").response()
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such field; /docs has those that there are"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return str(error["msg"])
 
 
 def _pointer(place: tuple[Any, ...]) -> str:

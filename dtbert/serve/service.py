@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -242,7 +242,7 @@ class Service:
 
 
 @contextmanager
-def _refusals() -> Any:
+def _refusals() -> Iterator[None]:
     """What the queue or the answerer refuses, as problems."""
     try:
         yield
@@ -250,7 +250,7 @@ def _refusals() -> Any:
         raise Problem("queue-full", str(error), {"Retry-After": str(error.retry_after)}) from None
     except ClosedError as error:
         raise Problem("ending", str(error), {"Retry-After": "1"}) from None
-    except PairError as error:
+    except (TypeError, ValueError) as error:
         raise Problem("cannot-answer", str(error)) from None
 
 
