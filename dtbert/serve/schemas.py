@@ -16,10 +16,7 @@ _SCHEDULE: dict[str, Any] = {
 Question = Annotated[str, Field(description="At most as long as a window leaves room for.", examples=[_QUESTION])]
 Context = Annotated[str, Field(description="A text of any length within the service's limit.", examples=[_TEXT])]
 # Strict: true is no number, nor is "0.5".
-Budget = Annotated[
-    float,
-    Field(gt=0, le=1, strict=True, description="The part of the full model's work that may be spent in the mean."),
-]
+Budget = Annotated[float, Field(gt=0, le=1, strict=True)]
 
 
 class _Model(BaseModel):
@@ -30,7 +27,9 @@ class _Model(BaseModel):
 class Spending(_Model):
     """How much work an answer may take, and how much time."""
 
-    budget: Budget | None = None
+    budget: Budget | None = Field(
+        None, description="The part of the full model's work that may be spent in the mean; by default all of it."
+    )
     schedule: dict[str, Any] | list[float] | None = Field(
         None,
         description="Instead of a budget: tokens that each layer keeps, as `LengthSchedule.to_dict` has it, or a list "
