@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key-file", metavar="FILE", help="keys, one a line, of which a request must name one as a bearer token"
     )
     place.add_argument(
-        "--cors-origin", action="append", default=[], metavar="URL", help="a page's origin that may ask, such as https://a.b"
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a page's origin that may ask, such as https://a.b",
     )
     place.add_argument("--access-log", action="store_true", help="a line for each request")
     load = parser.add_argument_group("load")

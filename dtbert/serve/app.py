@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from dtbert import __version__
 from dtbert.serve import problems, schemas
 from dtbert.serve.guard import Guard
-from dtbert.serve.problems import Problem
+from dtbert.serve.problems import ProblemError
 from dtbert.serve.service import Service
 
 T = TypeVar("T")
@@ -75,16 +75,16 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             if task.done():
                 return task.result()
             if gone.done():
-                raise Problem("unreadable", "the client has gone")  # which nobody reads
-            raise Problem("too-late", f"there was no answer within {seconds:g} s")
-        except Problem as problem:
+                raise ProblemError("unreadable", "the client has gone")  # which nobody reads
+            raise ProblemError("too-late", f"there was no answer within {seconds:g} s")
+        except ProblemError as problem:
             service.metrics.refused.labels(problem.name).inc()
             raise
         finally:
             task.cancel()
             gone.cancel()
 
-    @app.post("/v1/answer", responses=_REFUSALS, tags=["questions"], summary="Answer a question about a text or several")
+    @app.post("/v1/answer", responses=_REFUSALS, tags=["questions"], summary="Answer a question")
     async def answer(asked: schemas.AnswerRequest, request: Request) -> schemas.AnswerResponse:
         return await in_time(request, asked, service.answer(asked))
 
@@ -96,7 +96,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     async def trace(asked: schemas.TraceRequest, request: Request) -> schemas.TraceResponse:
         return await in_time(request, asked, service.trace(asked))
 
-    @app.get("/v1/model", responses=problems.documented("no-key"), tags=["questions"], summary="The model and the limits")
+    @app.get("/v1/model", responses=problems.documented("no-key"), tags=["questions"], summary="The model, the limits")
     async def model() -> schemas.ModelResponse:
         return service.model()
 
@@ -114,7 +114,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     )
     async def ready() -> schemas.HealthResponse:
         if not service.batcher.is_alive:
-            raise Problem("ending", "the model takes no more questions", {"Retry-After": "1"})
+            raise ProblemError("ending", "the model takes no more questions", {"Retry-After": "1"})
         return schemas.HealthResponse()
 
     @app.get("/metrics", tags=["operation"], summary="Counts for Prometheus", response_class=Response)

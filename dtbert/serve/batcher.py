@@ -122,7 +122,7 @@ class Batcher:
         return call.future
 
     def check_room(self) -> None:
-        """Raise QueueFullError if nothing would be taken now: said before any work is done for a request."""
+        """Raise as `submit` would now: said before any work is done for a request."""
         with self._changed:
             self._check_room()
 
@@ -135,13 +135,13 @@ class Batcher:
 
     def _put(self, jobs: Sequence[Job | Call]) -> None:
         with self._changed:
-            if not self.is_alive:
-                raise ClosedError("the service is ending: nothing is taken any more")
             self._check_room()
             self._jobs.extend(jobs)
             self._changed.notify_all()
 
     def _check_room(self) -> None:
+        if not self.is_alive:
+            raise ClosedError("the service is ending: nothing is taken any more")
         waiting = self._waiting()
         if waiting >= self._max_queue:
             raise QueueFullError(math.ceil(waiting / self._windows_per_second))
@@ -188,7 +188,7 @@ class Batcher:
         mates = [job for job in self._jobs if isinstance(job, Job) and job.request.schedule == schedule]
         mates.sort(key=lambda job: abs(job.parts[0].num_tokens - length))  # of equals the older
         longest = windows = 0
-        batch = []
+        batch: list[tuple[Job, int]] = []
         for job in [oldest, *(job for job in mates if job is not oldest)]:
             longest = max(longest, job.parts[0].num_tokens)
             room = self._qa.batch_tokens // longest - windows

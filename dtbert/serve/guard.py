@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dtbert.serve.metrics import Metrics
-from dtbert.serve.problems import Problem
+from dtbert.serve.problems import ProblemError
 from dtbert.serve.settings import Settings
 
 # A page of the service loads its own files, talks to the service, and does nothing else.
@@ -71,17 +71,17 @@ class Guard:
             if status < 400:
                 self._metrics.seconds.labels(endpoint).observe(time.monotonic() - began)
 
-    def _refused(self, scope: Scope) -> Problem | None:
+    def _refused(self, scope: Scope) -> ProblemError | None:
         """Why a request is not let in: said before its body is read."""
         headers = dict(scope["headers"])
         if self._settings.api_keys and (scope["path"].startswith("/v1/") or scope["path"] == "/metrics"):
             kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
             if kind.lower() != "bearer" or not self._settings.knows(key.strip()):
                 said = "the key is not one of this service's" if key else "the header Authorization is missing"
-                return Problem("no-key", said, {"WWW-Authenticate": "Bearer"})
+                return ProblemError("no-key", said, {"WWW-Authenticate": "Bearer"})
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > self._settings.max_body:
-            return Problem("too-large", self._too_large(f"has {int(length):,} bytes"))
+            return ProblemError("too-large", self._too_large(f"has {int(length):,} bytes"))
         return None
 
     def _limited(self, receive: Receive) -> Receive:

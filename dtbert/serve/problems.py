@@ -38,7 +38,7 @@ KINDS: dict[str, Kind] = {
 _OF_STATUS = {401: "no-key", 404: "not-found", 405: "wrong-method", 413: "too-large"}
 
 
-class Problem(Exception):
+class ProblemError(Exception):
     """What is wrong with a request.
 
     Args:
@@ -68,7 +68,7 @@ class Problem(Exception):
 
 def install(app: FastAPI) -> None:
     """Make every error of an app a problem document."""
-    app.add_exception_handler(Problem, _of_problem)
+    app.add_exception_handler(ProblemError, _of_problem)
     app.add_exception_handler(RequestValidationError, _of_validation)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(Exception, _of_defect)
@@ -89,7 +89,7 @@ def documented(*names: str) -> dict[int | str, dict[str, Any]]:
 
 
 async def _of_problem(_: Request, problem: Exception) -> JSONResponse:
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, ProblemError)
     return problem.response()
 
 
@@ -97,11 +97,11 @@ async def _of_validation(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if found[0]["type"] == "json_invalid":
-        return Problem("unreadable", f"the body is not JSON: {found[0]['ctx']['error']}").response()
+        return ProblemError("unreadable", f"the body is not JSON: {found[0]['ctx']['error']}").response()
     errors = [{"pointer": _pointer(one["loc"]), "detail": _said(one)} for one in found]
     first = f"{errors[0]['pointer'] or 'the body'}: {errors[0]['detail']}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Problem("invalid-request", first + more, errors=errors).response()
+    return ProblemError("invalid-request", first + more, errors=errors).response()
 
 
 async def _of_http(request: Request, error: Exception) -> JSONResponse:
@@ -110,11 +110,11 @@ async def _of_http(request: Request, error: Exception) -> JSONResponse:
     detail = error.detail
     if detail == HTTPStatus(error.status_code).phrase:
         detail = f"{request.method} {request.url.path}: {detail}"
-    return Problem(name, str(detail), error.headers).response()
+    return ProblemError(name, str(detail), error.headers).response()
 
 
 async def _of_defect(_: Request, error: Exception) -> JSONResponse:
-    return Problem("defect", f"an unexpected {type(error).__name__}").response()
+    return ProblemError("defect", f"an unexpected {type(error).__name__}").response()
 
 
 def _said(error: Mapping[str, Any]) -> str:

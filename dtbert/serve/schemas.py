@@ -28,26 +28,31 @@ class Spending(_Model):
     """How much work an answer may take, and how much time."""
 
     budget: Budget | None = Field(
-        None, description="The part of the full model's work that may be spent in the mean; by default all of it."
+        default=None,
+        description="The part of the full model's work that may be spent in the mean; by default all of it.",
     )
     schedule: dict[str, Any] | list[float] | None = Field(
-        None,
+        default=None,
         description="Instead of a budget: tokens that each layer keeps, as `LengthSchedule.to_dict` has it, or a list "
         "with one entry per layer, whole numbers of tokens or parts of the text. It is used as it is, under any load.",
     )
     deadline_ms: int | None = Field(
-        None, ge=1, description="Milliseconds after which the answer is of no use; at most the service's own limit."
+        default=None,
+        ge=1,
+        description="Milliseconds after which the answer is of no use; at most the service's own limit.",
     )
 
 
 class Asking(Spending):
     """What may be said beside the texts."""
 
-    top_k: int = Field(1, ge=1, le=100, strict=True, description="The best answers, of distinct text.")
-    overlap: bool = Field(False, strict=True, description="Whether an answer may share characters with a better one.")
-    no_answer: bool = Field(False, strict=True, description='Whether the answer may be that there is none, "".')
+    top_k: int = Field(default=1, ge=1, le=100, strict=True, description="The best answers, of distinct text.")
+    overlap: bool = Field(
+        default=False, strict=True, description="Whether an answer may share characters with a better one."
+    )
+    no_answer: bool = Field(default=False, strict=True, description='Whether the answer may be that there is none, "".')
     threshold: Annotated[FiniteFloat, Field(strict=True)] | None = Field(
-        None, description="Margin below which there is no answer, with `no_answer`; by default the model's own."
+        default=None, description="Margin below which there is no answer, with `no_answer`; by default the model's own."
     )
 
 
@@ -55,7 +60,7 @@ class Document(_Model):
     """A text with a name."""
 
     text: Context
-    name: str | None = Field(None, max_length=1000, description="By default its number, from 0.")
+    name: str | None = Field(default=None, max_length=1000, description="By default its number, from 0.")
 
 
 class AnswerRequest(Asking):
@@ -63,7 +68,7 @@ class AnswerRequest(Asking):
 
     question: Question
     context: Context | None = None
-    documents: list[Document] | None = Field(None, min_length=1, description="Instead of a context.")
+    documents: list[Document] | None = Field(default=None, min_length=1, description="Instead of a context.")
 
     model_config = ConfigDict(
         extra="forbid",
@@ -96,7 +101,7 @@ class Pair(_Model):
 
     question: Question
     context: Context
-    id: str | int | None = Field(None, description="Given back with the answer.")
+    id: str | int | None = Field(default=None, description="Given back with the answer.")
 
 
 class AnswersRequest(Asking):
@@ -140,7 +145,7 @@ class AnswerOut(BaseModel):
     end: int = Field(description="The first character after it.", examples=[28])
     score: float = Field(description="Its probability among all spans and that there is no answer.", examples=[0.97])
     margin: float = Field(description="The logarithm of its odds against that there is no answer.", examples=[5.1])
-    document: str | int | None = Field(None, description="Name or number of the document that has it.")
+    document: str | int | None = Field(default=None, description="Name or number of the document that has it.")
 
 
 class Used(BaseModel):
@@ -166,7 +171,7 @@ class PairAnswers(BaseModel):
 
     id: str | int | None = None
     answers: list[AnswerOut] = []
-    error: str | None = Field(None, description="What is wrong with this question or its context.")
+    error: str | None = Field(default=None, description="What is wrong with this question or its context.")
 
 
 class AnswersResponse(BaseModel):
@@ -232,4 +237,6 @@ class ProblemDocument(BaseModel):
     status: int
     detail: str = Field(description="What came, what was expected, what to do.")
     advice: str = Field(description="What to do about this kind of problem.")
-    errors: list[dict[str, str]] | None = Field(None, description="Each field that is wrong, by its JSON pointer.")
+    errors: list[dict[str, str]] | None = Field(
+        default=None, description="Each field that is wrong, by its JSON pointer."
+    )

@@ -21,7 +21,7 @@ from dtbert.qa.windows import Example, PairError, parts_of
 from dtbert.serve import schemas
 from dtbert.serve.batcher import Batcher, ClosedError, Job, QueueFullError
 from dtbert.serve.metrics import Metrics
-from dtbert.serve.problems import Problem
+from dtbert.serve.problems import ProblemError
 from dtbert.serve.settings import Settings
 from dtbert.serve.shedding import Shedding
 
@@ -76,7 +76,7 @@ class Service:
         for number, example in enumerate(examples):
             if isinstance(example, PairError):
                 place = "" if documents is None else f"document {names[number]!r}: "
-                raise Problem("cannot-answer", f"{place}{example}")
+                raise ProblemError("cannot-answer", f"{place}{example}")
         jobs = await self._read([one for one in examples if isinstance(one, Example)], chosen)
         found = await self._in_thread(self._best, jobs, chosen.request, names)
         return schemas.AnswerResponse(answers=found, used=self._used(jobs, chosen))
@@ -144,7 +144,7 @@ class Service:
         """The schedule that a request asks for, or the load allows.
 
         Raises:
-            Problem: there is no room, or its options are wrong.
+            ProblemError: there is no room, or its options are wrong.
         """
         began = time.monotonic()
         with _refusals():
@@ -168,16 +168,16 @@ class Service:
     def _check_lengths(self, texts: Sequence[str]) -> None:
         longest = max(map(len, texts))
         if longest > self.settings.max_context:
-            raise Problem(
+            raise ProblemError(
                 "too-large",
-                f"a text has {longest:,} characters, this service takes {self.settings.max_context:,} (`--max-context`): "
-                "cut it into documents",
+                f"a text has {longest:,} characters, this service takes {self.settings.max_context:,} "
+                "(`--max-context`): cut it into documents",
             )
 
     async def _prepare(self, pairs: Sequence[tuple[str, str]]) -> Sequence[Example | PairError]:
         """Tokens of the texts, or what is wrong with them."""
         if len(pairs) > self.settings.max_documents:
-            raise Problem(
+            raise ProblemError(
                 "too-large",
                 f"there are {len(pairs)} texts, this service takes {self.settings.max_documents} in a request "
                 "(`--max-documents`): send several requests",
@@ -247,11 +247,11 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except QueueFullError as error:
-        raise Problem("queue-full", str(error), {"Retry-After": str(error.retry_after)}) from None
+        raise ProblemError("queue-full", str(error), {"Retry-After": str(error.retry_after)}) from None
     except ClosedError as error:
-        raise Problem("ending", str(error), {"Retry-After": "1"}) from None
+        raise ProblemError("ending", str(error), {"Retry-After": "1"}) from None
     except (TypeError, ValueError) as error:
-        raise Problem("cannot-answer", str(error)) from None
+        raise ProblemError("cannot-answer", str(error)) from None
 
 
 def _answer(answer: Answer, document: str | None = None) -> schemas.AnswerOut:

@@ -51,8 +51,8 @@ class Settings:
     def knows(self, key: str) -> bool:
         """Whether this is one of the keys; it takes as long whichever it is, and however much of it is right."""
         digest = _digest(key)
-        # A list: each of them is compared, whatever came before.
-        return any([hmac.compare_digest(digest, one) for one in self.api_keys])
+        # Each of them is compared, whatever came before.
+        return sum(hmac.compare_digest(digest, one) for one in self.api_keys) > 0
 
 
 def read_api_keys(path: str | Path) -> tuple[bytes, ...]:
@@ -72,8 +72,8 @@ def _digests(keys: Iterable[str]) -> tuple[bytes, ...]:
     for number, key in enumerate(keys, 1):
         if len(key) < _LEAST_KEY or not key.isascii() or not key.isprintable() or " " in key:
             raise ValueError(
-                f"key {number} must have at least {_LEAST_KEY} letters, digits and signs of ASCII, without spaces: make "
-                'one by `python -c "import secrets; print(secrets.token_urlsafe())"`'
+                f"key {number} must have at least {_LEAST_KEY} letters, digits and signs of ASCII, without spaces: "
+                'make one by `python -c "import secrets; print(secrets.token_urlsafe())"`'
             )
         found.append(_digest(key))
     if not found:
