@@ -29,7 +29,7 @@ class Spending(_Model):
 
     budget: Budget | None = Field(
         default=None,
-        description="The part of the full model's work that may be spent in the mean; by default all of it.",
+        description="The part of the full model's work that may be spent in the mean; by default all.",
     )
     schedule: dict[str, Any] | list[float] | None = Field(
         default=None,
@@ -39,7 +39,7 @@ class Spending(_Model):
     deadline_ms: int | None = Field(
         default=None,
         ge=1,
-        description="Milliseconds after which the answer is of no use; at most the service's own limit.",
+        description="Milliseconds after which the answer is of no use; the service has its own limit.",
     )
 
 
@@ -48,7 +48,7 @@ class Asking(Spending):
 
     top_k: int = Field(default=1, ge=1, le=100, strict=True, description="The best answers, of distinct text.")
     overlap: bool = Field(
-        default=False, strict=True, description="Whether an answer may share characters with a better one."
+        default=False, strict=True, description="Whether answers may share characters with better ones."
     )
     no_answer: bool = Field(default=False, strict=True, description='Whether the answer may be that there is none, "".')
     threshold: Annotated[FiniteFloat, Field(strict=True)] | None = Field(
@@ -238,5 +238,5 @@ class ProblemDocument(BaseModel):
     detail: str = Field(description="What came, what was expected, what to do.")
     advice: str = Field(description="What to do about this kind of problem.")
     errors: list[dict[str, str]] | None = Field(
-        default=None, description="Each field that is wrong, by its JSON pointer."
+        default=None, description="Each field that is wrong, by JSON pointer."
     )

@@ -1,4 +1,4 @@
-"""Real processes on a real socket: several share it, who goes is dropped, SIGTERM lets them finish, errors end at once."""
+"""Real processes on a real socket: several share it, who goes is dropped, SIGTERM lets them finish."""
 
 import json
 import os
