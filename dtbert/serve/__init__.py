@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from dtbert.serve.app import create_app
+from dtbert.serve.service import Service
 from dtbert.serve.settings import Settings
 
-__all__ = ["Settings", "create_app"]
+__all__ = ["Service", "Settings", "create_app"]

@@ -58,6 +58,7 @@ def create_app(service: Service) -> FastAPI:
             allow_origins=list(service.settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
         )
     _describe_in_openapi(app, bool(service.settings.api_keys))
     return app
@@ -68,14 +69,14 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         """What a request asks for, unless its client goes, or its deadline passes, before it is there."""
         seconds = service.settings.deadline
         if spending.deadline_ms is not None:
-            seconds = min(seconds, spending.deadline_ms / 1000)
+            seconds = min(seconds, spending.deadline_ms / 1000)  # more than the service's own is refused
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait((task, gone), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
             if gone.done():
-                raise ProblemError("unreadable", "the client has gone")  # which nobody reads
+                raise ProblemError("gone", "nothing is answered")
             raise ProblemError("too-late", f"there was no answer within {seconds:g} s")
         except ProblemError as problem:
             service.metrics.refused.labels(problem.name).inc()

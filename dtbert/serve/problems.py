@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = {
     "queue-full": Kind(503, "Too much is waiting", "Ask again after the seconds of the header Retry-After."),
     "ending": Kind(503, "The service is ending", "Ask again: another process takes over, or it is started anew."),
     "too-late": Kind(504, "The deadline has passed", "Ask for a smaller budget or less text, or allow more time."),
+    "gone": Kind(499, "The client has gone", "Nobody reads this: it is counted, and what it asked for is dropped."),
     "not-found": Kind(404, "There is nothing here", "See /docs for what there is."),
     "wrong-method": Kind(405, "The method is wrong", "See the header Allow for those that there are."),
     "unreadable": Kind(400, "The request cannot be read", "Send JSON in UTF-8, with `Content-Type: application/json`."),

@@ -39,7 +39,7 @@ class Spending(_Model):
     deadline_ms: int | None = Field(
         default=None,
         ge=1,
-        description="Milliseconds after which the answer is of no use; the service has its own limit.",
+        description="Milliseconds after which the answer is of no use, within the service's limit.",
     )
 
 

@@ -146,7 +146,11 @@ class Service:
         Raises:
             ProblemError: there is no room, or its options are wrong.
         """
-        began = time.monotonic()
+        began, most_ms = time.monotonic(), int(1000 * self.settings.deadline)
+        if asked.deadline_ms is not None and asked.deadline_ms > most_ms:
+            said = f"{asked.deadline_ms} ms are more than this service's {most_ms} (`--deadline`): allow less"
+            errors = [{"pointer": "/deadline_ms", "detail": said}]
+            raise ProblemError("invalid-request", f"/deadline_ms: {said}", errors=errors)
         with _refusals():
             self.batcher.check_room()
             budget, shed = asked.budget, False

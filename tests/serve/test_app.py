@@ -107,6 +107,7 @@ def test_the_model_tells_its_front_and_limits(serve: Serve, shipped: QuestionAns
         ({**ASK, "top_k": 0}, "invalid-request", "^/top_k: .*greater than or equal to 1"),
         ({**ASK, "top_k": True}, "invalid-request", "^/top_k: "),
         ({**ASK, "budget": "0.5"}, "invalid-request", "^/budget: "),
+        ({**ASK, "deadline_ms": 30_001}, "invalid-request", "^/deadline_ms: 30001 ms are more than .* 30000"),
         ({"question": QUESTION, "documents": [{"text": 7}]}, "invalid-request", "^/documents/0/text: "),
         ({**ASK, "question": ""}, "cannot-answer", "the question is empty: give it at least one word"),
         ({**ASK, "question": "\ud800"}, "cannot-answer", "surrogate"),
