@@ -4,13 +4,11 @@
     python scripts/results.py baseline run/best docs/results.json squad=dev-v1.1.json.gz --limit 2000
     python scripts/results.py scorers run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000 --budgets 0.5
     python scripts/results.py time run/best docs/results.json squad=dev-v1.1.json.gz --threads 1
-    python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000
-    python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --schedule SPEC
     python scripts/results.py show docs/results.json --plot docs/results.png
 
-Each row is `dtbert evaluate` with a budget, or, for measure and survival, with each --schedule instead. Rows that the
-JSON file has already, of the same weights, dtype and threads, are not measured again, so an interrupted run goes on;
-`time` measures all of its rows anew and replaces them. Processes that write different files may work side by side;
+Each row is `dtbert evaluate` with a budget, or, for measure, with each --schedule instead. Rows that the JSON file has
+already, of the same weights, dtype and threads, are not measured again, so an interrupted run goes on; `time` measures
+all of its rows anew and replaces them. Processes that write different files may work side by side;
 `show` takes several files.
 """
 
@@ -38,7 +36,6 @@ from dtbert.files import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
 from dtbert.search import constant_ratio
-from dtbert.training.data import TrainingSet
 from dtbert.weights import resolve_source, weights_sha256
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
@@ -137,10 +134,9 @@ def competitors(
         for given in schedules:
             yield what, None, given
         return
-    if what in ("measure", "survival"):
+    if what == "measure":
         for budget, schedule in chosen(answerer, budgets):
-            if what == "measure" or schedule is not None:
-                yield what, budget, schedule
+            yield what, budget, schedule
         return
     # Tokenized once, for the schedules that are tried differ in their lengths alone.
     sample = PreparedQuestions(answerer, questions[:: max(1, len(questions) // 200)])
@@ -155,31 +151,6 @@ def competitors(
             yield "searched", budget, schedule
             like = sample.cost(schedule).executed, schedule.scorers[0], schedule.keep_question
             yield "constant", budget, constant(sample, *like)
-
-
-@torch.no_grad()
-def survival(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
-    """The part of the windows with an answer in which its first and its last token are left after each layer."""
-    model = answerer.model
-    backend = model.backend
-    data = TrainingSet.from_questions(questions, answerer.tokenizer, model.config)
-    with_answer = [index for index, label in enumerate(data.labels) if label[1] > 0]
-    left = torch.zeros(model.config.num_hidden_layers)
-    for begin in range(0, len(with_answer), 16):
-        labelled = data.collate(with_answer[begin : begin + 16], model.device)
-        batch = labelled.batch
-        kept = model.encoder(
-            batch,
-            schedule,
-            backend=backend,
-            span_head=model.span_head(backend),
-        ).kept
-        firsts = batch.packing.cu_seqlens[:-1]
-        for layer, rows in enumerate(kept):
-            there = torch.zeros(batch.packing.num_tokens)
-            there[slice(None) if rows is None else rows] = 1
-            left[layer] += (there[firsts + labelled.starts] * there[firsts + labelled.ends]).sum()
-    return {"windows": len(with_answer), "left": [round(value, 3) for value in (left / len(with_answer)).tolist()]}
 
 
 def time_schedules(
@@ -239,8 +210,7 @@ def run(arguments: argparse.Namespace) -> None:
             row = {"what": what, **about, "budget": budget, "schedule": plain(schedule)}
             if key(row) in map(key, rows):
                 continue
-            measure = survival if what == "survival" else measured
-            record(row | measure(answerer, questions, schedule), schedule)
+            record(row | measured(answerer, questions, schedule), schedule)
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -254,7 +224,6 @@ def show(arguments: argparse.Namespace) -> None:
         ("searched", ("questions", "count", "budget", "f1", "executed")),
         ("constant", ("questions", "count", "budget", "f1", "executed")),
         ("scorers", ("questions", "count", "budget", "scorer", "keep_question", "f1", "executed")),
-        ("survival", ("questions", "budget", *schedule, "windows", "left")),
         ("time", ("threads", "dtype", "budget", "executed", "time", "time_per_macs_saved", "questions_per_second")),
     ):
         picked = [
@@ -304,13 +273,13 @@ def name_and_file(text: str) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="what", required=True)
-    for name in ("measure", "baseline", "scorers", "survival", "time"):
+    for name in ("measure", "baseline", "scorers", "time"):
         one = actions.add_parser(name)
         one.add_argument("model")
         one.add_argument("json", type=Path)
         one.add_argument("questions", nargs="+", type=name_and_file, metavar="NAME=FILE")
         one.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
-        if name in ("measure", "survival"):
+        if name == "measure":
             one.add_argument("--schedule", action="append", default=[], metavar="SPEC", help="as `dtbert evaluate`'s")
         one.add_argument("--limit", type=int, help="questions of each file, evenly spread")
         one.add_argument("--threads", type=int, default=1)

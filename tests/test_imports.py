@@ -18,6 +18,7 @@ RANKS = {
     "qa": 3,
     "evaluation": 4,
     "profiling": 5,
+    "tracing": 5,
     "training": 5,
     "search": 6,
     "serve": 6,

@@ -18,7 +18,7 @@ QUIET_HELP = "no progress bar (there is none outside a terminal)"
 
 WINDOW, STRIDE, MAX_ANSWER_TOKENS = 384, 128, 30
 _MOST_THREADS = 4096
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 SCHEDULE_HELP = """\
 schedules:
@@ -79,17 +79,24 @@ def check_threshold_is_used(arguments: argparse.Namespace, no_answer: bool) -> N
         raise ValueError("--threshold says when there is no answer: give --no-answer with it")
 
 
-def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False) -> None:
+def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False, several: bool = False) -> None:
+    """How many tokens stay and which: one schedule, or as many as are named where `several` may be."""
+    nargs: Any = "+" if several else None
     group = parser.add_argument_group("token dropping")
     if budget:
         group.add_argument(
             "--budget",
             type=_part,
+            nargs=nargs,
             metavar="X",
             help="the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5",
         )
-    group.add_argument("--schedule", metavar="SPEC", help="how many tokens stay after each layer (default: all)")
-    group.add_argument("--scorer", metavar="NAME", help="which tokens stay (default: received, or the schedule's own)")
+    default = "" if several else " (default: all)"
+    group.add_argument(
+        "--schedule", nargs=nargs, metavar="SPEC", help=f"how many tokens stay after each layer{default}"
+    )
+    which = "which tokens stay (default: received, or the schedule's own)"
+    group.add_argument("--scorer", nargs=nargs, metavar="NAME", help=which)
     group.add_argument("--keep-cls", action="store_true", help="always keep the first token")
     group.add_argument("--keep-question", action="store_true", help="keep the question before the context")
 

@@ -106,7 +106,7 @@ def _profile(
         forwards = profiling.profile_forwards(model, batch, schedules, arguments.repeats, bar.update)
     profile = profiling.Profile(
         profiling.describe("random weights" if arguments.size else arguments.model or "shipped model", model, batch),
-        profiling.measure_ceilings(model.device, model.dtype),
+        profiling.measure_ceilings(model.device, model.dtype, int8=model.int8),
         forwards[-1],
         None if schedule is None else forwards[0],
     )
@@ -133,7 +133,7 @@ def _prepare(
         device, dtype = place["device"], place["dtype"]
         model = random_model(*arguments.size, device=device, dtype=dtype, backend=arguments.backend)
     check_device(model.device)
-    if place["dtype"] not in (None, model.dtype):
+    if arguments.dtype != "int8" and place["dtype"] not in (None, model.dtype):
         print(
             f"dtbert: this CPU has no matrix instructions for {arguments.dtype}: it computes in float32",
             file=sys.stderr,

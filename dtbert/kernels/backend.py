@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dtbert.kernels.int8 import int8_product
 from dtbert.kernels.overlap import question_overlap
 from dtbert.kernels.packing import Kept, Left, Packing, Partials, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
@@ -70,7 +71,7 @@ class Backend:
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
         """``activation(x @ weight.T + bias)``: ``[T, in]`` to ``[T, out]``."""
-        product = F.linear(x, layer.weight, layer.bias)
+        product = product_of(x, layer)
         return product if activation is None else activate(product, activation)
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
@@ -144,7 +145,7 @@ class Backend:
         """
         if rows is not None:
             residual = residual.index_select(0, rows)
-        summed = F.linear(x, layer.weight, layer.bias) + residual
+        summed = product_of(x, layer) + residual
         return F.layer_norm(summed, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
     def question_overlap(self, ids: TokenIds, packing: Packing) -> Tensor:
@@ -266,6 +267,13 @@ def choose_backend(
 def get_backend(device: torch.device | str, name: BackendName | None = None, sizes: Sizes | None = None) -> Backend:
     """The backend that `choose_backend` names; arguments and errors are its own."""
     return _BACKENDS[choose_backend(device, name, sizes)]()
+
+
+def product_of(x: Tensor, layer: Linear) -> Tensor:
+    """``x @ weight.T + bias`` by torch, for a weight in its own layout or in int8."""
+    if layer.scale is not None:
+        return int8_product(x, layer.plain_weight, layer.scale, layer.bias)
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def _context(probabilities: Tensor, value: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ class Bert(nn.Module):
         return self.encoder.embeddings.word.dtype
 
     @property
+    def int8(self) -> bool:
+        """Whether the layers' matrices are held and multiplied in int8; the states are in `dtype`."""
+        return any(isinstance(module, Linear) and module.scale is not None for module in self.modules())
+
+    @property
     def backend(self) -> Backend:
         """Who computes the steps of the next call: the backend asked for, else by device, dtype and sizes.
 
@@ -50,7 +55,8 @@ class Bert(nn.Module):
         """
         if self._chosen is None:
             config = self.config
-            sizes = Sizes(self.dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
+            dtype = torch.int8 if self.int8 else self.dtype
+            sizes = Sizes(dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
             self._chosen = get_backend(self.device, self._asked, sizes)
         if self._prepared and self._chosen.name == "cpu" and torch.compiler.is_exporting():
             raise ValueError(
@@ -101,6 +107,8 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
+            if self.int8:
+                raise ValueError("weights in int8 cannot be trained: load the model in another dtype")
             self._to_plain()
         super().requires_grad_(requires_grad)
         return self

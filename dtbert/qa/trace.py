@@ -191,7 +191,7 @@ def trace_example(
     (full,) = (answer,) if schedule is None else answerer.answer_prepared(prepared)
     assert isinstance(answer, Answer)
     assert isinstance(full, Answer)
-    places = _tokens_of(example.context, full.start, full.end)
+    places = example.context.within(full.start, full.end)
     cls, sep = (_special(str(answerer.tokenizer.id_to_token(index))) for index in special)
     parts = {
         "question": _places(answerer, "question", example.question),
@@ -203,7 +203,7 @@ def trace_example(
         tokens = [cls, *parts["question"], sep, *parts["context"][begin:end], sep]
         first = len(example.question.ids) + 2 - begin
         inside = begin <= places[0] and places[-1] < end
-        answer_tokens = tuple(first + place for place in places) if inside else ()
+        answer_tokens = tuple((first + places).tolist()) if inside else ()
         windows.append(_window(followed, tokens, example.context, answer_tokens))
     work = _work(answerer, schedule, example, windows)
     return Trace(example.question.text, example.context.text, schedule, budget, work, answer, full, tuple(windows))
@@ -250,12 +250,6 @@ def _places(answerer: "QuestionAnswerer", part: Literal["question", "context"], 
         TracedToken(text, part, start, end, word, None, (), ())
         for text, (start, end), word in zip(texts, tokens.offsets.tolist(), words, strict=True)
     ]
-
-
-def _tokens_of(context: Tokens, start: int, end: int) -> list[int]:
-    """The tokens that share a character with a span of the text."""
-    sharing = (context.offsets[:, 0] < end) & (context.offsets[:, 1] > start)
-    return np.flatnonzero(sharing).tolist()
 
 
 def _work(

@@ -18,7 +18,7 @@ from tests.cli.conftest import Run
 
 # Python's own buffering, whatever the surroundings ask for.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-COMMANDS = ["answer", "evaluate", "convert", "profile", "train", "search", "serve"]
+COMMANDS = ["answer", "evaluate", "convert", "profile", "train", "search", "serve", "trace"]
 MAIN = "import sys; from dtbert.cli import main; sys.exit(main())"
 
 

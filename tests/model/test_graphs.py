@@ -179,6 +179,16 @@ def test_a_bucket_is_met_recorded_and_replayed() -> None:
 
 
 @torch.inference_mode()
+def test_what_the_layers_kept_is_told_without_graphs() -> None:
+    model = make_model()
+    recorder = with_graphs(model)
+    for _ in range(3):
+        got = model.forward_packed(batch_of([20, 9]), RATIOS, output_kept=True)
+    assert [one.mask.sum().item() for one in got.kept] == [24, 15, 6]
+    assert (recorder.recorded, recorder.replayed) == (0, 0)
+
+
+@torch.inference_mode()
 def test_results_of_earlier_calls_stay() -> None:
     model = make_model()
     with_graphs(model)

@@ -95,6 +95,20 @@ def test_scores_that_lie_apart_are_read_as_they_are(small: tuple) -> None:
     assert [rows.tolist() for rows in kept] == [rows.tolist() for rows in wanted]
 
 
+def test_what_was_kept_and_scored_is_told(small: tuple) -> None:
+    peer, model = small
+    # In parts, for the kernel that drops, unless somebody wants to see it.
+    schedule = LengthSchedule.ratios([0.6, 0.3], scorer="received_max", keep_cls=True)
+    batch = PackedBatch.from_lists([list(range(12)), list(range(30, 35))])
+    got, want = (
+        one.forward_packed(batch, schedule, output_kept=True).kept
+        for one in (model, make_dtbert(peer, backend="reference"))
+    )
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine.mask, theirs.mask)
+        torch.testing.assert_close(mine.significance, theirs.significance, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_error_is_at_most_twice_transformers_own(dtype: torch.dtype, small: tuple) -> None:
     peer, model = small
