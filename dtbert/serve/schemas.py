@@ -237,6 +237,4 @@ class ProblemDocument(BaseModel):
     status: int
     detail: str = Field(description="What came, what was expected, what to do.")
     advice: str = Field(description="What to do about this kind of problem.")
-    errors: list[dict[str, str]] | None = Field(
-        default=None, description="Each field that is wrong, by JSON pointer."
-    )
+    errors: list[dict[str, str]] | None = Field(default=None, description="Each field that is wrong, by JSON pointer.")

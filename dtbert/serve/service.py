@@ -15,7 +15,7 @@ from dtbert import __version__
 from dtbert.model import LengthSchedule
 from dtbert.qa import Answer, QuestionAnswerer
 from dtbert.qa.calls import Asking as QaAsking
-from dtbert.qa.calls import Request, request_of
+from dtbert.qa.calls import Request
 from dtbert.qa.documents import BestOfDocuments
 from dtbert.qa.windows import Example, PairError, parts_of
 from dtbert.serve import schemas
@@ -68,7 +68,7 @@ class Service:
 
     async def answer(self, asked: schemas.AnswerRequest) -> schemas.AnswerResponse:
         """The best answers to a question about a context or several documents."""
-        chosen = self._choose(asked, QaAsking(overlap=asked.overlap, no_answer=asked.no_answer), asked.top_k)
+        chosen = self._choose(asked, _asking(asked), asked.top_k)
         documents = asked.documents
         texts = [str(asked.context)] if documents is None else [one.text for one in documents]
         names = [str(n) if one.name is None else one.name for n, one in enumerate(documents or ())]
@@ -83,7 +83,7 @@ class Service:
 
     async def answers(self, asked: schemas.AnswersRequest) -> schemas.AnswersResponse:
         """Answers to many questions; one that cannot be answered says why, the others have theirs."""
-        chosen = self._choose(asked, QaAsking(overlap=asked.overlap, no_answer=asked.no_answer), asked.top_k)
+        chosen = self._choose(asked, _asking(asked), asked.top_k)
         examples = await self._prepare([(one.question, one.context) for one in asked.questions])
         jobs = await self._read([one for one in examples if isinstance(one, Example)], chosen)
         found = iter(await self._in_thread(lambda: [self._best([job], chosen.request, ()) for job in jobs]))
@@ -153,21 +153,13 @@ class Service:
             raise ProblemError("invalid-request", f"/deadline_ms: {said}", errors=errors)
         with _refusals():
             self.batcher.check_room()
-            budget, shed = asked.budget, False
-            schedule = None if asked.schedule is None else LengthSchedule.parse(json.dumps(asked.schedule))
-            if schedule is None:
-                most = self._shedding.budget(self.batcher.waiting)
-                if most is not None and (budget is None or budget > most):
-                    budget, shed = most, True
-            elif budget is not None:
-                raise ValueError("schedule and budget exclude each other: a budget chooses a schedule; give one")
-            if budget is not None:
-                schedule = self.qa.within_budget(budget).schedule
-            if schedule is not None:
-                schedule.check_layers(self.qa.config.num_hidden_layers)
-            if isinstance(asked, schemas.Asking):
-                asking["threshold"] = asked.threshold
-            return Chosen(request_of(k, schedule, asking, self.qa.threshold), budget, shed, began)
+            if asked.schedule is not None:
+                asking["schedule"] = LengthSchedule.parse(json.dumps(asked.schedule))
+            budget, most = asked.budget, self._shedding.budget(self.batcher.waiting)
+            shed = asked.schedule is None and most is not None and (budget is None or budget > most)
+            asking["budget"] = most if shed else budget
+            request = self.qa._request(k, **asking)
+            return Chosen(request, asking["budget"], shed, began)
 
     def _check_lengths(self, texts: Sequence[str]) -> None:
         longest = max(map(len, texts))
@@ -256,6 +248,10 @@ def _refusals() -> Iterator[None]:
         raise ProblemError("ending", str(error), {"Retry-After": "1"}) from None
     except (TypeError, ValueError) as error:
         raise ProblemError("cannot-answer", str(error)) from None
+
+
+def _asking(asked: schemas.Asking) -> QaAsking:
+    return QaAsking(overlap=asked.overlap, no_answer=asked.no_answer, threshold=asked.threshold)
 
 
 def _answer(answer: Answer, document: str | None = None) -> schemas.AnswerOut:
