@@ -13,16 +13,20 @@ from dtbert.cli.options import (
     add_window_options,
     describe_schedule,
     holds_many,
+    known_scorers,
     load_answerer,
     other_windows,
     parse_schedule,
     positive,
+    resolved,
 )
 from dtbert.cli.output import check_output, print_json, printable
-from dtbert.files import text_sha256
-from dtbert.pictures import check_matplotlib
+from dtbert.files import differing, text_sha256
+from dtbert.pictures import check_picture
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from dtbert.evaluation import SquadQuestion
     from dtbert.model import LengthSchedule
     from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
@@ -41,9 +45,11 @@ these: F1 of a schedule that was chosen on them is a little too high.
 Trials are kept in a study, by default in a SQLite file beside --out. The same
 command goes on where an interrupted one stopped, and a larger --trials adds to
 it; several processes with different --seed may work on one study, each with
-one thread unless --threads says otherwise. Constant ratios are tried first. A
-trial is given up when, on its first questions, a schedule that costs no more is
-clearly better.
+one thread unless --threads says otherwise. What --start gives is tried first,
+and constant ratios, three for each scorer and choice of --keep-question: 36 by
+default. A trial is given up when, on its first questions, a schedule that costs
+no more is clearly better. Of schedules that cost the same to 0.5% those that
+are clearly worse are left out.
 """
 EXAMPLES = """\
 examples:
@@ -55,13 +61,15 @@ examples:
 
 _BASELINE = (0.95, 0.88, 0.8)
 _SCORERS = "received,cls,from_question,value_norm,answer,answer_overlap"
+# What the names of settings stand for, where an option does not have the same name.
+_SHOWN = {"model_sha256": "the model's weights", "question_ids_sha256": "the questions"}
 _KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="questions in SQuAD 1.1's format, .json or .json.gz")
     parser.add_argument("--out", metavar="FILE", required=True, help="where the schedules go, as JSON")
-    parser.add_argument("--plot", metavar="PNG", help="draw the front and all trials")
+    parser.add_argument("--plot", metavar="FILE", help="draw the front and all trials: .png, .pdf or .svg")
     parser.add_argument("--published", metavar="TSV", help="draw published points too: length_config, macs, f1")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
@@ -71,7 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sampler", choices=("nsga2", "tpe"), default="tpe", help="Bayesian (tpe, default), or evolution"
     )
-    group.add_argument("--scorers", default=_SCORERS, metavar="A,B", help=f"(default: {_SCORERS.replace(',', ', ')})")
+    group.add_argument(
+        "--scorers",
+        default=_SCORERS,
+        metavar="A,B",
+        help=f"names, or a MODULE:FUNCTION of yours (default: {_SCORERS.replace(',', ', ')})",
+    )
     group.add_argument(
         "--keep-question", choices=("yes", "no", "both"), default="both", help="keep the question first (default: both)"
     )
@@ -115,14 +128,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dtbert.evaluation import read_squad
     from dtbert.qa import write_schedules
+    from dtbert.qa.budgets import own_scorer, schedules_of
     from dtbert.search import in_search_order, naming_storage
     from dtbert.search.plot import plot_front
+    from dtbert.weights import resolve_source
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
     questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
     # A schedules.json that is old or damaged is what the search may be there to replace.
     answerer = load_answerer(arguments, with_schedules=False)
+    source = resolve_source(arguments.model, arguments.revision)
+    if any(one.scorer is None for one in starts):
+        own = own_scorer(schedules_of(source, answerer.config.num_hidden_layers), answerer.config)
+        starts = resolved(starts, own)
     with naming_storage(_storage(arguments)):
         search, front, published = _run(arguments, answerer, questions, starts)
         if errors := search.errors():
@@ -174,6 +193,7 @@ def _run(
                 published = read_published(arguments.published, answerer.config, search.evaluator)
             bar.set_description("search")
             show()
+            _say_starts(arguments, search, bar)
             search.run(arguments.trials, show)
             bar.set_description("timing the front")
             return search, front_of(search, questions, Path(arguments.file).name, model_sha256), published
@@ -183,22 +203,33 @@ def _run(
             raise
 
 
+def _say_starts(arguments: argparse.Namespace, search: "Search", bar: "tqdm[Any]") -> None:
+    """Say what comes before the sampler's own draws: it may be all that --trials allows."""
+    first, left = search.num_waiting(), arguments.trials - search.num_finished()
+    if arguments.quiet or not first or left <= 0:
+        return
+    draws = left - first if left > first else f"none, for --trials is {arguments.trials}"
+    text = f"{first} schedules come first, constant ratios and those of --start; then {arguments.sampler} draws {draws}"
+    bar.write(f"dtbert: {text}", file=sys.stderr)
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with the options before the model is loaded."""
     try:
         import dtbert.search
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
-    if arguments.plot is not None:
-        check_matplotlib("search")
-    for option, ending in (("out", ".json"), ("plot", ".png")):
+    for option in ("out", "plot"):
         given = getattr(arguments, option)
         if given is not None:
             sources = (arguments.file, arguments.published)
             check_output(f"--{option}", Path(given), *sources, model=arguments.model)
-            if not given.endswith(ending):
-                raise ValueError(f"--{option} {given}: the ending must be {ending}")
+    if not arguments.out.endswith(".json"):
+        raise ValueError(f"--out {arguments.out}: the ending must be .json")
+    if arguments.plot is not None:
+        check_picture(Path(arguments.plot), "search")
     _check_replaced(Path(arguments.out))
+    known_scorers("--scorers", arguments.scorers)  # of which a --start may have one
     if arguments.published is not None and arguments.plot is None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:
@@ -216,6 +247,24 @@ def _check_replaced(out: Path) -> None:
         raise FileExistsError(f"--out {out} is there already and holds no schedules: name another file, or remove it")
 
 
+def _check_same(out: Path, settings: dict[str, Any]) -> None:
+    """Raise FileExistsError if there is a front that other settings made; one that is damaged may be replaced."""
+    from dtbert.qa import read_schedules
+
+    try:
+        front = read_schedules(out)
+    except (FileNotFoundError, ValueError):
+        return
+    before = {"model_sha256": front.model_sha256, "question_ids_sha256": front.question_ids_sha256, **front.settings}
+    names = [name for name in differing(before, settings) if front.settings or name in before]
+    if names:
+        shown = ", ".join(_SHOWN.get(name, name) for name in names)
+        raise FileExistsError(
+            f"--out {out} holds schedules that were searched with other settings ({shown}): name another file, or "
+            "remove that one"
+        )
+
+
 def _search(
     arguments: argparse.Namespace,
     answerer: "QuestionAnswerer",
@@ -225,7 +274,7 @@ def _search(
 ) -> "Search":
     from dtbert import search as room
 
-    scorers = tuple(name.strip() for name in arguments.scorers.split(","))
+    scorers = tuple(known_scorers("--scorers", arguments.scorers))
     num_layers, keep_question = answerer.config.num_hidden_layers, _KEEP_QUESTION[arguments.keep_question]
     settings: dict[str, Any] = {
         "model_sha256": model_sha256,
@@ -240,6 +289,7 @@ def _search(
     if arguments.objective == "latency":
         # Times of different devices do not compare.
         settings |= {"device": str(answerer.model.device), "threads": arguments.threads}
+    _check_same(Path(arguments.out), settings)
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
         room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
@@ -288,7 +338,7 @@ def _table(search: "Search", front: "ScheduleFront") -> str:
             f"{counts.ended_early} ended early, {counts.failed} failed",
             f"questions   {savings.answered:,} answered instead of {savings.without_rungs:,}: {saved:.0%} saved",
             "",
-            "   MACs    time    F1   95% interval     EM   kept after each layer, scorer",
+            "    MACs    time     F1   95% interval     EM   kept after each layer, scorer",
             *(_row(entry) for entry in (*front.schedules, front.full_model)),
         ]
     )
@@ -300,7 +350,8 @@ def _row(entry: "MeasuredSchedule") -> str:
     latency = entry.latency
     time = 1 if latency is None else latency.seconds / latency.full_model_seconds
     scores = f"{entry.f1:5.2f}  {low:5.1f} to {high:5.1f}  {entry.exact_match:5.2f}"
-    return f"  {entry.macs_fraction:5.3f}{time:7.3f}  {scores}   {describe_schedule(entry.schedule)}"
+    # Rounded up, so that what is read here is a budget that suffices.
+    return f"  {entry.least_budget:6.4f}{time:8.3f}  {scores}   {describe_schedule(entry.schedule)}"
 
 
 def _range(text: str) -> tuple[float, float]:

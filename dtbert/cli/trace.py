@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dtbert.cli.answer import read_context
+from dtbert.cli.contexts import given_contexts
 from dtbert.cli.options import (
     QUIET_HELP,
     SCHEDULE_HELP,
@@ -17,6 +17,7 @@ from dtbert.cli.options import (
     describe_schedule,
     load_answerer,
     positive,
+    resolved,
     schedule_of,
 )
 from dtbert.cli.output import check_output, print_json, printable
@@ -62,10 +63,15 @@ _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     one = parser.add_argument_group("one question")
     one.add_argument("--question", metavar="Q", help="the question")
-    one.add_argument("--context", metavar="FILE|TEXT|-", help="a file in UTF-8, or the text itself, or - for stdin")
+    text: dict[str, Any] = {"nargs": 1, "action": "extend"}
+    one.add_argument(
+        "--context", metavar="FILE|TEXT|-", **text, help="a file in UTF-8, the text itself, or - for stdin"
+    )
+    one.add_argument("--file", metavar="FILE|-", **text, help="the same, but never the text itself")
+    one.add_argument("--text", metavar="TEXT", **text, help="the same, but always the text itself")
     one.add_argument("--html", metavar="FILE", help="write a page, with budgets and schedules side by side")
     many = parser.add_argument_group("many questions")
-    many.add_argument("file", metavar="FILE", nargs="?", help="questions in SQuAD's format, .json or .json.gz")
+    many.add_argument("questions", metavar="FILE", nargs="?", help="questions in SQuAD's format, .json or .json.gz")
     many.add_argument("--summary", action="store_true", help="what is dropped, over all questions of FILE")
     many.add_argument("--limit", type=positive, metavar="N", help="N questions only, evenly spread over the file")
     many.add_argument("--quiet", action="store_true", help=QUIET_HELP)
@@ -84,28 +90,29 @@ class _Run(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    one = (arguments.question, arguments.context)
-    if None not in one and arguments.file is None:
+    one = [name for name in ("question", "context", "file", "text") if getattr(arguments, name) is not None]
+    if len(one) > 1 and "question" in one and arguments.questions is None:
         if arguments.summary or arguments.limit is not None:
             raise ValueError("--summary and --limit are for a FILE of questions")
         return _trace_one(arguments)
-    if arguments.file is not None and arguments.summary and one == (None, None):
+    if arguments.questions is not None and arguments.summary and not one:
         if arguments.html is not None:
             raise ValueError("--html is for one question: give --question and --context")
         return _summarize(arguments)
-    raise ValueError("give either --question and --context, or FILE and --summary (see `dtbert trace --help`)")
+    raise ValueError(
+        "give either --question and --context (or --file, --text), or FILE and --summary (see `dtbert trace --help`)"
+    )
 
 
 def _runs(arguments: argparse.Namespace, schedules: "list[LengthSchedule]", answerer: "QuestionAnswerer") -> list[_Run]:
     budgets = arguments.budget or ([] if schedules else [_DEFAULT_BUDGET])
-    runs = []
-    for budget in budgets:
-        schedule = answerer.within_budget(budget).schedule
-        runs.append(_Run(f"budget {budget:g}: {describe_schedule(schedule)}", budget, schedule))
-    for given in schedules:
-        given.check_layers(answerer.config.num_hidden_layers)
-        runs.append(_Run(describe_schedule(given), None, given))
-    return runs
+    chosen = [answerer.resolve(answerer.within_budget(budget).schedule) for budget in budgets]
+    for schedule in schedules:
+        schedule.check_layers(answerer.config.num_hidden_layers)
+    return [
+        *(_Run(f"budget {one:g}: {describe_schedule(of)}", one, of) for one, of in zip(budgets, chosen, strict=True)),
+        *(_Run(describe_schedule(one), None, one) for one in resolved(schedules, answerer.own_scorer)),
+    ]
 
 
 def _schedules(arguments: argparse.Namespace) -> "list[LengthSchedule]":
@@ -119,9 +126,12 @@ def _schedules(arguments: argparse.Namespace) -> "list[LengthSchedule]":
 
 
 def _trace_one(arguments: argparse.Namespace) -> int:
-    context = read_context(arguments.context)
+    contexts = given_contexts(arguments)
+    if len(contexts) != 1:
+        raise ValueError(f"a trace is of one text, and these are {len(contexts)}: name one of them")
+    ((name, context),) = contexts.items()
     if arguments.html is not None:
-        check_output("--html", Path(arguments.html), arguments.context, model=arguments.model)
+        check_output("--html", Path(arguments.html), name, model=arguments.model)
     schedules = _schedules(arguments)
     answerer = load_answerer(arguments)
     runs = _runs(arguments, schedules, answerer)
@@ -205,7 +215,7 @@ def _summarize(arguments: argparse.Namespace) -> int:
     from dtbert.tracing import summarize
 
     schedules = _schedules(arguments)
-    questions = evenly_spaced(read_squad(arguments.file), arguments.limit)
+    questions = evenly_spaced(read_squad(arguments.questions), arguments.limit)
     answerer = load_answerer(arguments)
     runs = _runs(arguments, schedules, answerer)
     prepared = PreparedQuestions(answerer, questions)
@@ -216,7 +226,7 @@ def _summarize(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(
             {
-                "file": str(arguments.file),
+                "file": str(arguments.questions),
                 "model": arguments.model,
                 "questions": len(questions),
                 "counted": counted,

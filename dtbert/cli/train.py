@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -16,8 +16,10 @@ from dtbert.cli.options import (
     THREADS_HELP,
     add_window_options,
     describe_schedule,
+    known_scorers,
     parse_schedule,
     positive,
+    resolved,
     threads,
 )
 from dtbert.cli.output import print_json, printable
@@ -72,7 +74,8 @@ _NO_PART = {"prediction": "match_attention", "intermediate": "temperature"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="SOURCE", required=True, help="where to start: a hub id, a folder or a file")
+    start = "where to start: a hub id, a folder or a file (default: the one inside dtbert)"
+    parser.add_argument("--model", metavar="SOURCE", help=start)
     parser.add_argument("--revision", metavar="R", help=REVISION_HELP)
     files: dict[str, Any] = {"metavar": "FILE", "nargs": "+", "action": "extend"}
     parser.add_argument("--train", **files, required=True, help="questions, .json or .json.gz")
@@ -157,7 +160,7 @@ def _options(arguments: argparse.Namespace) -> TrainingOptions:
     if arguments.length_drop:
         dropping = _given(arguments, LengthDrop)
         if "scorers" in dropping:
-            dropping["scorers"] = tuple(name.strip() for name in arguments.scorers.split(","))
+            dropping["scorers"] = tuple(known_scorers("--scorers", arguments.scorers))
         if "ratio_bound" in dropping:
             dropping["ratio_bound"] = _ratio_bound(arguments.ratio_bound)
         length_drop = LengthDrop(**dropping)
@@ -198,8 +201,7 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Tr
     options = _options(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    parsed = (parse_schedule(spec, "--eval-schedule") for spec in arguments.eval_schedule or [])
-    schedules = {describe_schedule(one): one for one in parsed}
+    parsed = [parse_schedule(spec, "--eval-schedule") for spec in arguments.eval_schedule or []]
     train, dev = (_read(files or []) for files in (arguments.train, arguments.dev))
     both = {one.id for one in train} & {one.id for one in dev}
     if both:
@@ -209,8 +211,10 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Tr
     model = load_trainable(source, device=arguments.device, generator=generator)
     if options.length_drop is not None:
         options.length_drop.bounds(model.config.num_hidden_layers)
-    for schedule in schedules.values():
+    for schedule in parsed:
         schedule.check_layers(model.config.num_hidden_layers)
+    model.config = replace(model.config, **_own_scorer(options, source, model.config))
+    schedules = {describe_schedule(one): one for one in resolved(parsed, model.config.own_scorer, quiet=rank > 0)}
     tokenizer = load_tokenizer(model_folder(source))
     size = {"window": arguments.window, "stride": arguments.stride}
     data = TrainingSet.from_questions(train, tokenizer, model.config, **size)
@@ -236,6 +240,22 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Tr
         }
         folder = RunFolder(Path(arguments.out), run)
     return partial(Trainer, model, data, options, folder, model_folder(source), evaluate, teacher), folder
+
+
+def _own_scorer(options: TrainingOptions, source: Path, config: "BertConfig") -> dict[str, Any]:
+    """What the models of the run will drop by where a schedule names no scorer, as fields of their config.
+
+    The one that they learn by; where they learn by none, or by several, that of the model they start from, or none.
+    """
+    from dtbert.qa.budgets import schedules_of
+    from dtbert.training.length_drop import ratios_by
+
+    if options.length_drop is None:
+        front = schedules_of(source, config.num_hidden_layers)
+        return {} if front is None or front.own_scorer is None else front.own_scorer._asdict()
+    learnt = {ratios_by(name, [1.0]) for name in options.length_drop.scorers}
+    own = learnt.pop() if len(learnt) == 1 else None
+    return {"scorer": own and own.scorer, "keep_question": own is not None and own.keep_question}
 
 
 def _read(files: Sequence[str]) -> "list[SquadQuestion]":

@@ -5,8 +5,10 @@ what they do better: `dtbert.kernels.cpu`, `dtbert.kernels.triton`, and training
 in shapes mean stands in `dtbert.kernels.reference`.
 """
 
+import functools
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -29,6 +31,10 @@ from dtbert.kernels.reference import (
 )
 
 BackendName = Literal["reference", "cpu", "native", "triton"]
+
+_INSTALL = "pip install 'dtbert[triton]'"
+
+logger = logging.getLogger(__name__)
 
 
 class ScoreCost(NamedTuple):
@@ -237,8 +243,8 @@ def choose_backend(
     Args:
         device: where the tensors are.
         name: ``"reference"``, ``"cpu"``, ``"native"`` or ``"triton"``. By default on a CPU ``"native"``, if it was
-            built and measured to be faster (`dtbert build`), else ``"cpu"``; on a GPU ``"triton"``, if it is installed
-            and has kernels for the sizes; else ``"reference"``.
+            built and measured to be faster (`dtbert build`), else ``"cpu"``; on a GPU ``"triton"``, if it has kernels
+            for the sizes and is installed, of which the log warns; else ``"reference"``.
         sizes: what it must take.
 
     Raises:
@@ -249,6 +255,9 @@ def choose_backend(
     if name is None:
         if device.type == "cpu":
             return "native" if sizes is not None and _native_room().pays(sizes.dtype) else "cpu"
+        if device.type == "cuda" and not _has_triton():
+            _warn_without_triton()
+            return "reference"
         return "triton" if device.type == "cuda" and _why_not_triton(device, sizes or Sizes()) is None else "reference"
     if name not in get_args(BackendName):
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(get_args(BackendName))}")
@@ -283,8 +292,8 @@ def _context(probabilities: Tensor, value: Tensor) -> Tensor:
 
 
 def _why_not_triton(device: torch.device, sizes: Sizes) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "needs triton, which is not installed: pip install triton, or choose the backend 'reference'"
+    if not _has_triton():
+        return f"needs triton, which is not installed: {_INSTALL}, or choose the backend 'reference'"
     if device.type not in ("cuda", "cpu"):
         return f"runs on a CUDA or ROCm GPU, not on {device}: leave backend out"
     triton = _triton()
@@ -315,6 +324,18 @@ def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
     if not native.available(sizes.dtype):
         return f"does not compute in {sizes.dtype or 'any dtype'} on this processor: leave backend out"
     return None
+
+
+def _has_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ImportError:  # something forbids it
+        return False
+
+
+@functools.cache
+def _warn_without_triton() -> None:
+    logger.warning("triton is not installed: on a GPU the plain steps compute, which are slow; %s", _INSTALL)
 
 
 def _triton() -> Any:

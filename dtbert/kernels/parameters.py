@@ -34,7 +34,6 @@ class Linear(_Pair):
     scale: Tensor | None = None
     # Of the layout that a backend gave the weight: the plain weight of it.
     _unpack: Callable[[Tensor], Tensor] | None = None
-    _shape: torch.Size
 
     def __init__(self, in_features: int, out_features: int, name: str = "linear", layer: int | None = None) -> None:
         super().__init__()
@@ -57,7 +56,6 @@ class Linear(_Pair):
         Raises:
             RuntimeError: a graph of gradients, or a weak reference, needs it as it is.
         """
-        self._shape = self.shape
         self._hold(weight)
         self._unpack = unpack
 
@@ -65,11 +63,6 @@ class Linear(_Pair):
     def laid_out(self) -> bool:
         """Whether the weight has a backend's own layout: that can neither be moved, copied, saved nor trained."""
         return self._unpack is not None
-
-    @property
-    def shape(self) -> torch.Size:
-        """``[out, in]``, whatever the weight's layout."""
-        return self._shape if self.laid_out else self.weight.shape
 
     @property
     def plain_weight(self) -> Tensor:

@@ -149,6 +149,9 @@ class Bert(nn.Module):
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
+    def _resolved(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+        return None if schedule is None else schedule.resolve(self.config.own_scorer)
+
     def _pack(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> tuple[PackedBatch, Tensor | None]:
@@ -208,6 +211,7 @@ class BertEncoder(Bert):
             attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
             token_type_ids: integers ``[B, S]``, 0 by default.
             schedule: tokens that each layer keeps; all by default. The published encoder drops with ``keep_cls=True``.
+                One without a scorer takes the config's own.
             output_hidden_states: return every layer's output too.
             output_kept: return what every layer kept, too, and what the tokens scored.
 
@@ -216,7 +220,7 @@ class BertEncoder(Bert):
                 with another number of layers.
         """
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
-        backend = self.backend
+        backend, schedule = self.backend, self._resolved(schedule)
         asked = {"keep_hidden_states": output_hidden_states, "output_kept": output_kept}
         encoding = self.encoder(batch, schedule, backend=backend, **asked)
         pooled = None
@@ -275,7 +279,7 @@ class BertForQuestionAnswering(Bert):
             input_ids: integers ``[B, S]``, S at most ``max_position_embeddings``.
             attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
             token_type_ids: integers ``[B, S]``: 0 for the question, 1 for the context; 0 by default.
-            schedule: tokens that each layer keeps; all by default.
+            schedule: tokens that each layer keeps; all by default. One without a scorer takes the config's own.
             output_kept: return which tokens every layer kept, too, and what they scored; no CUDA graph is replayed.
 
         Returns:
@@ -333,7 +337,7 @@ class BertForQuestionAnswering(Bert):
         return logits(batch, schedule, backend or self.backend)
 
     def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
-        logits = None
+        logits, schedule = None, self._resolved(schedule)
         # Another backend than the model's own gives gradients, or watches.
         if self._graphs is not None and not torch.compiler.is_compiling() and backend is self._chosen:
             logits = self._graphs(self._forward, batch, schedule, backend)
@@ -345,7 +349,7 @@ class BertForQuestionAnswering(Bert):
     def _logits_and_kept(
         self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend
     ) -> SpanLogitsAndKept:
-        span_head = self.span_head(backend)
+        span_head, schedule = self.span_head(backend), self._resolved(schedule)
         encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
         start, end = span_head(encoding.states).unbind(1)
         return SpanLogitsAndKept(start, end, layers_kept(encoding))

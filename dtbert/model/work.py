@@ -103,7 +103,8 @@ class StepWork:
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Work:
         """A product with bias, with or without an activation."""
-        (out_features, in_features), tokens = layer.shape, len(x)
+        # Not of the weight, which a backend may hold in a layout of its own.
+        (tokens, in_features), out_features = x.shape, len(layer.bias)
         states = (tokens * (in_features + out_features) + out_features) * x.element_size()
         weights = in_features * out_features * layer.weight.element_size()
         return Work(2 * tokens * in_features * out_features, states + weights)

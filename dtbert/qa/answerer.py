@@ -3,18 +3,19 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from tokenizers import Tokenizer
 
-from dtbert.model import BertForQuestionAnswering, LengthSchedule
+from dtbert.model import BertForQuestionAnswering, LengthSchedule, OwnScorer
 from dtbert.qa.answering import Watch, best_answers
-from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, schedules_of
+from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, own_scorer, schedules_of
 from dtbert.qa.calls import (
     Asking,
     Named,
     Question,
+    Reading,
     Request,
     Texts,
     check_choice,
@@ -34,16 +35,6 @@ from dtbert.weights import load_model, model_folder, resolve_source
 
 # `answer_many` reads ahead until it has this many characters per token of a batch.
 BUFFER_CHARACTERS_PER_TOKEN = 32
-
-
-class Reading(TypedDict, total=False):
-    """How an answerer reads: see `QuestionAnswerer`, which has the defaults."""
-
-    window: int
-    stride: int
-    max_answer_tokens: int
-    batch_tokens: int | None
-    threshold: float | None
 
 
 class QuestionAnswerer:
@@ -108,6 +99,11 @@ class QuestionAnswerer:
         """The measured schedules that a ``budget`` chooses from, the cheapest first; empty where there are none."""
         return () if self.front is None else self.front.schedules
 
+    @property
+    def own_scorer(self) -> OwnScorer:
+        """What drops tokens where a schedule names no scorer; ``received`` where neither front nor config says."""
+        return own_scorer(self.front, self.config)
+
     @classmethod
     def load(
         cls,
@@ -165,7 +161,8 @@ class QuestionAnswerer:
                 list of either.
             context: of any length; of a list of questions one for all, or a list of as many.
             top_k: answers to each question: where it is above 1, a list of them, as `top` gives.
-            schedule: tokens that each layer keeps; all by default.
+            schedule: tokens that each layer keeps; all by default. One without a scorer takes the model's own: that of
+                ``front`` where all its schedules have the same, else the config's, else ``received``.
             budget: instead of a schedule: the part of the full model's MACs that a schedule may cost in the mean over
                 the questions it was searched on, above 0 and at most 1; the most accurate of `schedules` that fits is
                 used, see `within_budget`. A short text may cost a few points more.
@@ -322,8 +319,7 @@ class QuestionAnswerer:
 
         ``watch`` is told what the layers keep, as `dtbert.qa.answering.best_answers` says; errors have no row there.
         """
-        self._check_schedule(schedule)
-        return self._answer_readable(prepared, Request(1, schedule), watch)
+        return self._answer_readable(prepared, Request(1, self.resolve(schedule)), watch)
 
     def trace(
         self, question: str, context: str, *, schedule: LengthSchedule | None = None, budget: float | None = None
@@ -332,6 +328,23 @@ class QuestionAnswerer:
         request = self._request(1, schedule=schedule, budget=budget)
         example = self._example(question, context)
         return trace_example(self, example, (self._cls, self._sep), request.schedule, budget)
+
+    def resolve(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+        """The schedule as it is run: one without a scorer takes the model's own; None stays None.
+
+        Raises:
+            TypeError: not a `LengthSchedule`.
+            ValueError: another number of layers than the model's, or the model's own scorer is unknown.
+        """
+        if schedule is None:
+            return None
+        if not isinstance(schedule, LengthSchedule):
+            raise TypeError(
+                f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
+                "LengthSchedule.absolute or LengthSchedule.ratios"
+            )
+        schedule.check_layers(self.config.num_hidden_layers)
+        return schedule.resolve(self.own_scorer)
 
     def within_budget(self, budget: float) -> MeasuredSchedule:
         """The most accurate of `schedules` whose MACs are at most this part of the full model's.
@@ -365,18 +378,7 @@ class QuestionAnswerer:
         schedule, budget = asking.get("schedule"), asking.get("budget")
         if budget is not None and schedule is None:
             schedule = self.within_budget(budget).schedule
-        self._check_schedule(schedule)
-        return request_of(k, schedule, asking, self.threshold)
-
-    def _check_schedule(self, schedule: LengthSchedule | None) -> None:
-        if schedule is None:
-            return
-        if not isinstance(schedule, LengthSchedule):
-            raise TypeError(
-                f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
-                "LengthSchedule.absolute or LengthSchedule.ratios"
-            )
-        schedule.check_layers(self.config.num_hidden_layers)
+        return request_of(k, self.resolve(schedule), asking, self.threshold)
 
     def _example(self, question: str, context: str) -> Example:
         check_pair(question, context)

@@ -28,6 +28,16 @@ _ELSEWHERE = {
 }
 
 
+class Reading(TypedDict, total=False):
+    """How an answerer reads: see `QuestionAnswerer`, which has the defaults."""
+
+    window: int
+    stride: int
+    max_answer_tokens: int
+    batch_tokens: int | None
+    threshold: float | None
+
+
 class Asking(TypedDict, total=False):
     """What a call may say beside its texts: see `QuestionAnswerer.__call__`."""
 

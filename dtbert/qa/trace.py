@@ -95,7 +95,7 @@ class Trace:
     @property
     def survived(self) -> bool:
         """Whether the answer is the full model's, character by character."""
-        return (self.answer.start, self.answer.end) == (self.full_answer.start, self.full_answer.end)
+        return same_place(self.answer, self.full_answer)
 
     @property
     def answer_window(self) -> int:
@@ -140,6 +140,11 @@ class Trace:
                 for window in self.windows
             ],
         }
+
+
+def same_place(one: Answer, other: Answer) -> bool:
+    """Whether two answers are the same characters of a context."""
+    return (one.start, one.end) == (other.start, other.end)
 
 
 class FollowedWindow(NamedTuple):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dtbert.evaluation import PreparedQuestions, SquadQuestion, evaluate
 from dtbert.model import LengthSchedule
 from dtbert.qa import Answer, Prepared
-from dtbert.qa.trace import Follower
+from dtbert.qa.trace import Follower, same_place
 from dtbert.qa.windows import Example
 
 CLASSES = ("answer", "sentence of the answer", "question", "punctuation", "other", "special")
@@ -32,7 +32,7 @@ class Summary(NamedTuple):
     """What one schedule did with the questions.
 
     Attributes:
-        schedule: None drops nothing.
+        schedule: as it was run; None drops nothing.
         work: executed multiply-accumulates, as a part of the full model's at each window's own length.
         f1: percent.
         same_answer: the part of the questions whose answer is the full model's, character by character.
@@ -83,6 +83,7 @@ def summarize(
     Raises:
         ValueError: no question is left to be counted; or for a schedule, as calling the answerer.
     """
+    schedules = [prepared.answerer.resolve(schedule) for schedule in schedules]
     pairs = zip(prepared.questions, prepared.prepared.examples, strict=True)
     placed = [found for question, one in pairs if isinstance(one, Example) and (found := _placed(question, one))]
     if not placed:
@@ -119,7 +120,7 @@ def _summary(
                     longest = max(longest, int(edges.min()))
             answers_passed[longest] += 1
         found += answers
-    same = sum(mine[1:3] == theirs[1:3] for mine, theirs in zip(found, full, strict=True))
+    same = sum(map(same_place, found, full))
     questions = [one.question for one in placed]
     predictions = {question.id: answer.text for question, answer in zip(questions, found, strict=True)}
     cost = prepared.cost(schedule)

@@ -114,7 +114,7 @@ def load_model(
 
 
 def load_encoder(
-    source: str | PathLike[str],
+    source: str | PathLike[str] | None = None,
     *,
     revision: str | None = None,
     device: torch.device | str | None = None,

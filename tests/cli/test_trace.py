@@ -11,8 +11,8 @@ from dtbert.qa import QuestionAnswerer
 from tests.cli.conftest import Run
 
 CONTEXT = "Ada wrote the letter in Paris, and Zoe wrote it in London by 1843."
-SCHEDULE = LengthSchedule.ratios([0.6, 0.3], keep_question=True)
-DROPS = ("--schedule", "0.6,0.3", "--keep-question")
+SCHEDULE = LengthSchedule.ratios([0.6, 0.3], scorer="received", keep_question=True)
+DROPS = ("--schedule", "0.6,0.3", "--scorer", "received", "--keep-question")
 
 
 @pytest.fixture
@@ -107,6 +107,8 @@ def test_summary_of_a_file(run: Run, model_folder: Path, questions_file: Path) -
         "--schedule",
         "0.6,0.3",
         "1,1",
+        "--scorer",
+        "received",
         "--limit",
         2,
     )
@@ -128,22 +130,22 @@ def test_summary_of_a_file(run: Run, model_folder: Path, questions_file: Path) -
     assert full["answers_left"] == [1, 1]
     assert (full["work"], full["same_answer"]) == (1, 1)
     assert dropping["work"] < 1
-    assert dropping["schedule"] == LengthSchedule.ratios([0.6, 0.3]).to_dict()
+    assert dropping["schedule"] == LengthSchedule.ratios([0.6, 0.3], scorer="received").to_dict()
     assert set(dropping["classes"]["question"]) == {"tokens", "left"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give either --question and --context, or FILE and --summary"),
+        ((), "give either --question and --context (or --file, --text), or FILE and --summary"),
         (("q.json",), "give either"),
         (("q.json", "--summary", "--html", "x.html"), "--html is for one question"),
-        (("--question", "Who?", "--context", "Ada.", "--summary"), "--summary and --limit are for a FILE"),
-        (("--question", "Who?", "--context", "Ada.", "--scorer", "cls"), "it needs --schedule"),
-        (("--question", "Who?", "--context", "Ada.", "--budget", "0.5", "nine"), "such as 0.7, got 'nine'"),
-        (("--question", "Who?", "--context", "Ada.", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),
-        (("--question", "Who?", "--context", "Ada."), "no schedules.json to choose a schedule from"),
-        (("--question", "Who?", "--context", "Ada.", "--html", "/no/such/x.html"), "--html /no/such/x.html"),
+        (("--question", "Who?", "--text", "Ada.", "--summary"), "--summary and --limit are for a FILE"),
+        (("--question", "Who?", "--text", "Ada.", "--scorer", "cls"), "it needs --schedule"),
+        (("--question", "Who?", "--text", "Ada.", "--budget", "0.5", "nine"), "such as 0.7, got 'nine'"),
+        (("--question", "Who?", "--text", "Ada.", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),
+        (("--question", "Who?", "--text", "Ada."), "no schedules.json to choose a schedule from"),
+        (("--question", "Who?", "--text", "Ada.", "--html", "/no/such/x.html"), "--html /no/such/x.html"),
     ],
 )
 def test_wrong_usage_is_one_line(run: Run, model_folder: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -83,7 +84,9 @@ def test_layers_tokens_and_text_say_the_same(narrow: QuestionAnswerer, schedule:
     trace = narrow.trace(QUESTION, context, schedule=schedule)
     assert trace.answer == narrow(QUESTION, context, schedule=schedule)
     assert trace.full_answer == narrow(QUESTION, context)
-    assert trace.survived == (trace.answer[1:3] == trace.full_answer[1:3])
+    assert trace.survived == (
+        (trace.answer.start, trace.answer.end) == (trace.full_answer.start, trace.full_answer.end)
+    )
     expected = narrow.windows(QUESTION, context)
     assert [[narrow.tokenizer.token_to_id(token.text) for token in window.tokens] for window in trace.windows] == [
         window.input_ids for window in expected
@@ -122,7 +125,7 @@ def test_words_longer_than_any_answer_are_followed_too(make_answerer: Callable[.
 
 def test_a_window_is_scored_only_where_it_loses_tokens_itself(tokenizer: Tokenizer) -> None:
     # The last window is short, and its batch mates lose tokens where it does not.
-    schedule = LengthSchedule.absolute([20, 8])
+    schedule = LengthSchedule.absolute([20, 8], scorer="received")
     traces = [
         QuestionAnswerer(make_model(), tokenizer, window=24, stride=0, batch_tokens=tokens).trace(
             QUESTION, LETTER, schedule=schedule
@@ -146,11 +149,11 @@ def test_without_a_schedule_nothing_leaves(answerer: QuestionAnswerer) -> None:
 
 
 def test_json_holds_all_of_it(answerer: QuestionAnswerer) -> None:
-    schedule = LengthSchedule.ratios([0.6, 0.3], keep_question=True)
+    schedule = LengthSchedule.ratios([0.6, 0.3], scorer="received", keep_question=True)
     trace = answerer.trace(QUESTION, LETTER, schedule=schedule)
     fields = json.loads(json.dumps(trace.to_dict(), allow_nan=False))
     assert LengthSchedule.from_dict(fields["schedule"]) == schedule
-    assert fields["answer"] == trace.answer._asdict()
+    assert fields["answer"] == asdict(trace.answer)
     for name in ("question", "context", "budget", "work", "survived", "answer_window", "answer_left"):
         assert fields[name] == getattr(trace, name)
     (window,), (written,) = trace.windows, fields["windows"]
