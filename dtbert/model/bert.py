@@ -23,6 +23,7 @@ class Bert(nn.Module):
 
     def __init__(self, config: BertConfig, backend: BackendName | None = None) -> None:
         super().__init__()
+        survive_forks()
         self.config = config
         self.encoder = Encoder(config)
         self._asked = backend
@@ -89,7 +90,6 @@ class Bert(nn.Module):
         self.backend.prepare(self)
         self._prepared = True
         self._graphs = self._make_graphs()
-        survive_forks()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights as BERT's: normal with ``initializer_range``, biases 0, LayerNorm 1 and 0."""
@@ -129,6 +129,7 @@ class Bert(nn.Module):
         return {**self.__dict__, "_graphs": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        survive_forks()
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepare_again()
 

@@ -62,7 +62,7 @@ def test_help_does_not_wait_for_torch() -> None:
         (["answer", "--top", "0"], "argument --top: "),
         (["answer", "--threads", "100000"], "expected at most 4096 threads, got 100000"),
         (["answer", "--top", "two"], "got 'two'"),
-        (["answer", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["answer", "--dtype", "int4"], "invalid choice: 'int4'"),
         (["evaluate"], "required: FILE"),
         (["convert", "x"], "required: DEST"),
     ],

@@ -42,11 +42,11 @@ def make_model(**options: Any) -> BertForQuestionAnswering:
     return model.eval().requires_grad_(False)
 
 
-def with_graphs(model: BertForQuestionAnswering, most: int = 32) -> StandIn:
+def with_graphs(model: BertForQuestionAnswering, most: int = 32, tokens: int = 2048) -> StandIn:
     """Give a model graphs that stand-ins make; a bucket's batches must have the same lengths, which `Padded` reads."""
     recorder = StandIn()
     model._chosen = Padded()
-    model._graphs = Graphs(model.encoder, model.span, 2048, recorder, most)
+    model._graphs = Graphs(model.encoder, model.span, tokens, recorder, most)
     return recorder
 
 
@@ -115,7 +115,7 @@ SCHEDULES = st.builds(
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=9)
 
 
-@given(lengths=LENGTHS, schedule=st.none() | SCHEDULES)
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=6), schedule=st.none() | SCHEDULES)
 @example([64], LengthSchedule.ratios([0.8, 0.5, 0.2], keep_cls=True))
 @example([20, 24, 20], LengthSchedule.ratios([0.8, 0.5, 0.2], scorer="cls", keep_cls=True))
 def test_padding_changes_no_bit_of_the_plain_steps(lengths: list[int], schedule: LengthSchedule | None) -> None:
@@ -303,8 +303,8 @@ def test_graphs_stay_out_of_the_way_of_who_watches(watch: Callable[..., Callable
 
 def test_graphs_are_for_the_models_own_backend_and_small_batches() -> None:
     model, batch = make_model(), batch_of([20])
-    recorder = with_graphs(model)
-    large = batch_of([500] * 5)
+    recorder = with_graphs(model, tokens=64)
+    large = batch_of([30, 35])
     register_scorer("of_the_test", lambda view: view.position_ids)
     schedule = LengthSchedule.ratios([0.9, 0.5, 0.1], scorer="of_the_test")
     for _ in range(3):
