@@ -16,7 +16,11 @@ from dtbert.serve.metrics import Metrics
 from tests.serve.conftest import QUESTION, held
 
 WORDS = ["Ada", "wrote", "the", "letter", "to", "Babbage", "in", "London", "1843", ",", "and", "answered", "."]
-SCHEDULES = [None, LengthSchedule.ratios([0.7, 0.3], scorer="overlap"), LengthSchedule.absolute([40, 9], scorer="received")]
+SCHEDULES = [
+    None,
+    LengthSchedule.ratios([0.7, 0.3], scorer="overlap"),
+    LengthSchedule.absolute([40, 9], scorer="received"),
+]
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=90).map(" ".join)
 # A word that is longer than an answer may be.
 ENDLESS = "9" * 80
