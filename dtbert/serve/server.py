@@ -125,11 +125,13 @@ def _work(serving: Serving, number: int, listening: socket.socket) -> None:
         create_app(service),
         lifespan="on",
         log_config=None,
-        log_level="info" if serving.access_log else "warning",
+        log_level="warning",
         access_log=serving.access_log,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(serving.drain),
     )
+    if serving.access_log:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     host, port = listening.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     several = f"process {number + 1} of {len(serving.devices)}, " if len(serving.devices) > 1 else ""

@@ -5,7 +5,6 @@ import json
 import pickle
 import re
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import httpx
@@ -240,14 +239,12 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_ask_again(serve: Serve) -
     client = serve(max_queue=2)
 
     async def crowd(http: httpx.AsyncClient) -> list[httpx.Response]:
-        asks = [asyncio.ensure_future(http.post("/v1/answer", json=ASK)) for _ in range(6)]
-        # The refused ones are done while the model is still busy with something else.
-        refused, waiting = await _first_done(asks, 4)
-        end.set_result(None)
+        with held(client.service.batcher):
+            asks = [asyncio.ensure_future(http.post("/v1/answer", json=ASK)) for _ in range(6)]
+            # The refused ones are done while the model is still busy with something else.
+            refused, waiting = await _first_done(asks, 4)
         return [*refused, *(await asyncio.gather(*waiting))]
 
-    end: Future[None] = Future()
-    client.service.batcher.call(end.result)
     responses = client.run(crowd)
     for response in responses[:4]:
         problem(response, "queue-full")
