@@ -39,7 +39,7 @@ from dtbert.evaluation import (
     read_squad,
 )
 from dtbert.files import write_whole
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, Policy
 from dtbert.qa import QuestionAnswerer
 from dtbert.search import bootstrap_intervals, constant_ratio
 from dtbert.weights import resolve_source, weights_sha256
@@ -94,11 +94,11 @@ def put(rows: list[Row], row: Row) -> None:
     rows[:] = [old for old in rows if place(old) != place(row)] + [row]
 
 
-def plain(schedule: LengthSchedule | None) -> dict[str, Any] | None:
+def plain(schedule: Policy | None) -> dict[str, Any] | None:
     return None if schedule is None else schedule.to_dict()
 
 
-def measured(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
+def measured(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: Policy | None) -> Row:
     """F1, exact match and cost of a schedule, and questions a second."""
     found = measure(answerer, questions, schedule)
     check_readable(found.unreadable)
@@ -115,7 +115,7 @@ def measured(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], sch
     }
 
 
-def no_answer(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
+def no_answer(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: Policy | None) -> Row:
     """How the margin of the best span tells questions with an answer from those without, and F1 at thresholds of it.
 
     AUROC is the probability that a question with an answer has the greater margin of two, one of either kind.
@@ -149,7 +149,7 @@ def no_answer(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], sc
     }
 
 
-def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[float, LengthSchedule | None]]:
+def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[float, Policy | None]]:
     for budget in budgets:
         assert answerer.front is not None
         yield budget, None if budget == 1 else answerer.front.within(budget).schedule
@@ -171,8 +171,8 @@ def competitors(
     answerer: QuestionAnswerer,
     questions: Sequence[SquadQuestion],
     budgets: list[float],
-    schedules: list[LengthSchedule],
-) -> Iterator[tuple[str, float | None, LengthSchedule | None]]:
+    schedules: list[Policy],
+) -> Iterator[tuple[str, float | None, Policy | None]]:
     """What is measured: the action's name for it, the budget and the schedule."""
     if schedules:
         for given in schedules:
@@ -199,7 +199,7 @@ def competitors(
 
 def time_schedules(
     answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], budgets: list[float]
-) -> Iterator[tuple[float, LengthSchedule | None, Row]]:
+) -> Iterator[tuple[float, Policy | None, Row]]:
     """Seconds a question, all budgets and the full model in turns, and what part of the MACs saved is time saved."""
     pairs = [(one.question, one.context) for one in questions]
     prepared = PreparedQuestions(answerer, questions)
@@ -239,7 +239,7 @@ def run(arguments: argparse.Namespace) -> None:
         "threads": arguments.threads,
     }
 
-    def record(row: Row, schedule: LengthSchedule | None) -> None:
+    def record(row: Row, schedule: Policy | None) -> None:
         put(rows, row)
         save(arguments.json, rows)
         print({**row, "schedule": describe_schedule(schedule)}, flush=True)

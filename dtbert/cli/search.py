@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ from dtbert.cli.options import (
     load_answerer,
     other_windows,
     parse_schedule,
+    placement,
     positive,
     resolved,
 )
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from dtbert.evaluation import SquadQuestion
-    from dtbert.model import LengthSchedule
+    from dtbert.model import Policy
     from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
     from dtbert.search import Search
     from dtbert.search.plot import PublishedPoint
@@ -50,16 +52,22 @@ and constant ratios, three for each scorer and choice of --keep-question: 36 by
 default. A trial is given up when, on its first questions, a schedule that costs
 no more is clearly better. Of schedules that cost the same to 0.5% those that
 are clearly worse are left out.
+
+With --policy threshold a layer keeps the tokens whose share of the significance
+is at least its threshold, with top-p the fewest that have together a part of it:
+the text decides how many. What that takes is counted as it is answered. With
+--learn the first thresholds tried are learnt by gradient on the same questions,
+of what the full model answers, and measured as the others are.
 """
 EXAMPLES = """\
 examples:
   dtbert search held-out.json --model run/best --out run/best/schedules.json
   dtbert search held-out.json --model run/best --out front.json --trials 400 \\
       --scorers cls,answer --budget-range 0.3,0.8 --plot front.png
+  dtbert search held-out.json --policy threshold --out thresholds.json
   dtbert answer --model run/best --budget 0.5 --question Q --context FILE
 """
 
-_BASELINE = (0.95, 0.88, 0.8)
 _SCORERS = "received,cls,from_question,value_norm,answer,answer_overlap"
 # What the names of settings stand for, where an option does not have the same name.
 _SHOWN = {"model_sha256": "the model's weights", "question_ids_sha256": "the questions"}
@@ -78,6 +86,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--objective", choices=("macs", "latency"), default="macs", help="the cost (default: macs)")
     group.add_argument(
         "--sampler", choices=("nsga2", "tpe"), default="tpe", help="Bayesian (tpe, default), or evolution"
+    )
+    group.add_argument(
+        "--policy",
+        choices=("lengths", "threshold", "top-p"),
+        default="lengths",
+        help="parts of the length that stay (default), or shares of the significance, where the text decides",
+    )
+    group.add_argument(
+        "--learn",
+        type=_weights,
+        default=(),
+        metavar="W,W",
+        help="with thresholds: start from those learnt by gradient, one for each weight of the work, such as 1,3",
     )
     group.add_argument(
         "--scorers",
@@ -166,7 +187,7 @@ def _run(
     arguments: argparse.Namespace,
     answerer: "QuestionAnswerer",
     questions: "list[SquadQuestion]",
-    starts: "list[LengthSchedule]",
+    starts: "list[Policy]",
 ) -> "tuple[Search, ScheduleFront, list[PublishedPoint]]":
     """Search with a progress bar: the search, its front, and the published points to draw beside it."""
     from tqdm import tqdm
@@ -234,6 +255,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:
         Path(arguments.published).stat()  # FileNotFoundError names it
+    if arguments.learn and arguments.policy != "threshold":
+        raise ValueError("--learn says how thresholds are learnt: it needs --policy threshold")
     if arguments.seed < 0:
         raise ValueError(f"--seed must be 0 or more, not {arguments.seed}")
     dtbert.search.Effort(arguments.rungs, arguments.margin)
@@ -270,7 +293,7 @@ def _search(
     answerer: "QuestionAnswerer",
     questions: "list[SquadQuestion]",
     model_sha256: str,
-    starts: "list[LengthSchedule]",
+    starts: "list[Policy]",
 ) -> "Search":
     from dtbert import search as room
 
@@ -285,6 +308,8 @@ def _search(
         "objective": arguments.objective,
         "dtype": str(answerer.model.dtype),
         **other_windows(arguments),
+        # Studies of lengths have always been without it.
+        **({} if arguments.policy == "lengths" else {"policy": arguments.policy}),
     }
     if arguments.objective == "latency":
         # Times of different devices do not compare.
@@ -293,20 +318,49 @@ def _search(
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
         room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
-        room.SearchSpace(num_layers, scorers, keep_question),
+        room.SPACES[arguments.policy](num_layers, scorers, keep_question),
         room.QuestionEvaluator(answerer, questions),
         objective=arguments.objective,
         macs_range=arguments.budget_range,
         effort=room.Effort(arguments.rungs, arguments.margin),
     )
     search.add_starts(starts, "start")
-    # Every combination, for a sampler hardly tries again what it has not seen do well.
-    combinations = product(_BASELINE, [num_layers], scorers, keep_question)
-    search.add_starts([room.constant_ratio(*one) for one in combinations], "constant ratio")
+    if arguments.learn:
+        search.add_starts(_learnt(arguments, search, answerer, questions), "learnt")
+    search.add_starts(search.space.constants(), search.space.constant)
     return search
 
 
-def _starts(specs: list[str]) -> "list[LengthSchedule]":
+def _learnt(
+    arguments: argparse.Namespace, search: "Search", answerer: "QuestionAnswerer", questions: "list[SquadQuestion]"
+) -> "list[Policy]":
+    """Thresholds that the model learns on the questions, once a study, for each scorer and each weight."""
+    from dtbert.model import PackedBatch, Policy, Threshold
+    from dtbert.search import ThresholdSpace
+    from dtbert.training.learnt_thresholds import ThresholdLearning, learn_thresholds
+    from dtbert.weights import load_model
+
+    space = search.space
+    assert isinstance(space, ThresholdSpace)
+    # Gradients need the plain steps, and weights that are laid out for no processor.
+    model = load_model(**{**placement(arguments), "dtype": None}, source=arguments.model, backend="reference")
+    windows = [
+        PackedBatch.from_lists([window.input_ids], [window.token_type_ids], model.device)
+        for one in questions
+        for window in answerer.windows(one.question, one.context)
+    ]
+    found: list[Policy] = []
+    for scorer, keep, weight in product(space.scorers, space.keep_question, arguments.learn):
+        key = f"learnt {scorer} {keep} {weight:g}"
+        if key not in search.study.user_attrs:
+            start = Threshold((0.0,) * space.num_layers, scorer=scorer, keep_question=keep)
+            learnt = learn_thresholds(model, windows, start, ThresholdLearning(weight))
+            search.study.set_user_attr(key, space.nearest(learnt).to_dict())
+        found.append(Policy.from_dict(search.study.user_attrs[key]))
+    return found
+
+
+def _starts(specs: list[str]) -> "list[Policy]":
     """The schedules that ``--start`` names."""
     from dtbert.qa import read_schedules
 
@@ -362,6 +416,16 @@ def _range(text: str) -> tuple[float, float]:
     if not 0 <= low < high <= 1:
         raise argparse.ArgumentTypeError(f"expected two growing numbers from 0 to 1, got {text!r}")
     return low, high
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = ()
+    if not weights or not all(0 < weight < math.inf for weight in weights):
+        raise argparse.ArgumentTypeError(f"expected numbers above 0 such as 1,3, got {text!r}")
+    return weights
 
 
 def _rungs(text: str) -> tuple[int, ...]:

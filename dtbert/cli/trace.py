@@ -24,7 +24,7 @@ from dtbert.cli.output import check_output, print_json, printable
 from dtbert.files import write_whole
 
 if TYPE_CHECKING:
-    from dtbert.model import LengthSchedule
+    from dtbert.model import Policy
     from dtbert.qa import Answer, QuestionAnswerer, Trace
     from dtbert.tracing import Summary
 
@@ -86,7 +86,7 @@ class _Run(NamedTuple):
 
     title: str
     budget: float | None
-    schedule: "LengthSchedule | None"
+    schedule: "Policy | None"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
 
-def _runs(arguments: argparse.Namespace, schedules: "list[LengthSchedule]", answerer: "QuestionAnswerer") -> list[_Run]:
+def _runs(arguments: argparse.Namespace, schedules: "list[Policy]", answerer: "QuestionAnswerer") -> list[_Run]:
     budgets = arguments.budget or ([] if schedules else [_DEFAULT_BUDGET])
     chosen = [answerer.resolve(answerer.within_budget(budget).schedule) for budget in budgets]
     for schedule in schedules:
@@ -115,7 +115,7 @@ def _runs(arguments: argparse.Namespace, schedules: "list[LengthSchedule]", answ
     ]
 
 
-def _schedules(arguments: argparse.Namespace) -> "list[LengthSchedule]":
+def _schedules(arguments: argparse.Namespace) -> "list[Policy]":
     """Each --schedule by each --scorer."""
     given = (
         schedule_of(argparse.Namespace(**{**vars(arguments), "schedule": spec, "scorer": scorer}))

@@ -70,14 +70,21 @@ class Left(NamedTuple):
     segments: Tensor | None = None
     keep_first: bool = False
 
+    def forced(self) -> Tensor | None:
+        """bool ``[T]``: the tokens that stay whatever their significance; None where each has to show its own."""
+        stay = None
+        if self.segments is not None:
+            stay = (self.segments if self.rows is None else self.segments.index_select(0, self.rows)) == 0
+        if self.keep_first:
+            if stay is None:
+                stay = torch.zeros(self.packing.num_tokens, dtype=torch.bool, device=self.packing.cu_seqlens.device)
+            stay = stay.index_fill(0, self.packing.cu_seqlens[:-1].long(), True)
+        return stay
+
     def above_all(self, significance: Tensor) -> Tensor:
         """The significance ``[T]``, infinite where a token stays whatever it is."""
-        if self.segments is not None:
-            segments = self.segments if self.rows is None else self.segments.index_select(0, self.rows)
-            significance = significance.masked_fill(segments == 0, torch.inf)
-        if self.keep_first:
-            significance = significance.index_fill(0, self.packing.cu_seqlens[:-1].long(), torch.inf)
-        return significance
+        forced = self.forced()
+        return significance if forced is None else significance.masked_fill(forced, torch.inf)
 
 
 class Partials(NamedTuple):

@@ -14,7 +14,7 @@ from dtbert.model.encoder import Encoder
 from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
 from dtbert.model.kept import LayerKept, layers_kept
-from dtbert.model.schedule import LengthSchedule
+from dtbert.model.policy import Policy
 from dtbert.model.scorers import SpanHead
 
 
@@ -150,7 +150,7 @@ class Bert(nn.Module):
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
-    def _resolved(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+    def _resolved(self, schedule: Policy | None) -> Policy | None:
         return None if schedule is None else schedule.resolve(self.config.own_scorer)
 
     def _pack(
@@ -200,7 +200,7 @@ class BertEncoder(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         output_hidden_states: bool = False,
         output_kept: bool = False,
@@ -270,7 +270,7 @@ class BertForQuestionAnswering(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         output_kept: bool = False,
     ) -> SpanLogits | SpanLogitsAndKept:
@@ -303,7 +303,7 @@ class BertForQuestionAnswering(Bert):
     def forward_packed(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         backend: Backend | None = None,
         output_kept: Literal[False] = False,
@@ -313,7 +313,7 @@ class BertForQuestionAnswering(Bert):
     def forward_packed(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         backend: Backend | None = None,
         output_kept: Literal[True],
@@ -322,7 +322,7 @@ class BertForQuestionAnswering(Bert):
     def forward_packed(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         backend: Backend | None = None,
         output_kept: bool = False,
@@ -337,7 +337,7 @@ class BertForQuestionAnswering(Bert):
         logits = self._logits_and_kept if output_kept else self._logits
         return logits(batch, schedule, backend or self.backend)
 
-    def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
+    def _logits(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogits:
         logits, schedule = None, self._resolved(schedule)
         # Another backend than the model's own gives gradients, or watches.
         if self._graphs is not None and not torch.compiler.is_compiling() and backend is self._chosen:
@@ -347,9 +347,7 @@ class BertForQuestionAnswering(Bert):
         start, end = logits.unbind(1)
         return SpanLogits(start, end)
 
-    def _logits_and_kept(
-        self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend
-    ) -> SpanLogitsAndKept:
+    def _logits_and_kept(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogitsAndKept:
         span_head, schedule = self.span_head(backend), self._resolved(schedule)
         encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
         start, end = span_head(encoding.states).unbind(1)
@@ -358,7 +356,7 @@ class BertForQuestionAnswering(Bert):
     def _forward(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None,
+        schedule: Policy | None,
         backend: Backend,
         targets: Sequence[Packing] | None = None,
     ) -> Tensor:

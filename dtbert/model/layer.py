@@ -10,8 +10,8 @@ from dtbert.kernels import Backend, Kept, Left, Packing, Partials
 from dtbert.kernels.parameters import LayerNorm, Linear
 from dtbert.model.batch import PackedBatch
 from dtbert.model.config import BertConfig
-from dtbert.model.schedule import LengthSchedule
-from dtbert.model.scorers import LayerView, SpanHead, Text, scorer_named
+from dtbert.model.policy import KnownTargets, Policy
+from dtbert.model.scorers import EarlierScore, LayerView, SpanHead, Text, in_order, scorer_named
 
 _Parts = tuple[Linear, Linear, LayerNorm, Linear, Linear, LayerNorm]
 
@@ -36,7 +36,7 @@ class Layer(nn.Module):
         parts = cast(_Parts, self._modules.values())
         qkv_layer, attention_output, attention_norm, intermediate, output, output_norm = parts
         qkv = backend.linear(states, qkv_layer)
-        if tokens.drops_at(self.index):
+        if tokens.scores_at(self.index):
             context, rows = tokens.drop(self, states, qkv)
         else:
             context, rows = backend.attention(qkv, tokens.left.packing, self.num_heads), None
@@ -67,7 +67,7 @@ class TokensLeft:
     def __init__(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None,
+        schedule: Policy | None,
         num_layers: int,
         backend: Backend,
         span_head: SpanHead | None = None,
@@ -79,57 +79,76 @@ class TokensLeft:
         self.significance: dict[int, Tensor] | None = {} if output_kept else None
         self._schedule, self._backend, self._span_head = schedule, backend, span_head
         self._spare_inputs = spare_inputs
-        if schedule is not None:
-            segments = batch.token_type_ids if schedule.keep_question else None
-            self.left = Left(batch.packing, segments=segments, keep_first=schedule.keep_cls)
-            schedule.check_layers(num_layers)
-            self._text = Text(batch)
-            if targets is None:
-                packing = batch.packing
-                targets = Packing.stack(schedule.kept(packing.seqlens), packing.cu_seqlens.device)
-            self._targets = targets
-            self._scorers = [scorer_named(name) for name in schedule.scorers]
-            if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
-                raise ValueError(
-                    f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none, name another scorer"
-                )
+        if schedule is None:
+            return
+        segments = batch.token_type_ids if schedule.keep_question else None
+        self.left = Left(batch.packing, segments=segments, keep_first=schedule.keep_cls)
+        schedule.check_layers(num_layers)
+        self._text = Text(batch)
+        self._scorers = [scorer_named(name) for name in schedule.scorers]
+        if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
+            raise ValueError(
+                f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none, name another scorer"
+            )
+        self._targets = schedule.targets(batch.packing) if targets is None else KnownTargets(batch.packing, targets)
+        # What comes later reads these scores, so that all layers up to the last that drops have some.
+        self._score_until = self._targets.last_drop if schedule.remembers else -1
+        self._reads_scores = output_kept or schedule.remembers or not isinstance(self._targets, KnownTargets)
+        self._accumulates, self._accumulated = schedule.accumulate, cast(Tensor | None, None)
+        self._earlier: list[EarlierScore] | None = [] if any(one.remembers for one in self._scorers) else None
 
-    def drops_at(self, layer: int) -> bool:
-        """Whether some of the tokens that are left do not leave this layer."""
-        return self._schedule is not None and self._targets[layer].seqlens != self.left.packing.seqlens
+    def scores_at(self, layer: int) -> bool:
+        """Whether this layer scores the tokens that are left, some of which may go."""
+        if self._schedule is None:
+            return False
+        return layer <= self._score_until or self._targets.may_drop(layer, self.left.packing)
 
-    def drop(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor]:
+    def drop(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
         """Choose the tokens that a layer keeps: their context ``[K, H]``, and their rows among those that entered it.
 
-        From here on the others' states are final: those that entered the layer.
+        From here on the others' states are final: those that entered the layer. The rows are None where all stay.
         """
         backend, left, num_heads = self._backend, self.left, layer.num_heads
-        scorer, target = self._scorers[layer.index], self._targets[layer.index]
+        context, significance = self._score(layer, states, qkv)
+        target = self._targets.target(layer.index, left, significance)
+        if target.seqlens == left.packing.seqlens:
+            return backend.attention(qkv, left.packing, num_heads) if context is None else context, None
         if left.final is None and self._spare_inputs:
             states = states.clone()
-        if scorer.with_context and scorer.attention is not None:
-            # Parts are summed where the choice is made: whoever wants to see the sum asks for it here.
-            attend = backend.partial_attention if self.significance is None else backend.scored_attention
-            context, significance = attend(qkv, left.packing, num_heads, scorer.attention)
-            self._hold(layer.index, significance)
-            rows, self.left, kept_context = backend.drop(left, target, significance, states, context)
-        else:
-            view = LayerView(
-                layer.index, states, qkv, left.packing, num_heads, self._text, left.rows, backend, self._span_head
-            )
-            significance = scorer.function(view)
-            self._hold(layer.index, significance)
-            rows, self.left, _ = backend.drop(left, target, significance, states)
+        self._hold(layer.index, significance, states)
+        rows, self.left, kept_context = backend.drop(left, target, in_order(significance, states), states, context)
+        if self._accumulated is not None:
+            self._accumulated = self._accumulated[rows]
+        if kept_context is None:
             # The choice did not need every query's attention: compute the kept ones alone.
             kept_context = backend.attention(qkv, left.packing, num_heads, Kept(rows, target))
-        assert kept_context is not None
         return kept_context, rows
 
-    def _hold(self, layer: int, significance: Tensor | Partials) -> None:
+    def _score(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor | None, Tensor | Partials]:
+        """The context of all queries, where the scorer needs it, and the significance."""
+        backend, left, scorer = self._backend, self.left, self._scorers[layer.index]
+        context: Tensor | None = None
+        significance: Tensor | Partials
+        if scorer.with_context and scorer.attention is not None:
+            # Parts are for the step that drops, and nobody else reads them.
+            attention = backend.scored_attention if self._reads_scores else backend.partial_attention
+            context, significance = attention(qkv, left.packing, layer.num_heads, scorer.attention)
+        else:
+            at_hand = layer.index, states, qkv, left.packing, layer.num_heads, self._text, left.rows
+            significance = scorer.function(LayerView(*at_hand, backend, self._span_head, self._earlier))
+        if isinstance(significance, Tensor) and self._reads_scores:
+            if self._earlier is not None:
+                self._earlier.append(EarlierScore(significance, left.rows))
+            if self._accumulates:
+                before = self._accumulated
+                self._accumulated = significance = significance if before is None else before + significance
+        return context, significance
+
+    def _hold(self, layer: int, significance: Tensor | Partials, states: Tensor) -> None:
         if self.significance is None:
             return
         assert isinstance(significance, Tensor)
-        held = self.left.above_all(significance)
+        held = self.left.above_all(significance.to(torch.promote_types(states.dtype, torch.float32)))
         if self.left.rows is not None:
             there = self.left.rows
             held = held.new_full((len(self._text.batch.input_ids),), torch.nan).index_copy(0, there, held)

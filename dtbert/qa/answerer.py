@@ -3,12 +3,12 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import torch
 from tokenizers import Tokenizer
 
-from dtbert.model import BertForQuestionAnswering, LengthSchedule, OwnScorer
+from dtbert.model import BertForQuestionAnswering, OwnScorer, Policy
 from dtbert.qa.answering import Watch, best_answers
 from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, own_scorer, schedules_of
 from dtbert.qa.calls import (
@@ -32,6 +32,8 @@ from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, t
 from dtbert.qa.trace import Trace, trace_example
 from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, windows
 from dtbert.weights import load_model, model_folder, resolve_source
+
+P = TypeVar("P", bound=Policy)
 
 # `answer_many` reads ahead until it has this many characters per token of a batch.
 BUFFER_CHARACTERS_PER_TOKEN = 32
@@ -172,7 +174,7 @@ class QuestionAnswerer:
             threshold: of the margin, for ``no_answer``; by default the attribute of this name.
 
         Raises:
-            TypeError: not strings, not a `LengthSchedule`, a number that is none; or an option that there is not.
+            TypeError: not strings, not a `Policy`, a number that is none; or an option that there is not.
             ValueError: a text is empty, blank, without tokens or with lone surrogates; a question too long for the
                 window; a schedule with another number of layers than the model; as `within_budget`.
         """
@@ -313,7 +315,7 @@ class QuestionAnswerer:
         return (Prepared(tuple(examples)) for examples in buffers)
 
     def answer_prepared(
-        self, prepared: Prepared, *, schedule: LengthSchedule | None = None, watch: Watch | None = None
+        self, prepared: Prepared, *, schedule: Policy | None = None, watch: Watch | None = None
     ) -> list[Answer | PairError]:
         """The best answer to each of the prepared questions, or its error; errors of the schedule are raised.
 
@@ -322,26 +324,26 @@ class QuestionAnswerer:
         return self._answer_readable(prepared, Request(1, self.resolve(schedule)), watch)
 
     def trace(
-        self, question: str, context: str, *, schedule: LengthSchedule | None = None, budget: float | None = None
+        self, question: str, context: str, *, schedule: Policy | None = None, budget: float | None = None
     ) -> Trace:
         """Which tokens each layer drops, and what becomes of the answer; else as calling the answerer."""
         request = self._request(1, schedule=schedule, budget=budget)
         example = self._example(question, context)
         return trace_example(self, example, (self._cls, self._sep), request.schedule, budget)
 
-    def resolve(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+    def resolve(self, schedule: P | None) -> P | None:
         """The schedule as it is run: one without a scorer takes the model's own; None stays None.
 
         Raises:
-            TypeError: not a `LengthSchedule`.
+            TypeError: not a `Policy`.
             ValueError: another number of layers than the model's, or the model's own scorer is unknown.
         """
         if schedule is None:
             return None
-        if not isinstance(schedule, LengthSchedule):
+        if not isinstance(schedule, Policy):
             raise TypeError(
                 f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
-                "LengthSchedule.absolute or LengthSchedule.ratios"
+                "LengthSchedule.absolute or LengthSchedule.ratios, or let the text decide by Threshold or TopP"
             )
         schedule.check_layers(self.config.num_hidden_layers)
         return schedule.resolve(self.own_scorer)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dtbert.model import LayerKept, LengthSchedule
+from dtbert.model import LayerKept, LengthSchedule, Policy
 from dtbert.qa.spans import Answer
 from dtbert.qa.tokenize import BEGINS, Tokens
 from dtbert.qa.windows import Example, Part, Prepared, parts_of
@@ -85,7 +85,7 @@ class Trace:
 
     question: str
     context: str
-    schedule: LengthSchedule | None
+    schedule: Policy | None
     budget: float | None
     work: float
     answer: Answer
@@ -187,7 +187,7 @@ def trace_example(
     answerer: "QuestionAnswerer",
     example: Example,
     special: tuple[int, int],
-    schedule: LengthSchedule | None,
+    schedule: Policy | None,
     budget: float | None,
 ) -> Trace:
     """What `QuestionAnswerer.trace` gives; ``special`` are the ids of [CLS] and [SEP]."""
@@ -258,7 +258,7 @@ def _places(answerer: "QuestionAnswerer", part: Literal["question", "context"], 
 
 
 def _work(
-    answerer: "QuestionAnswerer", schedule: LengthSchedule | None, example: Example, windows: Sequence[TracedWindow]
+    answerer: "QuestionAnswerer", schedule: Policy | None, example: Example, windows: Sequence[TracedWindow]
 ) -> float:
     """Executed MACs over the full model's, of the tokens that the layers did keep."""
     if schedule is None:
@@ -267,13 +267,9 @@ def _work(
         backend = answerer.model.backend_name
     executed = full = 0
     for part, window in zip(parts_of(0, example), windows, strict=True):
-        kept, everything = [len(layer.kept) for layer in window.layers], [part.num_tokens] * len(window.layers)
-        ran, plain = (
-            LengthSchedule.absolute(lengths, scorer=schedule.scorers).macs(
-                answerer.config, part.num_tokens, question_length=len(example.question.ids) + 2, backend=backend
-            )
-            for lengths in (kept, everything)
-        )
+        question, kept = len(example.question.ids) + 2, [len(layer.kept) for layer in window.layers]
+        ran = schedule.macs_of_kept(answerer.config, part.num_tokens, kept, question_length=question, backend=backend)
+        plain = LengthSchedule.ratios([1] * len(kept)).macs(answerer.config, part.num_tokens, backend=backend)
         executed, full = executed + ran.executed, full + plain.executed
     return executed / full
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtbert.evaluation import PreparedQuestions, SquadQuestion, evaluate
-from dtbert.model import LengthSchedule
+from dtbert.model import Policy
 from dtbert.qa import Answer, Prepared
 from dtbert.qa.trace import Follower, same_place
 from dtbert.qa.windows import Example
@@ -41,7 +41,7 @@ class Summary(NamedTuple):
         classes: by each of `CLASSES`.
     """
 
-    schedule: LengthSchedule | None
+    schedule: Policy | None
     work: float
     f1: float
     same_answer: float
@@ -64,7 +64,7 @@ class _Placed(NamedTuple):
 
 def summarize(
     prepared: PreparedQuestions,
-    schedules: Sequence[LengthSchedule | None],
+    schedules: Sequence[Policy | None],
     on_answers: Callable[[int], object] = lambda _: None,
 ) -> tuple[int, list[Summary]]:
     """Follow the tokens of questions through the layers, by each of some schedules.
@@ -97,7 +97,7 @@ def summarize(
 def _summary(
     prepared: PreparedQuestions,
     placed: Sequence[_Placed],
-    schedule: LengthSchedule | None,
+    schedule: Policy | None,
     full: Sequence[Answer],
     on_answers: Callable[[int], object],
 ) -> Summary:
@@ -139,7 +139,7 @@ def _left(passed: NDArray[np.int64]) -> tuple[float, ...]:
 def _followed(
     prepared: PreparedQuestions,
     placed: Sequence[_Placed],
-    schedule: LengthSchedule | None,
+    schedule: Policy | None,
     on_answers: Callable[[int], object],
 ) -> Iterator[tuple[list[Answer], Follower]]:
     """Answers to some of the questions at a time, and what the layers kept of their windows."""

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from dtbert.evaluation import PreparedQuestions
-from dtbert.model import LengthSchedule
+from dtbert.model import Policy
 
 
-def held_out_scores(questions: PreparedQuestions, schedules: Mapping[str, LengthSchedule]) -> dict[str, float]:
+def held_out_scores(questions: PreparedQuestions, schedules: Mapping[str, Policy]) -> dict[str, float]:
     """F1 and exact match in percent, at full length and under each schedule's name; their mean F1 as ``main``."""
     measured: dict[str, float] = {}
     for name, schedule in {"": None, **schedules}.items():

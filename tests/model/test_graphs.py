@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dtbert.kernels import Backend, Kept, Packing
 from dtbert.kernels.parameters import Linear
-from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, register_scorer
+from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, TopP, register_scorer
 from dtbert.model.graphs import Graphs
 from dtbert.model.padding import Bucket, PaddedInputs, Plan
 from dtbert.model.scorers import BUILT_IN_SCORERS
@@ -99,18 +99,18 @@ def padded_logits(model: BertForQuestionAnswering, batch: PackedBatch, schedule:
 
 
 SCHEDULES = st.builds(
-    lambda numbers, absolute, scorer, keep_cls, keep_question: LengthSchedule(
+    lambda numbers, absolute, **options: LengthSchedule(
         "absolute" if absolute else "ratios",
         tuple(sorted((max(1, round(90 * x)) if absolute else x for x in numbers), reverse=True)),
-        scorer,
-        keep_cls,
-        keep_question,
+        **options,
     ),
     st.lists(st.floats(1e-8, 1), min_size=3, max_size=3),
     st.booleans(),
-    st.sampled_from(BUILT_IN_SCORERS),
-    st.booleans(),
-    st.booleans(),
+    scorer=st.sampled_from(BUILT_IN_SCORERS),
+    keep_cls=st.booleans(),
+    keep_question=st.booleans(),
+    accumulate=st.booleans(),
+    skip_layers=st.sampled_from([(), (1,), (0, 2)]),
 )
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=9)
 
@@ -129,7 +129,7 @@ def test_padding_changes_no_bit_of_the_plain_steps(lengths: list[int], schedule:
 def test_a_bucket_has_room_for_all_its_batches(lengths: list[int], fewer: list[int], schedule: LengthSchedule) -> None:
     for one in (lengths, fewer, [max(1, length // 2) for length in lengths]):
         bucket, kept = Plan.of(packing(one), schedule, POSITIONS)
-        assert (bucket.schedule is None) == (not any(bucket.drops))
+        assert (bucket.schedule is None) == (not any(bucket.drops) and not schedule.skip_layers)
         assert len(bucket.sizes) == len(kept)
         assert bucket.sequences >= len(one)
         spare = bucket.schedule is not None
@@ -311,6 +311,7 @@ def test_graphs_are_for_the_models_own_backend_and_small_batches() -> None:
         model.forward_packed(batch, backend=Backend())
         model.forward_packed(large)
         model.forward_packed(batch, schedule)
+        model.forward_packed(batch, TopP([0.9, 0.5, 0.1]))  # asks the device
     assert len(model._graphs) == recorder.recorded == 0
     assert not model._graphs._met
 

@@ -48,7 +48,8 @@ def test_kept_are_the_most_significant_of_those_that_entered(
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(out[:2], plain, strict=True))
     assert len(out.kept) == 4
     entered = mask.bool()
-    for layer, (kept, significance) in enumerate(out.kept):
+    for layer, (kept, significance, lengths) in enumerate(out.kept):
+        assert list(lengths) == kept.sum(1).tolist()
         counts = [schedule.lengths(length)[layer] for length in seqlens]
         assert kept.sum(1).tolist() == counts
         assert (kept <= entered).all()
@@ -73,7 +74,7 @@ def equal(left: LayerKept, right: LayerKept) -> bool:
     scores = (left.significance is None) == (right.significance is None)
     if left.significance is not None and right.significance is not None:
         scores = torch.equal(left.significance.nan_to_num(-1), right.significance.nan_to_num(-1))
-    return torch.equal(left.mask, right.mask) and scores
+    return torch.equal(left.mask, right.mask) and scores and left.lengths == right.lengths
 
 
 def test_packed_batches_and_bare_encoders_tell_the_same() -> None:
@@ -85,7 +86,8 @@ def test_packed_batches_and_bare_encoders_tell_the_same() -> None:
     bare = encoder(ids, schedule=schedule, output_kept=True).kept
     assert [one.significance is None for one in padded] == [False, True, False, False]
     for of_batch, of_packed, of_encoder in zip(padded, packed, bare, strict=True):
-        assert equal(of_batch, LayerKept(*(None if one is None else one[None] for one in of_packed)))
+        scores = None if of_packed.significance is None else of_packed.significance[None]
+        assert equal(of_batch, LayerKept(of_packed.mask[None], scores, of_packed.lengths))
         assert torch.equal(of_batch.mask, of_encoder.mask)
     assert encoder(ids, schedule=schedule).kept == ()
     nothing_dropped = MODEL(ids, output_kept=True).kept

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dtbert.kernels.triton import Triton
-from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, Threshold, TopP
 from dtbert.model.scorers import BUILT_IN_SCORERS, register_scorer
 from tests.model.test_agreement import assert_logits_agree, exactly, oracle, random_batch
 from tests.peer import make_config, make_dtbert, make_peer
@@ -147,3 +147,18 @@ def test_models_too_large_for_the_kernels_are_refused() -> None:
         model = BertForQuestionAnswering(config, backend="triton").requires_grad_(False)
         with pytest.raises(ValueError, match=message):
             model(torch.zeros(1, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("scorer", ["received", "answer_overlap"])
+def test_the_text_decides_as_on_the_reference(small: tuple, scorer: str) -> None:
+    peer, model = small
+    options = {"scorer": scorer, "keep_question": True, "accumulate": True}
+    batch = PackedBatch.from_lists([list(range(14)), list(range(30, 37))], [[0] * 5 + [1] * 9, [0] * 3 + [1] * 4])
+    for policy in (Threshold([0.03, 0.06], **options), TopP([0.9, 0.7], **options)):
+        got, want = (
+            one.forward_packed(batch, policy, output_kept=True)
+            for one in (model, make_dtbert(peer, backend="reference"))
+        )
+        assert [layer.lengths for layer in got.kept] == [layer.lengths for layer in want.kept]
+        assert got.kept[-1].lengths < (14, 7)
+        torch.testing.assert_close(got.start_logits, want.start_logits, atol=1e-5, rtol=1e-5)
