@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dtbert.model import BertForQuestionAnswering, LayerKept, LengthSchedule
+from dtbert.model import BertForQuestionAnswering, LayerKept, Policy
 from dtbert.qa.calls import Request
 from dtbert.qa.spans import BestAnswers, WindowSpans
 from dtbert.qa.windows import Example, Part, batches, pack, span_places
@@ -50,7 +50,7 @@ def spans_of(
     model: BertForQuestionAnswering,
     examples: Sequence[Example],
     parts: Sequence[Part],
-    schedule: LengthSchedule | None,
+    schedule: Policy | None,
     special: tuple[int, int],
     max_answer_tokens: int,
     watch: Watch | None = None,

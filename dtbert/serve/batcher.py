@@ -7,8 +7,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from dtbert.model import LayerKept, LengthSchedule
 from dtbert.qa import QuestionAnswerer
 from dtbert.qa.answering import spans_of
 from dtbert.qa.calls import Request
@@ -36,6 +38,7 @@ class Job:
     Attributes:
         future: of its `BestAnswers`; to cancel it drops the job.
         arrived, started: when it came and when its first window was read, by `time.monotonic`.
+        kept: where the policy's work depends on the text, of each window its tokens, and how many each layer kept.
     """
 
     def __init__(self, example: Example, request: Request, max_answer_tokens: int) -> None:
@@ -48,6 +51,7 @@ class Job:
         self.best = BestAnswers(self.example, self.request.k, self._longest, self.request.overlap)
         self.parts = deque(sorted(parts_of(0, self.example), key=lambda part: -part.num_tokens))
         self.unread = len(self.parts)
+        self.kept: list[tuple[int, list[int]]] = []
 
     def finish(self) -> bool:
         """Whether all is read; a text without a span at the edges of words is read again for one inside of a word."""
@@ -73,8 +77,9 @@ class Call:
 class Batcher:
     """Answers what many threads ask, in batches of one schedule each.
 
-    The oldest job is always in the next batch, so none waits for ever; those of its schedule whose windows are nearest
-    in length to its own are its mates. A batch starts when it is full, or when its oldest has waited ``max_wait``.
+    The first job of the queue is always in the next batch, so none waits for ever; those of its schedule whose windows
+    are nearest in length to its own are its mates. What is left of a long text goes to the end of the queue. A batch
+    starts when it is full, or when its first job has waited ``max_wait``.
 
     Args:
         qa: the answerer; nothing else should use its device meanwhile.
@@ -203,8 +208,9 @@ class Batcher:
         now = time.monotonic()
         for job, _ in batch:
             job.started = min(job.started, now)
-            if not job.parts:
-                self._jobs.remove(job)
+            self._jobs.remove(job)
+            if job.parts:  # a long text takes turns with the others
+                self._jobs.append(job)
         self._waiting()
         return sorted(taken, key=lambda one: -one[1].num_tokens)
 
@@ -217,7 +223,10 @@ class Batcher:
         try:
             qa, schedule = self._qa, jobs[0].request.schedule
             examples = [job.example for job in jobs]
-            spans = spans_of(qa.model, examples, parts, schedule, self._special, qa.max_answer_tokens)
+            watch = None
+            if not isinstance(schedule, LengthSchedule | None):
+                watch = partial(_count_kept, [job for job, _ in batch])
+            spans = spans_of(qa.model, examples, parts, schedule, self._special, qa.max_answer_tokens, watch)
             for window, (job, part) in enumerate(batch):
                 job.best.add(spans, window, part)
                 job.unread -= 1
@@ -242,6 +251,12 @@ class Batcher:
                     self._jobs.remove(job)
         for job in jobs:
             _settle(job.future, error)
+
+
+def _count_kept(jobs: Sequence[Job], parts: Sequence[Part], kept: Sequence[LayerKept]) -> None:
+    """Tell the job of each window of a batch how many tokens every layer kept of it."""
+    for job, part, *counts in zip(jobs, parts, *(layer.lengths for layer in kept), strict=True):
+        job.kept.append((part.num_tokens, counts))
 
 
 def _outcome(function: Callable[[], Any]) -> Any:

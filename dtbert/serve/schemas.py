@@ -33,7 +33,7 @@ class Spending(_Model):
     )
     schedule: dict[str, Any] | list[float] | None = Field(
         default=None,
-        description="Instead of a budget: tokens that each layer keeps, as `LengthSchedule.to_dict` has it, or a list "
+        description="Instead of a budget: tokens that each layer keeps, as the `to_dict` of a policy has it, or a list "
         "with one entry per layer, whole numbers of tokens or parts of the text. It is used as it is, under any load.",
     )
     deadline_ms: int | None = Field(

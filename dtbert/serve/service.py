@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from dtbert import __version__
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, Policy
 from dtbert.qa import Answer, QuestionAnswerer
 from dtbert.qa.calls import Asking as QaAsking
 from dtbert.qa.calls import Request
@@ -154,7 +154,9 @@ class Service:
         with _refusals():
             self.batcher.check_room()
             if asked.schedule is not None:
-                asking["schedule"] = LengthSchedule.parse(json.dumps(asked.schedule))
+                text = json.dumps(asked.schedule)
+                is_list = isinstance(asked.schedule, list)
+                asking["schedule"] = LengthSchedule.parse(text) if is_list else Policy.from_json(text)
             budget, most = asked.budget, self._shedding.budget(self.batcher.waiting)
             shed = asked.schedule is None and most is not None and (budget is None or budget > most)
             asking["budget"] = most if shed else budget
@@ -210,9 +212,14 @@ class Service:
         spent = full = 0
         for job in jobs:
             question = len(job.example.question.ids) + 2
-            for part in parts_of(0, job.example):
-                full += self._executed(None, part.num_tokens, question)
-                spent += self._executed(schedule, part.num_tokens, question)
+            lengths = [part.num_tokens for part in parts_of(0, job.example)]
+            full += sum(self._executed(None, length, question) for length in lengths)
+            if isinstance(schedule, LengthSchedule | None):
+                spent += sum(self._executed(schedule, length, question) for length in lengths)
+                continue
+            for length, kept in job.kept:
+                asked = {"question_length": question, "backend": self._backend}
+                spent += schedule.macs_of_kept(self.qa.config, length, kept, **asked).executed
         waited = max((job.started - job.arrived for job in jobs), default=0.0)
         return self._used_for(spent / full if full else 1.0, waited, chosen, len(jobs))
 
@@ -265,5 +272,5 @@ def _answer(answer: Answer, document: str | None = None) -> schemas.AnswerOut:
     )
 
 
-def _plain(schedule: LengthSchedule | None) -> dict[str, Any] | None:
+def _plain(schedule: Policy | None) -> dict[str, Any] | None:
     return None if schedule is None else schedule.to_dict()

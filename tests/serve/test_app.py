@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, TopP
 from dtbert.qa import QuestionAnswerer
 from dtbert.serve import problems
 from dtbert.serve.settings import Settings, read_api_keys
@@ -64,6 +64,16 @@ def test_a_schedule_may_be_given_as_an_object_or_a_list(serve: Serve, shipped: Q
         assert client.post("/v1/answer", {**ASK, "schedule": given}).json()["answers"] == expected
 
 
+def test_a_policy_whose_work_is_the_texts_tells_it(serve: Serve, shipped: QuestionAnswerer) -> None:
+    policy = TopP((1, 0.9, 0.8, 0.7, 0.6, 0.5), scorer="received", keep_question=True)
+    long = " ".join(["Nothing of note was written on that day."] * 80 + [LETTER])
+    for context in (LETTER, long):
+        body = {"question": QUESTION, "context": context, "schedule": policy.to_dict()}
+        got = serve().post("/v1/answer", body).json()
+        assert got["answers"] == [fields(shipped(QUESTION, context, schedule=policy))]
+        assert got["used"]["work"] == pytest.approx(shipped.trace(QUESTION, context, schedule=policy).work)
+
+
 def test_several_documents_have_one_ranking(serve: Serve, shipped: QuestionAnswerer) -> None:
     texts = {"a": "Nobody came in 1901.", "1": LETTER, "c": "Zoe wrote a novel."}
     documents = [{"name": "a", "text": texts["a"]}, {"text": texts["1"]}, {"name": "c", "text": texts["c"]}]
@@ -114,7 +124,7 @@ def test_the_model_tells_its_front_and_limits(serve: Serve, shipped: QuestionAns
         ({**ASK, "budget": 0.01}, "cannot-answer", "below the cheapest schedule"),
         ({**ASK, "budget": 0.5, "schedule": [1] * 6}, "cannot-answer", "exclude each other"),
         ({**ASK, "schedule": [1, 0.5]}, "cannot-answer", "the schedule has 2 entries, the model 6 layers"),
-        ({**ASK, "schedule": {"kind": "odd"}}, "cannot-answer", "missing .'length_config'"),
+        ({**ASK, "schedule": {"kind": "odd"}}, "cannot-answer", "kind must be one of absolute, .* not 'odd'"),
         ({**ASK, "threshold": 1.5}, "cannot-answer", "give no_answer=True with it"),
         ({**ASK, "context": "a " * 600}, "too-large", "1,200 characters, this service takes 1,000"),
         ({"question": QUESTION, "documents": [{"text": "a"}] * 5}, "too-large", "5 texts, this service takes 4"),

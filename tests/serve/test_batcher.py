@@ -150,6 +150,16 @@ def test_the_oldest_is_next_whatever_comes_after(qa: QuestionAnswerer, start: Ca
     assert 0 < order[:second].count("crowd") < 30
 
 
+def test_a_long_text_takes_turns_with_those_after_it(qa: QuestionAnswerer, start: Callable[..., Batcher]) -> None:
+    batcher, order = start(), []
+    with held(batcher):
+        for name, text in (("long", "Ada wrote it . " * 600), ("short", "Ada wrote it .")):
+            (job,) = batcher.submit(examples_of(qa, [text]), Request())
+            job.future.add_done_callback(lambda _, name=name: order.append(name))
+    batcher.close()
+    assert order == ["short", "long"]
+
+
 def test_an_error_of_the_model_is_the_askers_and_the_next_is_answered(
     qa: QuestionAnswerer, start: Callable[..., Batcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,10 @@ export function percent(part) {
 
 /** Draw how many tokens each layer keeps; no schedule keeps all of them. */
 export function drawBars(list, schedule, layers) {
+  if (schedule && !schedule.length_config) {
+    list.replaceChildren(Object.assign(document.createElement("li"), { className: "note", textContent: "The text decides." }));
+    return;
+  }
   const lengths = schedule?.length_config ?? Array(layers).fill(1);
   const absolute = schedule?.kind === "absolute";
   const most = absolute ? Math.max(...lengths) : 1;
