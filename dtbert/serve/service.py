@@ -218,8 +218,9 @@ class Service:
                 spent += sum(self._executed(schedule, length, question) for length in lengths)
                 continue
             for length, kept in job.kept:
-                asked = {"question_length": question, "backend": self._backend}
-                spent += schedule.macs_of_kept(self.qa.config, length, kept, **asked).executed
+                spent += schedule.macs_of_kept(
+                    self.qa.config, length, kept, question_length=question, backend=self._backend
+                ).executed
         waited = max((job.started - job.arrived for job in jobs), default=0.0)
         return self._used_for(spent / full if full else 1.0, waited, chosen, len(jobs))
 
