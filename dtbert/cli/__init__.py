@@ -1,4 +1,5 @@
-"""The command line: `dtbert answer`, `evaluate`, `trace`, `convert`, `export`, `profile`, `train`, `search`, `serve`, `build`.
+"""The command line: `dtbert answer`, `evaluate`, `trace`, `convert`, `export`, `profile`, `train`, `search`, `serve`
+and `build`.
 
 Exit status: 0 all went well, 1 some questions of many failed, 2 wrong usage or bad input, 130 interrupted,
 141 whoever read the output has gone.
