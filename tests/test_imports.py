@@ -17,6 +17,7 @@ RANKS = {
     "weights": 2,
     "qa": 3,
     "evaluation": 4,
+    "export": 4,
     "profiling": 5,
     "tracing": 5,
     "training": 5,
@@ -65,7 +66,7 @@ def test_triton_is_imported_only_by_its_own_kernels() -> None:
 
 
 def test_import_of_dtbert_loads_neither_triton_nor_transformers() -> None:
-    listed = "; print(sorted({'triton', 'transformers', 'huggingface_hub', 'matplotlib'} & sys.modules.keys()))"
+    listed = "; print(sorted({'triton', 'transformers', 'huggingface_hub', 'matplotlib', 'onnx'} & sys.modules.keys()))"
     # A GPU build of torch may import triton itself: compare with what torch alone loads.
     alone = run("import sys, torch" + listed)
     assert run("import sys, dtbert; dtbert.QuestionAnswerer; dtbert.load_model" + listed) == alone
