@@ -17,12 +17,14 @@ from dtbert.model.scorers import SpanHead
 class PackedEncoding(NamedTuple):
     """What the encoder makes of a packed batch.
 
-    ``states`` are ``[T, H]``, dropped tokens restored; ``kept`` holds, per layer, int64 rows of the packed batch that
-    left that layer, or None where nothing had been dropped so far; ``hidden_states``, on request, the input of the
-    first layer and the output of each, of the tokens that were left.
+    ``states`` are ``[T, H]``, dropped tokens restored, or ``[K, H]`` of those that are left where nothing is restored,
+    and ``packing`` is theirs; ``kept`` holds, per layer, int64 rows of the packed batch that left that layer, or None
+    where nothing had been dropped so far; ``hidden_states``, on request, the input of the first layer and the output of
+    each, of the tokens that were left.
     """
 
     states: Tensor
+    packing: Packing
     kept: tuple[Tensor | None, ...]
     hidden_states: tuple[Tensor, ...]
 
@@ -51,14 +53,19 @@ class Encoder(nn.Module):
         keep_hidden_states: bool = False,
         skip_layers: Collection[int] = (),
         targets: Sequence[Packing] | None = None,
+        restores: bool = True,
     ) -> PackedEncoding:
-        tokens = TokensLeft(batch, schedule, len(self.layers), backend, span_head, keep_hidden_states, targets)
+        """Encode; arguments that are not explained here are those of `TokensLeft`."""
+        of_batch = batch, schedule, len(self.layers), backend, span_head, keep_hidden_states, targets, restores
+        tokens = TokensLeft(*of_batch)
         states = backend.embed(batch.ids, self.embeddings)
         hidden_states, kept = [states], []
         for index, layer in enumerate(self.layers):
             if index not in skip_layers:
                 states = layer(states, tokens, backend)
-            kept.append(tokens.left.rows)
+            kept.append(tokens.rows)
             if keep_hidden_states:
                 hidden_states.append(states)
-        return PackedEncoding(tokens.restore(states), tuple(kept), tuple(hidden_states) if keep_hidden_states else ())
+        packing = batch.packing if restores else tokens.left.packing
+        passed = tuple(hidden_states) if keep_hidden_states else ()
+        return PackedEncoding(tokens.restore(states), packing, tuple(kept), passed)

@@ -55,9 +55,11 @@ class TokensLeft:
         span_head: for scorers that read it; None where there is none.
         spare_inputs: leave the states that enter a layer as they are: somebody else reads them.
         targets: the packing that leaves each layer; of the schedule and the batch's lengths by default.
+        restores: whether somebody reads the states of dropped tokens; if not, nothing of them is kept or moved.
 
     Attributes:
-        left: the tokens, and where they stand in the batch.
+        left: the tokens; where nothing is restored they are as good as a batch of their own.
+        rows: where they stand in the batch, int64; None while all are left.
     """
 
     def __init__(
@@ -69,8 +71,11 @@ class TokensLeft:
         span_head: SpanHead | None = None,
         spare_inputs: bool = False,
         targets: Sequence[Packing] | None = None,
+        restores: bool = True,
     ) -> None:
         self.left = Left(batch.packing)
+        self.rows: Tensor | None = None
+        self._restores = restores
         self._schedule, self._backend, self._span_head = schedule, backend, span_head
         self._spare_inputs = spare_inputs
         if schedule is not None:
@@ -104,13 +109,24 @@ class TokensLeft:
             rows, self.left, kept_context = backend.drop(left, target, significance, states, context)
         else:
             view = LayerView(
-                layer.index, states, qkv, left.packing, num_heads, self._text, left.rows, backend, self._span_head
+                layer.index, states, qkv, left.packing, num_heads, self._text, self.rows, backend, self._span_head
             )
             rows, self.left, _ = backend.drop(left, target, scorer.function(view), states)
             # The choice did not need every query's attention: compute the kept ones alone.
             kept_context = backend.attention(qkv, left.packing, num_heads, Kept(rows, target))
         assert kept_context is not None
+        if self._restores:
+            self.rows = self.left.rows
+        else:
+            self._forget_others(rows)
         return kept_context, rows
+
+    def _forget_others(self, kept: Tensor) -> None:
+        self.rows = kept if self.rows is None else self.rows.index_select(0, kept)
+        segments = self.left.segments
+        if segments is not None:
+            segments = segments.index_select(0, kept)
+        self.left = self.left._replace(rows=None, final=None, segments=segments)
 
     def restore(self, states: Tensor) -> Tensor:
         """The final states of all tokens, ``[T, H]``, from those of the tokens that are left."""

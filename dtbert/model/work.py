@@ -53,10 +53,13 @@ def macs_of(
     sequence_length: int,
     question_length: int | None = None,
     backend: BackendName = "cpu",
+    head: int | None = None,
 ) -> Macs:
-    """`LengthSchedule.macs`, of arguments that fit each other."""
+    """`LengthSchedule.macs`, of arguments that fit each other; ``head`` are a head's own, the span head's by default."""
     d, f = config.hidden_size, config.intermediate_size
-    published = executed = 3 * d * sequence_length + 2 * sequence_length
+    if head is None:
+        head = 2 * (d + 1) * sequence_length
+    published = executed = d * sequence_length + head
     before = sequence_length
     for name, kept in zip(schedule.scorers, schedule.lengths(sequence_length), strict=True):
         shared = 2 * kept * d * f + d * (before + kept)
@@ -166,7 +169,7 @@ class StepWork:
         """`select`; a context's kept rows moved together, and from the second time on the other states put aside."""
         kept, row = target.num_tokens, states.shape[1] * states.element_size()
         moved = 0 if context is None else 2 * kept * row
-        if left.rows is not None:
+        if left.final is not None:
             moved += 2 * (left.packing.num_tokens - kept) * row + _INDEX_BYTES * (left.packing.num_tokens + kept)
         if left.segments is not None:
             moved += _INDEX_BYTES * left.packing.num_tokens

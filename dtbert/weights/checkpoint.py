@@ -17,7 +17,7 @@ from dtbert.model import BertConfig
 from dtbert.weights.bounds import is_dense, unpacks
 from dtbert.weights.header import read_header
 from dtbert.weights.kinds import unpickler_says, what_else
-from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, encoder_prefix, is_known_extra
+from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, canonical_name, common_prefix, encoder_prefix, is_known_extra
 
 # In the order of preference.
 WEIGHT_FILES = (
@@ -291,6 +291,8 @@ class Checkpoint(NamedTuple):
             advice = ""
             if problems.keys() == set(SPAN_HEAD) and not self.has(SPAN_HEAD):
                 advice = "\nThe rest is there, the span head is missing: load_encoder loads the encoder alone."
+            if set(CLASSIFIER) <= problems.keys() <= {*CLASSIFIER, *POOLER} and not self.has(CLASSIFIER):
+                advice = "\nThe rest is there, the classifier is missing: `dtbert train --task` trains one."
             listed = "".join(f"\n  {name}: {problems[name]}" for name in sorted(problems))
             raise CheckpointError(f"{self.file.path} does not fit its config.json:{listed}{advice}")
         return sources

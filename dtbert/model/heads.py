@@ -1,0 +1,207 @@
+"""Models with one output a sequence: labels from [CLS], and sentence embeddings."""
+
+from abc import abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from dtbert.kernels import Backend, BackendName
+from dtbert.kernels.parameters import Linear
+from dtbert.model.batch import PackedBatch
+from dtbert.model.bert import Bert
+from dtbert.model.config import BertConfig
+from dtbert.model.schedule import LengthSchedule
+from dtbert.model.work import Macs, macs_of
+
+Pooling = Literal["mean", "cls"]
+
+
+class SequenceModel(Bert):
+    """A BERT whose head makes one row of each sequence."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        schedule: LengthSchedule | None = None,
+    ) -> Tensor:
+        """One row for each sequence of a padded batch, in the model's dtype.
+
+        Args:
+            input_ids: integers ``[B, S]``, S at most ``max_position_embeddings``.
+            attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
+            token_type_ids: integers ``[B, S]``, 0 by default; 1 for the second text of a pair.
+            schedule: tokens that each layer keeps; all by default. A head that reads [CLS] always keeps it.
+
+        Raises:
+            ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, a schedule with
+                another number of layers, or a scorer that reads a span head.
+        """
+        batch, _ = self._pack(input_ids, attention_mask, token_type_ids)
+        return self._rows(batch, schedule, self.backend)
+
+    def forward_packed(
+        self, batch: PackedBatch, schedule: LengthSchedule | None = None, *, backend: Backend | None = None
+    ) -> Tensor:
+        """One row for each of the B sequences of a packed batch; ``backend`` in place of the model's own."""
+        if not torch.compiler.is_compiling():
+            batch.check(self.config)
+        return self._rows(batch, schedule, backend or self.backend)
+
+    @property
+    @abstractmethod
+    def reads_cls(self) -> bool:
+        """Whether the head reads [CLS] alone."""
+
+    @property
+    @abstractmethod
+    def head_macs(self) -> int:
+        """Multiply-accumulates of the head for one sequence."""
+
+    def macs(
+        self,
+        schedule: LengthSchedule | None,
+        sequence_length: int,
+        *,
+        question_length: int | None = None,
+        backend: BackendName = "cpu",
+    ) -> Macs:
+        """Multiply-accumulates for one sequence of at least one token, this head included, as `LengthSchedule.macs`.
+
+        What a head of [CLS] does without in the last layer is not in ``executed``, as nothing computes it; ``published``
+        counts the schedule as it was given.
+
+        Raises:
+            ValueError: as `LengthSchedule.macs`.
+        """
+        given = LengthSchedule.ratios([1] * self.config.num_hidden_layers) if schedule is None else schedule
+        given.check_layers(self.config.num_hidden_layers)
+        rest = self.config, sequence_length, question_length, backend, self.head_macs
+        return Macs(macs_of(given, *rest).published, macs_of(self.executed(given) or given, *rest).executed)
+
+    def executed(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+        """The schedule by which the model runs where it is asked for another.
+
+        A head that reads [CLS] alone keeps it in every layer, and of the last layer nothing else: the result is the
+        same, for nobody reads the other tokens.
+
+        Raises:
+            ValueError: a schedule with another number of layers.
+        """
+        if not self.reads_cls:
+            return schedule
+        layers = self.config.num_hidden_layers
+        if schedule is None:
+            schedule = LengthSchedule.ratios([1] * layers)
+        schedule.check_layers(layers)
+        one = 1 if schedule.kind == "absolute" else 1 / self.config.max_position_embeddings
+        lengths = (*schedule.length_config[:-1], min(one, schedule.length_config[-1]))
+        # Of one token there is no choice: a score would be work for nothing, and this one is none.
+        return replace(schedule, length_config=lengths, scorer=(*schedule.scorers[:-1], "random"), keep_cls=True)
+
+    def cls_states(
+        self,
+        batch: PackedBatch,
+        schedule: LengthSchedule | None,
+        backend: Backend,
+        skip_layers: Collection[int] = (),
+    ) -> Tensor:
+        """The final state of each sequence's first token, ``[B, H]``; no other is computed in the last layer."""
+        encoding = self.encoder(
+            batch, self.executed(schedule), backend=backend, skip_layers=skip_layers, restores=False
+        )
+        firsts = encoding.packing.cu_seqlens[:-1].long()
+        return encoding.states if len(encoding.states) == len(firsts) else encoding.states.index_select(0, firsts)
+
+    @abstractmethod
+    def _rows(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> Tensor: ...
+
+
+class BertForSequenceClassification(SequenceModel):
+    """Labels of a text, or of two: logits ``[B, num_labels]`` of [CLS]'s final state by pooler and classifier.
+
+    Args:
+        config: sizes.
+        labels: their names, in the order of the logits; one alone is a number, of which the logit is the value.
+        backend: as `dtbert.load_classifier`.
+
+    Attributes:
+        labels, num_labels: the names, and how many.
+
+    Raises:
+        ValueError: no label, or one twice.
+    """
+
+    reads_cls = True
+
+    def __init__(self, config: BertConfig, labels: Sequence[str], *, backend: BackendName | None = None) -> None:
+        super().__init__(config, backend)
+        self.labels = tuple(labels)
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"expected at least one label, each once, not {list(self.labels)!r:.200}")
+        self.pooler = Linear(config.hidden_size, config.hidden_size, "pooler")
+        self.classifier = Linear(config.hidden_size, len(self.labels), "classifier")
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the model gives a number."""
+        return len(self.labels) == 1
+
+    @property
+    def head_macs(self) -> int:
+        return self.config.hidden_size * (self.config.hidden_size + self.num_labels)
+
+    def pooled(self, states: Tensor, backend: Backend) -> Tensor:
+        """What the classifier reads: `cls_states` ``[B, H]`` by the pooler and tanh."""
+        return torch.tanh(backend.linear(states, self.pooler))
+
+    def _rows(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> Tensor:
+        states = self.cls_states(batch, schedule, backend)
+        return backend.linear(self.pooled(states, backend), self.classifier)
+
+
+class BertForSentenceEmbedding(SequenceModel):
+    """Sentence embeddings ``[B, H]``: the mean of the final states of all tokens, special ones included, or [CLS]'s.
+
+    The mean is over all tokens whatever the schedule: one that was dropped counts with the state it had then, restored
+    as for a span head. A mean over the kept tokens alone would be another quantity, one of the tokens that a scorer
+    prefers, and is farther from the full model's: docs/heads.md has the figures.
+
+    Args:
+        config: sizes.
+        pooling: ``"mean"`` or ``"cls"``, as the model was trained.
+        backend: as `dtbert.load_sentence_encoder`.
+
+    Raises:
+        ValueError: another pooling.
+    """
+
+    def __init__(self, config: BertConfig, pooling: Pooling = "mean", *, backend: BackendName | None = None) -> None:
+        super().__init__(config, backend)
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be {' or '.join(map(repr, get_args(Pooling)))}, not {pooling!r}")
+        self.pooling = pooling
+
+    @property
+    def reads_cls(self) -> bool:
+        return self.pooling == "cls"
+
+    @property
+    def head_macs(self) -> int:
+        return 0
+
+    def _rows(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> Tensor:
+        if self.reads_cls:
+            return self.cls_states(batch, schedule, backend)
+        states = self.encoder(batch, schedule, backend=backend).states
+        wide = states.to(torch.promote_types(states.dtype, torch.float32))
+        offsets = batch.packing.cu_seqlens.long()
+        return torch.segment_reduce(wide, "mean", offsets=offsets, axis=0).to(states.dtype)
