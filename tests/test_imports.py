@@ -16,11 +16,12 @@ RANKS = {
     "model": 1,
     "weights": 2,
     "qa": 3,
-    "evaluation": 4,
-    "profiling": 5,
-    "training": 5,
-    "search": 6,
-    "cli": 7,
+    "text": 4,
+    "evaluation": 5,
+    "profiling": 6,
+    "training": 6,
+    "search": 7,
+    "cli": 8,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

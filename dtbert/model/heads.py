@@ -59,6 +59,11 @@ class SequenceModel(Bert):
 
     @property
     @abstractmethod
+    def row_size(self) -> int:
+        """Values in a row."""
+
+    @property
+    @abstractmethod
     def head_macs(self) -> int:
         """Multiply-accumulates of the head for one sequence."""
 
@@ -72,8 +77,8 @@ class SequenceModel(Bert):
     ) -> Macs:
         """Multiply-accumulates for one sequence of at least one token, this head included, as `LengthSchedule.macs`.
 
-        What a head of [CLS] does without in the last layer is not in ``executed``, as nothing computes it; ``published``
-        counts the schedule as it was given.
+        What a head of [CLS] does without in the last layer is not in ``executed``, for nothing computes it;
+        ``published`` counts the schedule as it was given.
 
         Raises:
             ValueError: as `LengthSchedule.macs`.
@@ -156,6 +161,10 @@ class BertForSequenceClassification(SequenceModel):
         return len(self.labels) == 1
 
     @property
+    def row_size(self) -> int:
+        return self.num_labels
+
+    @property
     def head_macs(self) -> int:
         return self.config.hidden_size * (self.config.hidden_size + self.num_labels)
 
@@ -171,9 +180,9 @@ class BertForSequenceClassification(SequenceModel):
 class BertForSentenceEmbedding(SequenceModel):
     """Sentence embeddings ``[B, H]``: the mean of the final states of all tokens, special ones included, or [CLS]'s.
 
-    The mean is over all tokens whatever the schedule: one that was dropped counts with the state it had then, restored
-    as for a span head. A mean over the kept tokens alone would be another quantity, one of the tokens that a scorer
-    prefers, and is farther from the full model's: docs/heads.md has the figures.
+    With a schedule the mean is over the tokens that leave the last layer. The states of dropped tokens are not
+    restored: they are of earlier layers, another space, and with them the mean is far from the full model's
+    (docs/heads.md).
 
     Args:
         config: sizes.
@@ -195,13 +204,17 @@ class BertForSentenceEmbedding(SequenceModel):
         return self.pooling == "cls"
 
     @property
+    def row_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
     def head_macs(self) -> int:
         return 0
 
     def _rows(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> Tensor:
         if self.reads_cls:
             return self.cls_states(batch, schedule, backend)
-        states = self.encoder(batch, schedule, backend=backend).states
-        wide = states.to(torch.promote_types(states.dtype, torch.float32))
-        offsets = batch.packing.cu_seqlens.long()
-        return torch.segment_reduce(wide, "mean", offsets=offsets, axis=0).to(states.dtype)
+        encoding = self.encoder(batch, schedule, backend=backend, restores=False)
+        wide = encoding.states.to(torch.promote_types(self.dtype, torch.float32))
+        offsets = encoding.packing.cu_seqlens.long()
+        return torch.segment_reduce(wide, "mean", offsets=offsets, axis=0).to(self.dtype)

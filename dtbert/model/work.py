@@ -55,7 +55,7 @@ def macs_of(
     backend: BackendName = "cpu",
     head: int | None = None,
 ) -> Macs:
-    """`LengthSchedule.macs`, of arguments that fit each other; ``head`` are a head's own, the span head's by default."""
+    """`LengthSchedule.macs`, of arguments that fit each other; ``head``: the head's own, by default the span head's."""
     d, f = config.hidden_size, config.intermediate_size
     if head is None:
         head = 2 * (d + 1) * sequence_length

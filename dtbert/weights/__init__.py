@@ -2,15 +2,25 @@
 
 from dtbert.weights.checkpoint import CheckpointError, model_folder, weights_sha256
 from dtbert.weights.hub import resolve_source
-from dtbert.weights.load import load_encoder, load_model, load_trainable
+from dtbert.weights.load import (
+    load_classifier,
+    load_encoder,
+    load_model,
+    load_sentence_encoder,
+    load_trainable,
+    load_trainable_classifier,
+)
 from dtbert.weights.save import convert, save_model, to_hub_tensors
 
 __all__ = [
     "CheckpointError",
     "convert",
+    "load_classifier",
     "load_encoder",
     "load_model",
+    "load_sentence_encoder",
     "load_trainable",
+    "load_trainable_classifier",
     "model_folder",
     "resolve_source",
     "save_model",

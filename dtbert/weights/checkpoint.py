@@ -17,7 +17,15 @@ from dtbert.model import BertConfig
 from dtbert.weights.bounds import is_dense, unpacks
 from dtbert.weights.header import read_header
 from dtbert.weights.kinds import unpickler_says, what_else
-from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, canonical_name, common_prefix, encoder_prefix, is_known_extra
+from dtbert.weights.names import (
+    CLASSIFIER,
+    POOLER,
+    SPAN_HEAD,
+    canonical_name,
+    common_prefix,
+    encoder_prefix,
+    is_known_extra,
+)
 
 # In the order of preference.
 WEIGHT_FILES = (

@@ -28,7 +28,7 @@ def check_classifies(folder: Path) -> None:
 def read_labels(folder: Path) -> tuple[str, ...]:
     """The names of the labels in a model's ``config.json``, in the order of its logits.
 
-    They are ``id2label``'s; without it LABEL_0, LABEL_1 and so on, ``num_labels`` of them or, as transformers has it, 2.
+    They are ``id2label``'s; without it LABEL_0, LABEL_1 and so on, ``num_labels`` of them or, as in transformers, 2.
 
     Raises:
         OSError: the file cannot be read.

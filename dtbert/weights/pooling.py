@@ -35,8 +35,8 @@ def read_pooling(folder: Path) -> SentencePooling:
         kinds = [module.field("type").of(str).rpartition(".")[2] for module in modules]
         if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
             raise ValueError(
-                f"the modules are {', '.join(kinds) or 'none'}: dtbert does Transformer, Pooling and Normalize, in this "
-                "order; load_encoder loads the encoder alone"
+                f"the modules are {', '.join(kinds) or 'none'}: dtbert does Transformer, Pooling and Normalize, in "
+                "this order; load_encoder loads the encoder alone"
             )
         paths = [modules[index].field("path").of(str) for index in (0, 1)]
         if paths != ["", "1_Pooling"]:
