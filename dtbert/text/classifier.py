@@ -111,7 +111,7 @@ class TextClassifier(TextModel):
     @overload
     def __call__(
         self,
-        text: Sequence[str],
+        text: list[str] | tuple[str, ...],
         pair: Sequence[str] | None = None,
         *,
         schedule: LengthSchedule | None = None,
@@ -120,7 +120,7 @@ class TextClassifier(TextModel):
 
     def __call__(
         self,
-        text: str | Sequence[str],
+        text: str | list[str] | tuple[str, ...],
         pair: str | Sequence[str] | None = None,
         *,
         schedule: LengthSchedule | None = None,
@@ -159,12 +159,22 @@ class TextClassifier(TextModel):
 
     @overload
     def classify_many(
-        self, texts: Iterable[TextOrPair], *, errors: Literal["raise"] = "raise", **asking: Any
+        self,
+        texts: Iterable[TextOrPair],
+        *,
+        errors: Literal["raise"] = "raise",
+        schedule: LengthSchedule | None = None,
+        budget: float | None = None,
     ) -> Iterator[Label]: ...
 
     @overload
     def classify_many(
-        self, texts: Iterable[TextOrPair], *, errors: Literal["yield"], **asking: Any
+        self,
+        texts: Iterable[TextOrPair],
+        *,
+        errors: Literal["yield"],
+        schedule: LengthSchedule | None = None,
+        budget: float | None = None,
     ) -> Iterator[Label | PairError]: ...
 
     def classify_many(

@@ -380,6 +380,11 @@ def weights_file(path: Path) -> Path:
     raise FileNotFoundError(f"{folder} has no weights: looked for {', '.join(WEIGHT_FILES)}, found {held}")
 
 
+def has_classifier(path: Path) -> bool:
+    """Whether a checkpoint has a classifier of whole texts or of words; errors as `open_checkpoint`."""
+    return open_checkpoint(path).has(CLASSIFIER)
+
+
 def model_folder(path: Path) -> Path:
     """The folder with what goes along with the weights, tokenizer and schedules: the path, or its folder if a file."""
     return path if path.is_dir() else path.parent
