@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,13 +60,23 @@ def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) 
     return SentenceEncoder.load(source, **placed)
 
 
-def read_texts(file: str, name: str, labels: "tuple[str, ...] | None", limit: int | None = None) -> "LabelledTexts":
-    """The labelled texts of a file, evenly spread ones where there is a limit; damaged lines are named on stderr."""
+def read_texts(
+    files: Sequence[str], name: str, labels: "Sequence[str] | None", limit: int | None = None
+) -> "LabelledTexts":
+    """The labelled texts of files, evenly spread ones where there is a limit; damaged lines are named on stderr."""
     from dtbert.evaluation import evenly_spaced, read_task, task_named
 
-    data = read_task(file, task_named(name), labels)
-    warn(file, "left out", data.damaged)
-    return data._replace(examples=list(evenly_spaced(data.examples, limit)))
+    task = task_named(name)
+    read = [read_task(file, task, labels) for file in files]
+    if len({one.labels for one in read}) > 1:
+        # Each has labels that another lacks.
+        labels = sorted({label for one in read for label in one.labels})
+        read = [read_task(file, task, labels) for file in files]
+    for file, one in zip(files, read, strict=True):
+        warn(file, "left out", one.damaged)
+    examples = [example for one in read for example in one.examples]
+    damaged = [line for one in read for line in one.damaged]
+    return read[0]._replace(examples=list(evenly_spaced(examples, limit)), damaged=damaged)
 
 
 def warn(file: str, what: str, lines: list[str]) -> None:
@@ -92,7 +103,7 @@ def evaluate_task(arguments: argparse.Namespace) -> int:
     if arguments.budget is not None:
         schedule = _within_budget(arguments, model, schedule)
     labels = model.labels if isinstance(model, TextClassifier) else None
-    data = read_texts(arguments.file, arguments.task, labels, arguments.limit)
+    data = read_texts([arguments.file], arguments.task, labels, arguments.limit)
     texts = PreparedTexts(model, data)
     warn(arguments.file, "counted as wrong", [f"line {one}: {why}" for one, why in texts.unreadable.items()])
     with tqdm(total=len(texts), unit="text", disable=arguments.quiet or None) as bar:

@@ -42,9 +42,10 @@ def _matthews(predicted: Values, gold: Values) -> float:
 
 def _correlation(first: Values, second: Values) -> float:
     """Pearson's; 0 where one of them does not vary, and there is none."""
+    if any((values == values[0]).all() for values in (first, second)):
+        return 0.0
     own, other = (values - values.mean(0) for values in (first, second))
-    spread = np.sqrt((own**2).sum() * (other**2).sum())
-    return float((own * other).sum() / spread) if spread > 0 else 0.0
+    return float((own * other).sum() / np.sqrt((own**2).sum() * (other**2).sum()))
 
 
 def _ranks(values: Values) -> NDArray[np.float64]:

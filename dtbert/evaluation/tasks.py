@@ -4,7 +4,6 @@ Columns are those of GLUE's official files, and those of the exports as JSON lin
 data set `glue` on the hub has them.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dtbert.evaluation.label_metrics import Metric
@@ -68,23 +67,3 @@ def task_named(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
     return TASKS[name]
-
-
-def places_of(labels: Sequence[str], of_model: Sequence[str]) -> list[int]:
-    """Which of the model's labels each of these is, by name, whatever their order and case.
-
-    Labels that have no names of their own, LABEL_0 and so on, are taken by number.
-
-    Raises:
-        ValueError: they are not the same labels.
-    """
-    if tuple(of_model) == tuple(f"LABEL_{number}" for number in range(len(labels))):
-        return list(range(len(labels)))
-    folded = [name.casefold() for name in of_model]
-    wanted = [name.casefold() for name in labels]
-    if sorted(folded) != sorted(wanted):
-        raise ValueError(
-            f"the labels are {', '.join(labels)}, the model's {', '.join(of_model)}: if they mean the same, give the "
-            "model these names, in its own order, as id2label of its config.json"
-        )
-    return [folded.index(name) for name in wanted]

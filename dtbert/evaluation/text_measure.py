@@ -13,11 +13,11 @@ from torch import Tensor
 
 from dtbert.evaluation.label_metrics import Values, score
 from dtbert.evaluation.task_reader import LabelledTexts
-from dtbert.evaluation.tasks import places_of
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa.windows import PairError
 from dtbert.text import SentenceEncoder, TextClassifier, TextTokens
 from dtbert.text.running import rows_of
+from dtbert.weights import places_of
 
 # So many texts are labelled between two reports of progress.
 _CHUNK = 1024

@@ -2,6 +2,7 @@
 
 from dtbert.weights.checkpoint import CheckpointError, has_classifier, model_folder, weights_sha256
 from dtbert.weights.hub import resolve_source
+from dtbert.weights.labels import places_of
 from dtbert.weights.load import (
     load_classifier,
     load_encoder,
@@ -23,6 +24,7 @@ __all__ = [
     "load_trainable",
     "load_trainable_classifier",
     "model_folder",
+    "places_of",
     "resolve_source",
     "save_model",
     "to_hub_tensors",

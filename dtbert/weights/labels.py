@@ -56,3 +56,23 @@ def label_fields(labels: Sequence[str]) -> dict[str, Any]:
         "label2id": {label: index for index, label in enumerate(labels)},
         "problem_type": "regression" if len(labels) == 1 else "single_label_classification",
     }
+
+
+def places_of(labels: Sequence[str], of_model: Sequence[str]) -> list[int]:
+    """Which of the model's labels each of these is, by name, whatever their order and case.
+
+    Labels that have no names of their own, LABEL_0 and so on, are taken by number.
+
+    Raises:
+        ValueError: they are not the same labels.
+    """
+    if tuple(of_model) == tuple(f"LABEL_{number}" for number in range(len(labels))):
+        return list(range(len(labels)))
+    folded = [name.casefold() for name in of_model]
+    wanted = [name.casefold() for name in labels]
+    if sorted(folded) != sorted(wanted):
+        raise ValueError(
+            f"the labels are {', '.join(labels)}, the model's {', '.join(of_model)}: if they mean the same, give the "
+            "model these names, in its own order, as id2label of its config.json"
+        )
+    return [folded.index(name) for name in wanted]

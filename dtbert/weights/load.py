@@ -18,7 +18,7 @@ from dtbert.model import (
 )
 from dtbert.weights.checkpoint import Checkpoint, Source, TensorFile, open_checkpoint
 from dtbert.weights.hub import resolve_source
-from dtbert.weights.labels import check_classifies, read_labels
+from dtbert.weights.labels import check_classifies, places_of, read_labels
 from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, hub_names
 from dtbert.weights.pooling import read_pooling
 from dtbert.weights.quantize import dequantize_rows
@@ -195,7 +195,7 @@ def load_trainable(
 
 def load_trainable_classifier(
     source: str | PathLike[str],
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str],
     *,
     revision: str | None = None,
     device: torch.device | str | None = None,
@@ -204,26 +204,37 @@ def load_trainable_classifier(
     """Load a BERT to be trained to label texts; otherwise as `load_trainable`.
 
     Args:
-        labels: their names; by default those of the checkpoint, which then must have a classifier. A classifier of as
-            many labels is gone on with, under these names; of another number of labels, or none, a new one is drawn
-            with ``generator``, as is a pooler where there is none.
+        labels: their names. A classifier that has the same ones is gone on with, in its own order, as is one whose
+            labels have no names, which gets these; in place of one of other labels, or of none, a new one is drawn with
+            ``generator``, as is a pooler where there is none.
     """
     placement = Placement.of(device)
     checkpoint = open_checkpoint(resolve_source(source, revision))
-    own = read_labels(checkpoint.folder) if checkpoint.has(CLASSIFIER) or labels is None else ()
-    names = own if labels is None else tuple(labels)
-    if labels is None or len(own) == len(names):
+    own = _labels_to_keep(checkpoint, labels)
+    if own:
         model = _filled(BertForSequenceClassification, checkpoint, placement, labels=own)
-        model.labels = names
     else:
         # First, for it finds whether the file is of the sizes in its config.
         encoder = _filled(BertEncoder, checkpoint, placement, pooler=checkpoint.has(POOLER))
-        model = BertForSequenceClassification(checkpoint.config, names)
+        model = BertForSequenceClassification(checkpoint.config, labels)
         model.reset_parameters(generator)
         model = model.to(placement.device)
         model.encoder = encoder.encoder
         model.pooler = encoder.pooler or model.pooler
     return model.requires_grad_(True).train()
+
+
+def _labels_to_keep(checkpoint: Checkpoint, labels: Sequence[str]) -> Sequence[str]:
+    """The names of a checkpoint's labels where they are these; nothing where it has others, or no classifier."""
+    if not checkpoint.has(CLASSIFIER):
+        return ()
+    own = read_labels(checkpoint.folder)
+    try:
+        places = places_of(labels, own)
+    except ValueError:
+        return ()
+    # Named by number alone, they get names.
+    return labels if places == list(range(len(own))) else own
 
 
 def _check_graphs(backend: BackendName, device: torch.device) -> None:
