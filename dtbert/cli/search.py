@@ -3,9 +3,11 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.cli.options import (
     QUIET_HELP,
@@ -19,14 +21,15 @@ from dtbert.cli.options import (
     positive,
 )
 from dtbert.cli.output import check_output, print_json, printable
+from dtbert.cli.tasks import TASK_HELP, add_task_option, check_task_options, load_text_model, read_texts
 from dtbert.files import text_sha256
 from dtbert.pictures import check_matplotlib
 
 if TYPE_CHECKING:
-    from dtbert.evaluation import SquadQuestion
     from dtbert.model import LengthSchedule
-    from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
-    from dtbert.search import Search
+    from dtbert.model.bert import Bert
+    from dtbert.qa import MeasuredSchedule, ScheduleFront
+    from dtbert.search import Evaluator, Search
     from dtbert.search.plot import PublishedPoint
 
 SUMMARY = "find the schedules of a model that are worth their cost"
@@ -43,23 +46,33 @@ command goes on where an interrupted one stopped, and a larger --trials adds to
 it; several processes with different --seed may work on one study, each with
 one thread unless --threads says otherwise. Constant ratios are tried first. A
 trial is given up when, on its first questions, a schedule that costs no more is
-clearly better.
+clearly better. With --task the file has labelled texts, and the accuracy stands
+in the place of F1.
 """
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   dtbert search held-out.json --model run/best --out run/best/schedules.json
   dtbert search held-out.json --model run/best --out front.json --trials 400 \\
       --scorers cls,answer --budget-range 0.3,0.8 --plot front.png
   dtbert answer --model run/best --budget 0.5 --question Q --context FILE
-"""
+  dtbert search dev.tsv --task sst2 --model run/best --out run/best/schedules.json
+
+{TASK_HELP}"""
 
 _BASELINE = (0.95, 0.88, 0.8)
 _SCORERS = "received,cls,from_question,value_norm,answer,answer_overlap"
+_TEXT_SCORERS = "received,cls,value_norm"
+# What stands above the front, by what it is of; a label is right or wrong, without a second column.
+_HEADS = {
+    "F1": "   MACs    time    F1   95% interval     EM   kept after each layer, scorer",
+    "accuracy": "   MACs    time  acc.   95% interval   kept after each layer, scorer",
+}
 _KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="questions in SQuAD 1.1's format, .json or .json.gz")
+    add_task_option(parser)
     parser.add_argument("--out", metavar="FILE", required=True, help="where the schedules go, as JSON")
     parser.add_argument("--plot", metavar="PNG", help="draw the front and all trials")
     parser.add_argument("--published", metavar="TSV", help="draw published points too: length_config, macs, f1")
@@ -71,9 +84,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sampler", choices=("nsga2", "tpe"), default="tpe", help="Bayesian (tpe, default), or evolution"
     )
-    group.add_argument("--scorers", default=_SCORERS, metavar="A,B", help=f"(default: {_SCORERS.replace(',', ', ')})")
     group.add_argument(
-        "--keep-question", choices=("yes", "no", "both"), default="both", help="keep the question first (default: both)"
+        "--scorers",
+        metavar="A,B",
+        help=f"(default: {_SCORERS.replace(',', ', ')}; with --task {_TEXT_SCORERS.replace(',', ', ')})",
+    )
+    group.add_argument(
+        "--keep-question",
+        choices=tuple(_KEEP_QUESTION),
+        help="keep the question, or the first text of a pair, first (default: both; of single texts no)",
     )
     group.add_argument(
         "--budget-range",
@@ -113,18 +132,16 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     import optuna
 
-    from dtbert.evaluation import read_squad
     from dtbert.qa import write_schedules
-    from dtbert.search import in_search_order, naming_storage
+    from dtbert.search import naming_storage
     from dtbert.search.plot import plot_front
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
-    questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
     # A schedules.json that is old or damaged is what the search may be there to replace.
-    answerer = load_answerer(arguments, with_schedules=False)
+    subject = _questions(arguments) if arguments.task is None else _texts(arguments)
     with naming_storage(_storage(arguments)):
-        search, front, published = _run(arguments, answerer, questions, starts)
+        search, front, published = _run(arguments, subject, starts)
         if errors := search.errors():
             print(printable(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}"), file=sys.stderr)
         write_schedules(arguments.out, front)
@@ -137,6 +154,45 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+class _Subject(NamedTuple):
+    """What is searched on: a model and its questions or texts, in search order, and what a study is named by."""
+
+    model: "Bert"
+    questions: list[Any]
+    evaluator: "Callable[[], Evaluator]"
+    about: dict[str, Any]
+    scorers: str
+    keep_question: str
+
+
+def _questions(arguments: argparse.Namespace) -> _Subject:
+    from dtbert.evaluation import read_squad
+    from dtbert.search import QuestionEvaluator, in_search_order
+
+    questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
+    answerer = load_answerer(arguments, with_schedules=False)
+    evaluator = partial(QuestionEvaluator, answerer, questions)
+    return _Subject(answerer.model, questions, evaluator, {"window": answerer.window}, _SCORERS, "both")
+
+
+def _texts(arguments: argparse.Namespace) -> _Subject:
+    from dtbert.evaluation import PreparedTexts
+    from dtbert.search import TextEvaluator, in_search_order
+    from dtbert.text import TextClassifier
+
+    check_task_options(arguments)
+    if arguments.published is not None:
+        raise ValueError("--published is of answers to questions: it has no part in --task")
+    model = load_text_model(arguments, with_schedules=False)
+    if not isinstance(model, TextClassifier):
+        raise ValueError("--task searches the schedules of a classifier: train one with `dtbert train --task`")
+    data = read_texts([arguments.file], arguments.task, model.labels)
+    texts = PreparedTexts(model, data._replace(examples=in_search_order(data.examples)[: arguments.limit]))
+    keep = "no" if texts.data.examples[0].pair is None else "both"
+    about = {"task": arguments.task}
+    return _Subject(model.model, texts.data.examples, partial(TextEvaluator, texts), about, _TEXT_SCORERS, keep)
+
+
 def _storage(arguments: argparse.Namespace) -> str:
     from dtbert.search import sqlite_url
 
@@ -144,10 +200,7 @@ def _storage(arguments: argparse.Namespace) -> str:
 
 
 def _run(
-    arguments: argparse.Namespace,
-    answerer: "QuestionAnswerer",
-    questions: "list[SquadQuestion]",
-    starts: "list[LengthSchedule]",
+    arguments: argparse.Namespace, subject: _Subject, starts: "list[LengthSchedule]"
 ) -> "tuple[Search, ScheduleFront, list[PublishedPoint]]":
     """Search with a progress bar: the search, its front, and the published points to draw beside it."""
     from tqdm import tqdm
@@ -169,14 +222,14 @@ def _run(
 
         try:
             bar.set_description("full model")
-            search = _search(arguments, answerer, questions, model_sha256, starts)
+            search = _search(arguments, subject, model_sha256, starts)
             if arguments.published is not None:
-                published = read_published(arguments.published, answerer.config, search.evaluator)
+                published = read_published(arguments.published, subject.model.config, search.evaluator)
             bar.set_description("search")
             show()
             search.run(arguments.trials, show)
             bar.set_description("timing the front")
-            return search, front_of(search, questions, Path(arguments.file).name, model_sha256), published
+            return search, front_of(search, subject.questions, Path(arguments.file).name, model_sha256), published
         except KeyboardInterrupt:
             bar.close()
             print(f"dtbert: interrupted{done}; the same command goes on from there", file=sys.stderr)
@@ -217,34 +270,31 @@ def _check_replaced(out: Path) -> None:
 
 
 def _search(
-    arguments: argparse.Namespace,
-    answerer: "QuestionAnswerer",
-    questions: "list[SquadQuestion]",
-    model_sha256: str,
-    starts: "list[LengthSchedule]",
+    arguments: argparse.Namespace, subject: _Subject, model_sha256: str, starts: "list[LengthSchedule]"
 ) -> "Search":
     from dtbert import search as room
 
-    scorers = tuple(name.strip() for name in arguments.scorers.split(","))
-    num_layers, keep_question = answerer.config.num_hidden_layers, _KEEP_QUESTION[arguments.keep_question]
+    scorers = tuple(name.strip() for name in (arguments.scorers or subject.scorers).split(","))
+    keeps = arguments.keep_question or subject.keep_question
+    num_layers, keep_question = subject.model.config.num_hidden_layers, _KEEP_QUESTION[keeps]
     settings: dict[str, Any] = {
         "model_sha256": model_sha256,
-        "question_ids_sha256": room.ids_sha256(questions),
-        "window": answerer.window,
+        "question_ids_sha256": room.ids_sha256(subject.questions),
+        **subject.about,
         "scorers": list(scorers),
-        "keep_question": arguments.keep_question,
+        "keep_question": keeps,
         "objective": arguments.objective,
-        "dtype": str(answerer.model.dtype),
+        "dtype": str(subject.model.dtype),
         **other_windows(arguments),
     }
     if arguments.objective == "latency":
         # Times of different devices do not compare.
-        settings |= {"device": str(answerer.model.device), "threads": arguments.threads}
+        settings |= {"device": str(subject.model.device), "threads": arguments.threads}
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
         room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
         room.SearchSpace(num_layers, scorers, keep_question),
-        room.QuestionEvaluator(answerer, questions),
+        subject.evaluator(),
         objective=arguments.objective,
         macs_range=arguments.budget_range,
         effort=room.Effort(arguments.rungs, arguments.margin),
@@ -286,20 +336,23 @@ def _table(search: "Search", front: "ScheduleFront") -> str:
         [
             f"trials      {counts.finished:,}: {counts.all_questions} answered all questions, "
             f"{counts.ended_early} ended early, {counts.failed} failed",
-            f"questions   {savings.answered:,} answered instead of {savings.without_rungs:,}: {saved:.0%} saved",
+            f"{search.evaluator.unit:<11} {savings.answered:,} answered instead of {savings.without_rungs:,}: "
+            f"{saved:.0%} saved",
             "",
-            "   MACs    time    F1   95% interval     EM   kept after each layer, scorer",
-            *(_row(entry) for entry in (*front.schedules, front.full_model)),
+            _HEADS[search.evaluator.measure],
+            *(_row(entry, search.evaluator.measure) for entry in (*front.schedules, front.full_model)),
         ]
     )
 
 
-def _row(entry: "MeasuredSchedule") -> str:
+def _row(entry: "MeasuredSchedule", measure: str) -> str:
     low, high = entry.f1_interval
     # Time is, as MACs are, a part of the full model's.
     latency = entry.latency
     time = 1 if latency is None else latency.seconds / latency.full_model_seconds
-    scores = f"{entry.f1:5.2f}  {low:5.1f} to {high:5.1f}  {entry.exact_match:5.2f}"
+    scores = f"{entry.f1:5.2f}  {low:5.1f} to {high:5.1f}"
+    if measure == "F1":
+        scores += f"  {entry.exact_match:5.2f}"
     return f"  {entry.macs_fraction:5.3f}{time:7.3f}  {scores}   {describe_schedule(entry.schedule)}"
 
 

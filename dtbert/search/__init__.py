@@ -8,7 +8,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from dtbert.search import plot
-from dtbert.search.evaluation import QuestionEvaluator, ids_sha256, in_search_order
+from dtbert.search.evaluation import Evaluator, QuestionEvaluator, TextEvaluator, ids_sha256, in_search_order
 from dtbert.search.front import bootstrap_intervals, front_of
 from dtbert.search.records import Record, is_beaten, pareto, records_of
 from dtbert.search.space import SearchSpace, constant_ratio
@@ -17,10 +17,12 @@ from dtbert.search.study import Effort, Search
 
 __all__ = [
     "Effort",
+    "Evaluator",
     "QuestionEvaluator",
     "Record",
     "Search",
     "SearchSpace",
+    "TextEvaluator",
     "bootstrap_intervals",
     "constant_ratio",
     "front_of",

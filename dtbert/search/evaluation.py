@@ -1,22 +1,93 @@
-"""What a schedule is worth: the scores of its answers, its multiply-accumulates, its time."""
+"""What a schedule is worth: the scores of its answers or labels, its multiply-accumulates, its time."""
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 
-from dtbert.evaluation import PreparedQuestions, Score, SquadQuestion, check_readable
+from dtbert.evaluation import PreparedQuestions, PreparedTexts, Score, SquadQuestion, check_readable
 from dtbert.files import text_sha256
 from dtbert.model import LengthSchedule, Macs
-from dtbert.qa import Latency, Prepared, QuestionAnswerer
+from dtbert.model.bert import Bert
+from dtbert.qa import Latency, QuestionAnswerer
 
 _TIMED_QUESTIONS = 32
 _TIMED_ROUNDS = 3
 
 
-class QuestionEvaluator:
-    """What a search asks about schedules, of a model's answers to questions; the schedule None is the full model.
+class Identified(Protocol):
+    """What a search is over: questions, or labelled texts, which belong to no article."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+
+Q = TypeVar("Q", bound=Identified)
+
+
+class Evaluator(ABC):
+    """What a search asks about schedules, of what a model makes of questions; the schedule None is the full model.
+
+    Attributes:
+        measure: what the score of a question is called, as a mean in percent.
+        unit: what the questions are.
+        model: the network.
+    """
+
+    measure: ClassVar[str]
+    unit: ClassVar[str]
+    model: Bert
+
+    @property
+    @abstractmethod
+    def num_questions(self) -> int: ...
+
+    @abstractmethod
+    def macs(self, schedule: LengthSchedule | None) -> Macs:
+        """Multiply-accumulates a question, in the mean over all questions; quick, for nothing is answered."""
+
+    @abstractmethod
+    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+        """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
+
+    @abstractmethod
+    def answer_first(self, count: int, schedule: LengthSchedule | None) -> object:
+        """Answer the first questions, and wait for the answers."""
+
+    def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
+        """Seconds a question of each schedule, and the full model's beside it.
+
+        Medians of rounds in which the schedules and the full model take turns on the first questions.
+        """
+        count = min(_TIMED_QUESTIONS, self.num_questions)
+        # The first round warms up.
+        rounds = [
+            [self._seconds(count, schedule) / count for schedule in (None, *schedules)]
+            for _ in range(_TIMED_ROUNDS + 1)
+        ][1:]
+        full_model, *own = (round(statistics.median(times), 9) for times in zip(*rounds, strict=True))
+        return [Latency(seconds, full_model, *self.device()) for seconds in own]
+
+    def device(self) -> tuple[str, str, int]:
+        """What latencies hold for: the device, the dtype, and the number of threads."""
+        device, dtype = self.model.device, str(self.model.dtype).removeprefix("torch.")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return name, dtype, torch.get_num_threads()
+
+    def _seconds(self, count: int, schedule: LengthSchedule | None) -> float:
+        start = time.perf_counter()
+        self.answer_first(count, schedule)
+        return time.perf_counter() - start
+
+
+class QuestionEvaluator(Evaluator):
+    """By the answers to questions.
 
     Args:
         answerer: the model.
@@ -26,10 +97,13 @@ class QuestionEvaluator:
         ValueError: there are no questions, or one that the model cannot read; the message has its id.
     """
 
+    measure, unit = "F1", "questions"
+
     def __init__(self, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> None:
         if not questions:
             raise ValueError("there are no questions to search with")
-        self.answerer, self._questions = answerer, PreparedQuestions(answerer, questions)
+        self.model, self.answerer = answerer.model, answerer
+        self._questions = PreparedQuestions(answerer, questions)
         check_readable(self._questions.unreadable)
 
     @property
@@ -37,46 +111,58 @@ class QuestionEvaluator:
         return len(self._questions.questions)
 
     def macs(self, schedule: LengthSchedule | None) -> Macs:
-        """Multiply-accumulates a question, in the mean over all questions; quick, for nothing is answered."""
         cost = self._questions.cost(schedule)
         return Macs(round(cost.published), round(cost.executed))
 
     def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
-        """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
         return list(self._questions.evaluate(schedule, begin, end).per_question.values())
 
-    def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
-        """Seconds a question of each schedule, and the full model's beside it.
-
-        Medians of rounds in which the schedules and the full model take turns on the first questions.
-        """
-        sample = self._questions.prepared[:_TIMED_QUESTIONS]
-        # The first round warms up.
-        rounds = [
-            [self._seconds(sample, schedule) / len(sample) for schedule in (None, *schedules)]
-            for _ in range(_TIMED_ROUNDS + 1)
-        ][1:]
-        full_model, *own = (round(statistics.median(times), 9) for times in zip(*rounds, strict=True))
-        return [Latency(seconds, full_model, *self.device()) for seconds in own]
-
-    def device(self) -> tuple[str, str, int]:
-        """What latencies hold for: the device, the dtype, and the number of threads."""
-        device, dtype = self.answerer.model.device, str(self.answerer.model.dtype).removeprefix("torch.")
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return name, dtype, torch.get_num_threads()
-
-    def _seconds(self, sample: Prepared, schedule: LengthSchedule | None) -> float:
-        start = time.perf_counter()
-        self.answerer.answer_prepared(sample, schedule=schedule)  # its answers are on the CPU: the device is done
-        return time.perf_counter() - start
+    def answer_first(self, count: int, schedule: LengthSchedule | None) -> object:
+        return self.answerer.answer_prepared(self._questions.prepared[:count], schedule=schedule)
 
 
-def in_search_order(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
+class TextEvaluator(Evaluator):
+    """By the labels of texts: a right one scores 1, so that the mean is the accuracy, which is the F1 over all labels.
+
+    Args:
+        texts: in the order of evaluation, with their model.
+
+    Raises:
+        ValueError: the task has numbers, whose correlation is no mean over texts; or the model cannot read a text.
+    """
+
+    measure, unit = "accuracy", "texts"
+
+    def __init__(self, texts: PreparedTexts) -> None:
+        if not texts.data.labels:
+            raise ValueError(f"{texts.data.task.name} has numbers, a search goes by right and wrong labels")
+        for line, reason in texts.unreadable.items():
+            raise ValueError(f"line {line}: {reason}; take it out of the file")
+        self.model, self._texts = texts.model.model, texts
+
+    @property
+    def num_questions(self) -> int:
+        return len(self._texts)
+
+    def macs(self, schedule: LengthSchedule | None) -> Macs:
+        cost = self._texts.cost(schedule)
+        assert cost is not None
+        return Macs(round(cost.published), round(cost.executed))
+
+    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+        right = self._texts.predict(schedule, begin, end) == self._texts.gold[begin:end]
+        return [Score(one, one) for one in right.astype(float).tolist()]
+
+    def answer_first(self, count: int, schedule: LengthSchedule | None) -> object:
+        return self._texts.predict(schedule, 0, count)
+
+
+def in_search_order(questions: Sequence[Q]) -> list[Q]:
     """The questions in an order of which every beginning is spread evenly over the articles.
 
     It depends on titles and ids alone, so that processes and later runs agree on it.
     """
-    articles: dict[str, list[SquadQuestion]] = {}
+    articles: dict[str, list[Q]] = {}
     for question in sorted(questions, key=lambda question: text_sha256(question.id)):
         articles.setdefault(question.title, []).append(question)
     placed = [
@@ -87,6 +173,6 @@ def in_search_order(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
     return [question for _, _, question in sorted(placed, key=lambda item: item[:2])]
 
 
-def ids_sha256(questions: Sequence[SquadQuestion]) -> str:
+def ids_sha256(questions: Sequence[Identified]) -> str:
     """The SHA-256 of the sorted ids, one a line."""
     return text_sha256("\n".join(sorted(question.id for question in questions)))

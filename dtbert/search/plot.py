@@ -9,7 +9,7 @@ from dtbert.files import naming
 from dtbert.model import LengthSchedule
 from dtbert.model.store import read_store
 from dtbert.pictures import picture
-from dtbert.search.evaluation import QuestionEvaluator
+from dtbert.search.evaluation import Evaluator
 from dtbert.search.records import Record, records_of
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: 
             label = "published, on SQuAD's development set"
             axes.plot(*zip(*published, strict=True), "x", color="#D55E00", markersize=6, label=label, zorder=7)
         _draw_front(axes, front, search.space.scorers)
-        _finish(axes, front)
+        _finish(axes, front, search.evaluator)
 
 
-def read_published(path: str, config: "BertConfig", evaluator: QuestionEvaluator) -> list[PublishedPoint]:
+def read_published(path: str, config: "BertConfig", evaluator: Evaluator) -> list[PublishedPoint]:
     """Published schedules of a model of the same sizes, each at what its lengths cost on the questions at hand.
 
     Args:
@@ -117,14 +117,14 @@ def _draw_front(axes: Any, front: "ScheduleFront", scorers: Sequence[str]) -> No
     axes.errorbar(1, full.f1, error, fmt="D", color="black", markersize=5, capsize=3, label="full model", zorder=6)
 
 
-def _finish(axes: Any, front: "ScheduleFront") -> None:
+def _finish(axes: Any, front: "ScheduleFront", evaluator: Evaluator) -> None:
     entries: list[MeasuredSchedule] = [*front.schedules, front.full_model]
     lowest = min(entry.f1_interval[0] for entry in entries) - _MARGIN_BELOW
     highest = max(entry.f1_interval[1] for entry in entries)
     axes.set_ylim(max(0, lowest), min(100, highest + 0.06 * (highest - lowest)))
     axes.set_xlim(max(0, min(entry.macs_fraction for entry in entries) - 0.03), 1.03)
     axes.set_xlabel("executed MACs, part of the full model's at each window's own length")
-    axes.set_ylabel(f"F1 on {front.num_questions:,} questions")
+    axes.set_ylabel(f"{evaluator.measure} on {front.num_questions:,} {evaluator.unit}")
     axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
 
