@@ -36,12 +36,13 @@ class Evaluator(ABC):
 
     Attributes:
         measure: what the score of a question is called, as a mean in percent.
-        unit: what the questions are.
+        unit, piece: what the questions are, and what is read of them at a time.
         model: the network.
     """
 
     measure: ClassVar[str]
     unit: ClassVar[str]
+    piece: ClassVar[str]
     model: Bert
 
     @property
@@ -97,7 +98,7 @@ class QuestionEvaluator(Evaluator):
         ValueError: there are no questions, or one that the model cannot read; the message has its id.
     """
 
-    measure, unit = "F1", "questions"
+    measure, unit, piece = "F1", "questions", "window"
 
     def __init__(self, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> None:
         if not questions:
@@ -131,7 +132,7 @@ class TextEvaluator(Evaluator):
         ValueError: the task has numbers, whose correlation is no mean over texts; or the model cannot read a text.
     """
 
-    measure, unit = "accuracy", "texts"
+    measure, unit, piece = "accuracy", "texts", "text"
 
     def __init__(self, texts: PreparedTexts) -> None:
         if not texts.data.labels:

@@ -123,7 +123,7 @@ def _finish(axes: Any, front: "ScheduleFront", evaluator: Evaluator) -> None:
     highest = max(entry.f1_interval[1] for entry in entries)
     axes.set_ylim(max(0, lowest), min(100, highest + 0.06 * (highest - lowest)))
     axes.set_xlim(max(0, min(entry.macs_fraction for entry in entries) - 0.03), 1.03)
-    axes.set_xlabel("executed MACs, part of the full model's at each window's own length")
+    axes.set_xlabel(f"executed MACs, part of the full model's at each {evaluator.piece}'s own length")
     axes.set_ylabel(f"{evaluator.measure} on {front.num_questions:,} {evaluator.unit}")
     axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
