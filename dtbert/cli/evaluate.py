@@ -55,7 +55,7 @@ examples:
   dtbert evaluate dev-v1.1.json.gz --limit 500 --schedule 1,1,0.9,0.6,0.4,0.2
   dtbert evaluate dev-v1.1.json --json --predictions predictions.json
   dtbert evaluate held-out-v2.0.json --model folder/ --choose-threshold
-  dtbert evaluate dev.tsv --task sst2 --model folder/ --schedule 1,1,1,0.5,0.5,0.5
+  dtbert evaluate dev.tsv --task sst2 --model folder/ --budget 0.5
 
 {TASK_HELP}
 {SCHEDULE_HELP}"""
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="questions in SQuAD's format, .json or .json.gz")
     add_task_option(parser)
     parser.add_argument("--limit", type=positive, metavar="N", help="N questions only, evenly spread over the file")
-    parser.add_argument("--predictions", metavar="OUT", help="save the answers as JSON, {id: text}")
+    parser.add_argument("--predictions", metavar="OUT", help="save the answers as JSON, {id: text}, or {line: label}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     parser.add_argument(

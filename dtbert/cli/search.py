@@ -55,7 +55,7 @@ examples:
   dtbert search held-out.json --model run/best --out front.json --trials 400 \\
       --scorers cls,answer --budget-range 0.3,0.8 --plot front.png
   dtbert answer --model run/best --budget 0.5 --question Q --context FILE
-  dtbert search dev.tsv --task sst2 --model run/best --out run/best/schedules.json
+  dtbert search dev.tsv --task sst2 --model classifier/best --out front.json
 
 {TASK_HELP}"""
 

@@ -182,7 +182,7 @@ class BertForSentenceEmbedding(SequenceModel):
 
     With a schedule the mean is over the tokens that leave the last layer. The states of dropped tokens are not
     restored: they are of earlier layers, another space, and with them the mean is far from the full model's
-    (docs/heads.md).
+    (docs/guide.md#sentence-embeddings).
 
     Args:
         config: sizes.
