@@ -15,9 +15,7 @@ LABELS = st.integers(2, 4).flatmap(
     )
 )
 NUMBERS = st.lists(
-    st.tuples(
-        st.integers(-5, 5).map(lambda x: x / 2), st.floats(-10, 10, allow_subnormal=False).map(lambda x: round(x, 3))
-    ),
+    st.tuples(st.integers(-5, 5).map(lambda x: x / 2), st.integers(-9999, 9999).map(lambda x: x / 1000)),
     min_size=2,
     max_size=30,
 )
@@ -67,8 +65,8 @@ def test_correlations_are_those_of_numpy_and_of_ranks(pairs: list[tuple[float, f
         assert score(metric, predicted, gold, 0) == pytest.approx(100 * expected, abs=1e-6)
 
 
-@given(st.lists(st.floats(-5, 5), min_size=3, max_size=8, unique=True))
-def test_spearman_goes_by_order_alone(values: list[float]) -> None:
-    numbers = np.array(values)
+@given(st.lists(st.integers(-5, 5), min_size=3, max_size=8, unique=True))
+def test_spearman_goes_by_order_alone(values: list[int]) -> None:
+    numbers = np.array(values, float)
     assert score("spearman", np.exp(numbers), numbers, 0) == pytest.approx(100)
     assert score("spearman", -numbers, numbers, 0) == pytest.approx(-100)

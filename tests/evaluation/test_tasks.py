@@ -22,7 +22,10 @@ OFFICIAL = {
         "gj04\t1\t\tThe sailors rode the breeze clear of the rocks.\ngj04\t0\t*\tThe box \"opens easily.\n",
         [("The sailors rode the breeze clear of the rocks.", None, 1), ('The box "opens easily.', None, 0)],
     ),
-    "sst2": ("sentence\tlabel\nhide new secretions \t0\nbo\u2028ba\t1\n", [("hide new secretions ", None, 0), ("bo\u2028ba", None, 1)]),
+    "sst2": (
+        "sentence\tlabel\nhide new secretions \t0\nbo\u2028ba\t1\n",
+        [("hide new secretions ", None, 0), ("bo\u2028ba", None, 1)],
+    ),
     "mrpc": (
         "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n1\t1\t2\ta\tb\r\n0\t3\t4\t\"c\td\r\n",
         [("a", "b", 1), ('"c', "d", 0)],
@@ -32,14 +35,23 @@ OFFICIAL = {
         "0\tm\tf\t2012\t1\tn\tn\ta\tb\t5.000\n1\tm\tf\t2012\t1\tn\tn\tc\td\t3.8\n",
         [("a", "b", 5.0), ("c", "d", 3.8)],
     ),
-    "qqp": ("id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\ta\tb\t0\n8\t3\t4\tc\td\t1\n", [("a", "b", 0), ("c", "d", 1)]),
+    "qqp": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\ta\tb\t0\n8\t3\t4\tc\td\t1\n",
+        [("a", "b", 0), ("c", "d", 1)],
+    ),
     "mnli": (
         MNLI.replace(" ", "\t") + "\tsentence1\tsentence2\tlabel1\tgold_label\n"
         + "0\t1\t1n\tg\t(\t(\t(\t(\ta\tb\tneutral\tneutral\n0\t1\t1n\tg\t(\t(\t(\t(\tc\td\tentailment\tcontradiction\n",
         [("a", "b", 1), ("c", "d", 2)],
     ),
-    "qnli": ("index\tquestion\tsentence\tlabel\n0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n", [("a", "b", 0), ("c", "d", 1)]),
-    "rte": ("index\tsentence1\tsentence2\tlabel\n0\ta\tb\tnot_entailment\n1\tc\td\tentailment\n", [("a", "b", 1), ("c", "d", 0)]),
+    "qnli": (
+        "index\tquestion\tsentence\tlabel\n0\ta\tb\tentailment\n1\tc\td\tnot_entailment\n",
+        [("a", "b", 0), ("c", "d", 1)],
+    ),
+    "rte": (
+        "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tnot_entailment\n1\tc\td\tentailment\n",
+        [("a", "b", 1), ("c", "d", 0)],
+    ),
     "wnli": ("index\tsentence1\tsentence2\tlabel\n0\ta\tb\t1\n1\tc\td\t0\n", [("a", "b", 1), ("c", "d", 0)]),
 }  # fmt: skip
 # The names of the columns in exports of the hub's data set `glue`, where labels are numbers.
@@ -128,7 +140,7 @@ def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
         ("sst2", "index\tsentence\n0\ta\n", "no column 'label' for sst2: it has 'index', 'sentence'; GLUE's test sets"),
         ("mrpc", "sentence\tlabel\na\t1\n", "no column 'sentence1' or '#1 String' for mrpc"),
         ("sst2", "sentence\tlabel\na\t7\n", "no line has a label that is one; line 2: the label is '7'"),
-        ("stsb", '{"sentence1": "a", "sentence2": "b", "label": "much"}', 'no line has a label .* is "much": expected a n'),
+        ("stsb", '{"sentence1": "a", "sentence2": "b", "label": "much"}', 'no line has a label .* is "much": exp'),
         ("sst2", '{"sentence": 3, "label": 1}', "no line has all its columns; line 1: sentence: expected a text"),
         ("sst2", '{"sentence": "a", "label": 1}\n{"sentence": ', "line 2: not JSON"),
         ("sst2", "[1]", "expected an object"),
@@ -196,12 +208,10 @@ def test_a_measurement_is_what_the_classifier_says_at_what_it_costs(
 
 
 def test_embeddings_are_measured_by_their_cosine(nli: TextClassifier, tmp_path: Path) -> None:
-    rows = [{"sentence1": a, "sentence2": b, "label": n / 3} for n, (a, b) in enumerate(zip(some_texts(6), some_texts(6)[::-1], strict=True))]  # fmt: skip
+    pairs = zip(some_texts(6), some_texts(6)[::-1], strict=True)
+    rows = [{"sentence1": a, "sentence2": b, "label": number / 3} for number, (a, b) in enumerate(pairs)]
     path = written(tmp_path / "stsb.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    from dtbert.weights import load_sentence_encoder  # of the same folder, whose classifier is left out
-
-    folder = write_classifier(tmp_path / "encoder")
-    encoder = SentenceEncoder(load_sentence_encoder(folder), nli.tokenizer)
+    encoder = SentenceEncoder.load(write_classifier(tmp_path / "encoder"))
     data = read_task(path, task_named("stsb"))
     found = measure_texts(PreparedTexts(encoder, data))
     first, second = (encoder.encode([row[name] for row in rows], normalize=True) for name in ("sentence1", "sentence2"))
@@ -219,6 +229,6 @@ def test_a_number_for_an_unreadable_text_is_refused(tmp_path: Path) -> None:
     model = TextClassifier.load(write_classifier(tmp_path / "number", ("score",)))
     path = written(tmp_path / "own.jsonl", '{"text": "bo", "label": 1}\n{"text": " ", "label": 2}\n')
     data = read_task(path, task_named("regression"))
-    with pytest.raises(ValueError, match="line 2: the text is blank.*; take it out of the file"):
+    with pytest.raises(ValueError, match=r"line 2: the text is blank.*; take it out of the file"):
         PreparedTexts(model, data)
     assert len(measure_texts(PreparedTexts(model, data._replace(examples=data.examples[:1]))).predictions) == 1
