@@ -58,6 +58,11 @@ def label_fields(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def are_unnamed(labels: Sequence[str]) -> bool:
+    """Whether these are LABEL_0, LABEL_1 and so on, what labels are called that nobody named."""
+    return list(labels) == [f"LABEL_{number}" for number in range(len(labels))]
+
+
 def places_of(labels: Sequence[str], of_model: Sequence[str]) -> list[int]:
     """Which of the model's labels each of these is, by name, whatever their order and case.
 
@@ -66,7 +71,7 @@ def places_of(labels: Sequence[str], of_model: Sequence[str]) -> list[int]:
     Raises:
         ValueError: they are not the same labels.
     """
-    if tuple(of_model) == tuple(f"LABEL_{number}" for number in range(len(labels))):
+    if are_unnamed(of_model) and len(of_model) == len(labels):
         return list(range(len(labels)))
     folded = [name.casefold() for name in of_model]
     wanted = [name.casefold() for name in labels]

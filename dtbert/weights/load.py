@@ -18,7 +18,7 @@ from dtbert.model import (
 )
 from dtbert.weights.checkpoint import Checkpoint, Source, TensorFile, open_checkpoint
 from dtbert.weights.hub import resolve_source
-from dtbert.weights.labels import check_classifies, places_of, read_labels
+from dtbert.weights.labels import are_unnamed, check_classifies, places_of, read_labels
 from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, hub_names
 from dtbert.weights.pooling import read_pooling
 from dtbert.weights.quantize import dequantize_rows
@@ -230,11 +230,10 @@ def _labels_to_keep(checkpoint: Checkpoint, labels: Sequence[str]) -> Sequence[s
         return ()
     own = read_labels(checkpoint.folder)
     try:
-        places = places_of(labels, own)
+        places_of(labels, own)
     except ValueError:
         return ()
-    # Named by number alone, they get names.
-    return labels if places == list(range(len(own))) else own
+    return labels if are_unnamed(own) else own
 
 
 def _check_graphs(backend: BackendName, device: torch.device) -> None:
