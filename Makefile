@@ -1,4 +1,4 @@
-# make answer: set up and answer a question. make test: set up and run every check.
+# make help says what there is.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,10 +10,18 @@ CONTEXT ?= The Amazon rainforest covers most of the Amazon basin of South Americ
 	is contained within Brazil, followed by Peru with 13%, and Colombia with 10%.
 QUESTION ?= Which country holds most of the forest?
 
-.PHONY: answer test lint bench clean
+.PHONY: answer help test lint bench clean
 
 answer: $(VENV)/.run
 	@$(BIN)/dtbert answer --question "$(QUESTION)" --context "$(CONTEXT)"
+
+help:
+	@echo "make answer   set up $(VENV), with torch and all else, and answer QUESTION about CONTEXT"
+	@echo "make test     set up $(VENV) with what tests need; run the linter, the type checker and every test"
+	@echo "make lint     the linter, the formatter's check and the type checker alone"
+	@echo "make bench    the benchmarks of a CPU, into docs/"
+	@echo "make clean    remove $(VENV) and what was built"
+	@echo "variables: PYTHON=$(PYTHON), QUESTION, CONTEXT"
 
 test: $(VENV)/.dev lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal

@@ -107,9 +107,17 @@ def _beside(target: Path, named: Path) -> Iterator[Path]:
             raise
         # torch and safetensors raise their own errors when the disk is full.
         kind = type(error) if isinstance(error, OSError) else OSError
-        reason = str(error).partition("\n")[0].replace(str(partial), str(named))
+        reason = reason_of(error).replace(str(partial), str(named))
+        if isinstance(error, OSError) and not str(error.filename or partial).startswith(str(partial)):
+            reason += f": {error.filename!r}"
         kept = "; what was saved before is still there" if target.is_file() else ""
         raise kind(f"cannot write {named}: {reason}{kept}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line and without a number of the system's; of a full disk also what to do."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+    return f"{reason}: make room, then give the command again" if "space left" in reason else reason
 
 
 def lock(file: int | BinaryIO) -> bool:

@@ -18,8 +18,13 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def check_matplotlib(extra: str) -> None:
-    """Raise ValueError, with the extra of dtbert that brings it, where matplotlib is not installed."""
+_ENDINGS = (".png", ".pdf", ".svg")
+
+
+def check_picture(path: Path, extra: str) -> None:
+    """Raise ValueError unless the ending names a format and matplotlib is there, which an extra of dtbert brings."""
+    if path.suffix.lower() not in _ENDINGS:
+        raise ValueError(f"--plot {path}: the ending must be one of {', '.join(_ENDINGS)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

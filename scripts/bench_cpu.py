@@ -1,6 +1,9 @@
 """Time dtbert against transformers, torch.compile, ONNX Runtime and OpenVINO on this CPU, in one process.
 
     python scripts/bench_cpu.py --output docs/bench_cpu.json --plot docs/bench_cpu.png --threads 2
+    python scripts/bench_cpu.py --again docs/bench_cpu.json --output docs/bench_cpu.json --plot docs/bench_cpu.png
+
+The second command measures nothing: it judges the figures of an earlier run by the aims of today, and draws them.
 
 Every engine's logits are compared with those of transformers in float32 before it is timed. Each provider first tries
 its settings, and at true lengths one window at a time against eight padded to the longest (dtbert: its budgets of
@@ -41,13 +44,27 @@ from bench.provenance import commit, cpu_fields, cpu_name, version
 from bench.windows import EQUAL_LENGTHS, SQUAD, random_windows, squad_windows
 from cpu_bench.comparison import DTYPES, Comparison, Effort, laggards
 from cpu_bench.peers import Engine, bf16_is_emulated, engines
-from cpu_bench.report import aims, plot, table
+from cpu_bench.picture import plot
+from cpu_bench.report import aims, table
 from cpu_bench.savings import dropping, scoring
 
 Wanted = Callable[[str], bool]
 
 
 def main(options: argparse.Namespace) -> None:
+    results = measured(options) if options.again is None else json.loads(options.again.read_text("utf-8"))
+    results["aims"] = aims(results)
+    save(results, options.output)
+    print(table(results))
+    if options.plot:
+        try:
+            plot(results, options.plot)
+        except ValueError as error:
+            sys.exit(str(error))
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """All figures; what there is of them so far is saved after each workload."""
     torch.set_num_threads(options.threads)
     wanted: Wanted = functools.partial(_matches, re.compile(options.only))
     effort = Effort(options.rounds, options.seconds, tuple(options.batch_tokens))
@@ -69,14 +86,7 @@ def main(options: argparse.Namespace) -> None:
                     lists["scoring"] += scoring(checkpoint, dtype, effort, wanted)
     if not any(lists.values()):
         sys.exit(f"--only {options.only!r} matches nothing, such as '6x768 fp32 8x384 OpenVINO'")
-    lists["aims"] += aims(results)
-    save(results, options.output)
-    print(table(results))
-    if options.plot:
-        try:
-            plot(results, options.plot)
-        except ValueError as error:
-            sys.exit(str(error))
+    return results
 
 
 def _matches(pattern: re.Pattern[str], name: str) -> bool:
@@ -139,7 +149,8 @@ def arguments() -> argparse.Namespace:
         epilog="example: python scripts/bench_cpu.py --only '6x384 fp32' --rounds 3 --plot bench_cpu.png",
     )
     parser.add_argument("--output", type=Path, default=Path("bench_cpu.json"), help="JSON to write (%(default)s)")
-    parser.add_argument("--plot", type=Path, help="PNG to draw")
+    parser.add_argument("--plot", type=Path, help="PNG, PDF or SVG to draw")
+    parser.add_argument("--again", type=Path, metavar="JSON", help="judge and draw these figures, and measure none")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every provider (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="at most, for each workload (%(default)s)")
     parser.add_argument(
@@ -162,8 +173,9 @@ def arguments() -> argparse.Namespace:
     for name, count in (*counts.items(), *(("batch-tokens", tokens) for tokens in options.batch_tokens)):
         if count < 1:
             parser.error(f"--{name} must be at least 1, not {count}")
-    if options.squad and not options.squad.is_file():
-        parser.error(f"--squad {options.squad}: there is no such file")
+    for name in ("squad", "again"):
+        if (file := getattr(options, name)) and not file.is_file():
+            parser.error(f"--{name} {file}: there is no such file")
     try:
         re.compile(options.only)
     except re.error as error:

@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,24 +46,31 @@ class Hang(BaseException):
     """A case took too long; no error that anything catches."""
 
 
+def small_model(folder: Path, words: Iterable[str], max_position_embeddings: int = 512) -> Path:
+    """Save a random model of two layers, the same each time, with a vocabulary of these words."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=max_position_embeddings,
+        initializer_range=0.5,
+    )
+    model = BertForQuestionAnswering(config)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    save_model(model, folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
+    return folder
+
+
 class Room:
     """A small model in each form, and what is made of it."""
 
     def __init__(self, folder: Path) -> None:
-        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *_WORDS.split(), *map(chr, range(97, 123))]
-        config = BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=64,
-            initializer_range=0.5,
-        )
-        model = BertForQuestionAnswering(config)
-        model.reset_parameters(torch.Generator().manual_seed(0))
-        self.folder = save_model(model, folder / "whole")
-        (self.folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
+        words = (*_WORDS.split(), *map(chr, range(97, 123)))
+        self.folder = small_model(folder / "whole", words, max_position_embeddings=64)
         self.answerer = QuestionAnswerer.load(self.folder, window=48, stride=8)
         convert(self.folder, folder / "int8", int8=True)
         tensors = load_file(self.folder / "model.safetensors")

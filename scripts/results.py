@@ -6,9 +6,11 @@
     python scripts/results.py time run/best docs/results.json squad=dev-v1.1.json.gz --threads 1
     python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000
     python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --schedule SPEC
+    python scripts/results.py no-answer run/best docs/results.json squad=half-no-answer-dev.json
     python scripts/results.py show docs/results.json --plot docs/results.png
 
-Each row is `dtbert evaluate` with a budget, or, for measure and survival, with each --schedule instead. Rows that the
+Each row is `dtbert evaluate` with a budget, or, for measure, survival and no-answer, with each --schedule instead;
+no-answer needs questions with and without an answer, which scripts/split_squad.py makes. Rows that the
 JSON file has already, of the same weights, dtype and threads, are not measured again, so an interrupted run goes on;
 `time` measures all of its rows anew and replaces them. Processes that write different files may work side by side;
 `show` takes several files.
@@ -16,6 +18,7 @@ JSON file has already, of the same weights, dtype and threads, are not measured 
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -23,13 +26,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from results_report import draw, tables
 
 from dtbert.cli.options import describe_schedule, parse_schedule
 from dtbert.evaluation import (
     PreparedQuestions,
     SquadQuestion,
     check_readable,
+    evaluate,
     evenly_spaced,
     measure,
     read_squad,
@@ -37,7 +43,7 @@ from dtbert.evaluation import (
 from dtbert.files import write_whole
 from dtbert.model import LengthSchedule
 from dtbert.qa import QuestionAnswerer
-from dtbert.search import constant_ratio
+from dtbert.search import bootstrap_intervals, constant_ratio
 from dtbert.training.data import TrainingSet
 from dtbert.weights import resolve_source, weights_sha256
 
@@ -53,6 +59,8 @@ SCORERS = {
     "random": True,
 }
 _FIELDS = ("what", "questions", "count", "model_sha256", "dtype", "threads", "budget", "schedule")
+# These take each budget, or each schedule that is given instead, as it is.
+_ONE_BY_ONE = ("measure", "survival", "no-answer")
 _TIMED = 64
 _ROUNDS = 7
 
@@ -98,13 +106,49 @@ def measured(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], sch
     found = measure(answerer, questions, schedule)
     check_readable(found.unreadable)
     assert found.cost is not None
+    (interval,) = bootstrap_intervals([np.array([score.f1 for score in found.scores.per_question.values()])])
     return {
         "f1": round(found.scores.f1, 3),
+        "f1_interval": [round(bound, 3) for bound in interval],
         "exact_match": round(found.scores.exact_match, 3),
         "executed": round(found.cost.executed / found.cost.own_length, 4),
         "published": round(found.cost.published / found.cost.own_length, 4),
         "padded": round(found.cost.executed / found.cost.padded, 4),
         "questions_per_second": round(found.questions_per_second, 2),
+    }
+
+
+def no_answer(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
+    """How the margin of the best span tells questions with an answer from those without, and F1 at thresholds of it.
+
+    AUROC is the probability that a question with an answer has the greater margin of two, one of either kind.
+    """
+    if len({one.is_impossible for one in questions}) < 2:
+        raise ValueError(
+            "no-answer needs questions with and without an answer: scripts/split_squad.py makes such files"
+        )
+    found = measure(answerer, questions, schedule, no_answer=True, threshold=-math.inf)
+    check_readable(found.unreadable)
+    assert found.scores.has_answer is not None
+    best, texts, margins = found.best["f1"], found.predictions, found.margins
+
+    def at(threshold: float) -> float:
+        answers = {key: text if margins[key] >= threshold else "" for key, text in texts.items()}
+        return round(evaluate(questions, answers).f1, 3)
+
+    own = np.array([margins[one.id] for one in questions if not one.is_impossible])
+    other = np.sort([margins[one.id] for one in questions if one.is_impossible])
+    below = np.searchsorted(other, own, "left") + np.searchsorted(other, own, "right")
+    return {
+        "auroc": round(float(below.mean()) / 2 / len(other), 4),
+        "f1_of_answerable": round(found.scores.has_answer.f1, 3),
+        "f1_best": round(best.score, 3),
+        "threshold_best": round(best.threshold, 3),
+        "f1_at_0": at(0.0),
+        "f1_own": at(answerer.threshold),
+        "threshold_own": answerer.threshold,
+        "kept_at_best": round(float((own >= best.threshold).mean()), 4),
+        "left_out_at_best": round(float((other < best.threshold).mean()), 4),
     }
 
 
@@ -137,9 +181,9 @@ def competitors(
         for given in schedules:
             yield what, None, given
         return
-    if what in ("measure", "survival"):
+    if what in _ONE_BY_ONE:
         for budget, schedule in chosen(answerer, budgets):
-            if what == "measure" or schedule is not None:
+            if what != "survival" or schedule is not None:
                 yield what, budget, schedule
         return
     # Tokenized once, for the schedules that are tried differ in their lengths alone.
@@ -213,7 +257,8 @@ def time_schedules(
 def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     answerer = QuestionAnswerer.load(arguments.model, dtype=getattr(torch, arguments.dtype))
-    schedules = [parse_schedule(spec, "--schedule") for spec in getattr(arguments, "schedule", [])]
+    given = [parse_schedule(spec, "--schedule") for spec in getattr(arguments, "schedule", [])]
+    schedules = [schedule.resolve(answerer.own_scorer) for schedule in given]
     if answerer.front is None and arguments.what != "scorers" and not schedules:
         raise ValueError(f"{arguments.model} has no schedules.json: make one with `dtbert search`")
     rows = load(arguments.json)
@@ -239,59 +284,15 @@ def run(arguments: argparse.Namespace) -> None:
             row = {"what": what, **about, "budget": budget, "schedule": plain(schedule)}
             if key(row) in map(key, rows):
                 continue
-            measure = survival if what == "survival" else measured
-            record(row | measure(answerer, questions, schedule), schedule)
+            find = {"survival": survival, "no-answer": no_answer}.get(what, measured)
+            record(row | find(answerer, questions, schedule), schedule)
 
 
 def show(arguments: argparse.Namespace) -> None:
     rows = [row for path in arguments.json for row in load(path)]
-    schedule = ("scorer", "length_config")
-    for what, columns in (
-        (
-            "measure",
-            ("questions", "dtype", "budget", *schedule, "f1", "exact_match", "executed", "published", "padded"),
-        ),
-        ("searched", ("questions", "count", "budget", "f1", "executed")),
-        ("constant", ("questions", "count", "budget", "f1", "executed")),
-        ("scorers", ("questions", "count", "budget", "scorer", "keep_question", "f1", "executed")),
-        ("survival", ("questions", "budget", *schedule, "windows", "left")),
-        ("time", ("threads", "dtype", "budget", "executed", "time", "time_per_macs_saved", "questions_per_second")),
-    ):
-        picked = [
-            {**(row["schedule"] or {}), **row, "model": row["model_sha256"][:8]} for row in rows if row["what"] == what
-        ]
-        if picked:
-            columns = ("model", *columns)
-            print(f"\n{what}\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-            for row in picked:
-                print(f"| {' | '.join(str(row.get(column)) for column in columns)} |")
+    print(tables(rows))
     if arguments.plot is not None:
         draw(rows, arguments.plot)
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """F1 against executed MACs at the budgets, a line per question file, in the dtype that was measured first."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [row for row in rows if row["what"] == "measure" and row["budget"] is not None]
-    rows = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
-    if len(models := {row["model_sha256"][:8] for row in rows}) > 1:
-        raise ValueError(f"there are rows of several models ({', '.join(sorted(models))}): draw one model's file")
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
-    names = {"squad": "SQuAD 1.1, development", "reddit": "Reddit", "amazon": "Amazon reviews"}
-    for color, (name, label) in zip(("#0072B2", "#E69F00", "#009E73"), names.items(), strict=True):
-        points = sorted((row["executed"], row["f1"]) for row in rows if row["questions"] == name)
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", color=color, label=label)
-    axes.set_xlabel("executed multiply-accumulates, part of the full model's at each text's own length")
-    axes.set_ylabel("F1")
-    axes.grid(color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=160)
 
 
 def name_and_file(text: str) -> tuple[str, str]:
@@ -304,13 +305,14 @@ def name_and_file(text: str) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="what", required=True)
-    for name in ("measure", "baseline", "scorers", "survival", "time"):
+    for name in ("measure", "baseline", "scorers", "survival", "no-answer", "time"):
         one = actions.add_parser(name)
         one.add_argument("model")
         one.add_argument("json", type=Path)
         one.add_argument("questions", nargs="+", type=name_and_file, metavar="NAME=FILE")
-        one.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS))
-        if name in ("measure", "survival"):
+        # Whether there is an answer is asked at full length, unless said otherwise.
+        one.add_argument("--budgets", type=float, nargs="+", default=[1.0] if name == "no-answer" else list(BUDGETS))
+        if name in _ONE_BY_ONE:
             one.add_argument("--schedule", action="append", default=[], metavar="SPEC", help="as `dtbert evaluate`'s")
         one.add_argument("--limit", type=int, help="questions of each file, evenly spread")
         one.add_argument("--threads", type=int, default=1)

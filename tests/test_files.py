@@ -106,7 +106,7 @@ def test_file_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path, monkeypatc
 
 def test_missing_folder_is_named_and_not_made(tmp_path: Path) -> None:
     path = tmp_path / "no" / "a.json"
-    with pytest.raises(FileNotFoundError, match=f"cannot write {path}: .*No such file or directory: '{path}'$"):
+    with pytest.raises(FileNotFoundError, match=f"cannot write {path}: No such file or directory$"):
         write_whole(path, "text")
     assert names(tmp_path) == []
 
@@ -171,7 +171,10 @@ def test_folder_that_cannot_be_filled_leaves_nothing(tmp_path: Path, error: Base
     with pytest.raises(kind) as caught, new_folder(path) as folder:
         write_some(folder / "a", error)
     if kind is OSError:
-        assert str(caught.value) == f"cannot write {path}: {error}"
+        reason = (
+            str(error) if isinstance(error, ValueError) else "No space left: make room, then give the command again"
+        )
+        assert str(caught.value) == f"cannot write {path}: {reason}"
     assert names(tmp_path) == []
 
 

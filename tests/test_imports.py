@@ -46,7 +46,7 @@ def test_module_imports_only_rooms_below_it(path: Path) -> None:
     here = room(path.relative_to(PACKAGE).parts)
     imports = imported_modules(path)
     assert not {name for name in imports if name.split(".")[0] == "transformers"}
-    if here == "__init__":
+    if here in ("__init__", "__main__"):
         return
     assert here in RANKS, f"{path} is in no room of the architecture"
     for name in imports:
@@ -69,6 +69,26 @@ def test_import_of_dtbert_loads_neither_triton_nor_transformers() -> None:
     # A GPU build of torch may import triton itself: compare with what torch alone loads.
     alone = run("import sys, torch" + listed)
     assert run("import sys, dtbert; dtbert.QuestionAnswerer; dtbert.load_model" + listed) == alone
+
+
+def test_triton_need_not_be_there() -> None:
+    blocker = (
+        "import importlib.abc, sys\n"
+        "class Blocker(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'triton': raise ModuleNotFoundError('blocked', name=name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+    )
+    used = (
+        "import dtbert\n"
+        "half = dtbert.LengthSchedule.ratios([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])\n"
+        "print(dtbert.QuestionAnswerer.load()('Who wrote it?', 'Ada wrote it.', schedule=half).text)\n"
+        "try: dtbert.load_model(backend='triton')\n"
+        "except ValueError as error: print(error)\n"
+    )
+    answer, error = run(blocker + used).splitlines()
+    assert answer == "Ada"
+    assert "pip install 'dtbert[triton]'" in error
 
 
 def run(code: str) -> str:

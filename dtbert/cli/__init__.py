@@ -10,11 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dtbert import __version__
 from dtbert.cli import answer, build, convert, evaluate, profile, search, train
 from dtbert.cli.output import printable
+from dtbert.files import reason_of
 
 _DESCRIPTION = """\
 Question answering with a BERT that drops tokens between layers, to fit any
@@ -29,6 +30,13 @@ example:
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            # The command's own help has its options.
+            parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"dtbert: error: {message} (see `{self.prog} --help`)\n")
 
@@ -57,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.add_arguments(one)
-        one.set_defaults(run=command.run)
+        one.set_defaults(run=command.run, parser=one)
     return parser
 
 
@@ -115,6 +123,8 @@ def _forget_output() -> None:
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, IsADirectoryError) and error.filename is not None:
+        return f"{error.filename} is a folder: name a file in it"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {reason_of(error)}" if error.filename is not None else reason_of(error)
     return str(error) or type(error).__name__

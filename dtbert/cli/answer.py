@@ -1,11 +1,10 @@
 """`dtbert answer`: one question about one text, or a file of them."""
 
 import argparse
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dtbert.cli import batch
+from dtbert.cli import batch, stream
+from dtbert.cli.contexts import given_contexts
 from dtbert.cli.options import (
     QUIET_HELP,
     SCHEDULE_HELP,
@@ -17,15 +16,15 @@ from dtbert.cli.options import (
     positive,
 )
 from dtbert.cli.output import print_json
-from dtbert.files import naming, utf8
 
 if TYPE_CHECKING:
     from dtbert.qa import Answer
 
 SUMMARY = "answer a question about a text, or a file of questions"
 DESCRIPTION = """\
-Answer a question by a span of a text, or of the best of several texts; or a
-file of questions, one JSON object a line, such as
+Answer a question by a span of a text, or of the best of several texts, such as
+those of a folder (.txt, .text, .md, .rst); or a file of questions, one JSON
+object a line, such as
   {"id": 7, "question": "Who wrote it?", "context": "Ada Lovelace wrote it."}
 or an array of such objects, CSV or TSV whose first line names these columns, or
 Parquet (where pyarrow is installed); each but the last may be a .gz.
@@ -35,7 +34,8 @@ Each line of --input gives one line of --output, in the same order: "line"
 "id" if there is one, and "answer", "start", "end", "score" and "margin", or
 "error". Blank lines and other fields are passed over. After an interruption the
 same command goes on where it stopped; the file OUTPUT.settings.json is how it
-knows that it is the same.
+knows that it is the same. With - for either, questions come from stdin, as
+lines, or answers go to stdout; then nothing is kept to go on with.
 
 "start" and "end" count characters of the context from 0; "end" is the first
 one after the answer. "score" is the answer's probability among all spans and
@@ -47,56 +47,62 @@ exit status: 0 all answered, 1 some lines failed, 2 wrong usage or bad input
 EXAMPLES = f"""\
 examples:
   dtbert answer --question "Who wrote it?" --context "Ada Lovelace wrote it."
-  dtbert answer --question "Who wrote it?" --context letter.txt --top 3
-  dtbert answer --question "Who wrote it?" --context letters/*.txt --no-answer
+  dtbert answer --question "Who wrote it?" --file letter.txt --top 3
+  dtbert answer --question "Who wrote it?" --file letters/ --no-answer
   dtbert answer --question "Who wrote it?" --context - < letter.txt \\
-    --schedule 1,1,0.9,0.6,0.4,0.2 --scorer cls
+    --schedule 0.8,0.7,0.6,0.4,0.2,0.1
   dtbert answer --input questions.jsonl --output answers.jsonl --budget 0.5
+  cat questions.jsonl | dtbert answer --input - --output - | jq .answer
 
 {SCHEDULE_HELP}"""
 
-_FILE_ENDINGS = (".txt", ".md", ".json", ".jsonl", ".html")
 _MARGIN = 50  # characters of context shown on each side of an answer
+_MOST_NAMED = 60  # characters of a text that names itself
+_ONE, _MANY = ("question", "context", "file", "text"), ("input", "output")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     one = parser.add_argument_group("one question")
     one.add_argument("--question", metavar="Q", help="the question")
-    context = "a file in UTF-8, or the text itself, or - for stdin; of several the best answers of all"
-    one.add_argument("--context", metavar="FILE|TEXT|-", nargs="+", help=context)
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    context = "a file in UTF-8, a folder of them, the text itself, or - for stdin"
+    best = "; of several the best answers of all"
+    one.add_argument("--context", metavar="FILE|TEXT|-", **several, help=context + best)
+    one.add_argument("--file", metavar="FILE|-", **several, help="the same, but never the text itself")
+    one.add_argument("--text", metavar="TEXT", **several, help="the same, but always the text itself")
     many = parser.add_argument_group("many questions")
-    many.add_argument("--input", metavar="FILE", help="questions, as above")
-    many.add_argument("--output", metavar="FILE", help="answers, one JSON object a line")
+    many.add_argument("--input", metavar="FILE|-", help="questions, as above")
+    many.add_argument("--output", metavar="FILE|-", help="answers, one JSON object a line")
     many.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="the K best answers, of different texts")
     parser.add_argument("--overlap", action="store_true", help="they may share words with better ones")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object (--output holds JSON in any case)")
     add_model_options(parser)
     add_answer_options(parser)
     add_schedule_options(parser, budget=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    one = (arguments.question, arguments.context)
-    many = (arguments.input, arguments.output)
     check_threshold_is_used(arguments, arguments.no_answer)
-    if None not in one and many == (None, None):
+    one, many = ([name for name in names if getattr(arguments, name) is not None] for names in (_ONE, _MANY))
+    if not many and len(one) > 1 and "question" in one:
         return _answer_one(arguments)
-    if None not in many and one == (None, None):
-        if arguments.json:
-            raise ValueError("--json is for one question: --output holds JSON in any case")
-        return batch.run(arguments)
-    raise ValueError("give either --question and --context, or --input and --output (see `dtbert answer --help`)")
+    if not one and len(many) == 2:
+        streams = stream.STREAM in (arguments.input, arguments.output)
+        return stream.run(arguments) if streams else batch.run(arguments)
+    raise ValueError(
+        "give either --question and --context (or --file, --text), or --input and --output (see `dtbert answer --help`)"
+    )
 
 
 def _answer_one(arguments: argparse.Namespace) -> int:
-    contexts = {argument: read_context(argument) for argument in arguments.context}
+    contexts = given_contexts(arguments)
     answerer, schedule = load_for_schedule(arguments)
     asking = batch.asking(arguments, schedule)
     found: list[tuple[str | None, Answer]]
     if len(contexts) == 1:
-        ((name, context),) = contexts.items()
-        found = [(name, answer) for answer in answerer.top(arguments.question, context, arguments.top, **asking)]
+        ((only, context),) = contexts.items()
+        found = [(only, answer) for answer in answerer.top(arguments.question, context, arguments.top, **asking)]
     else:
         documents = answerer.answer_documents(arguments.question, contexts, arguments.top, **asking)
         found = [(one.document, one.answer) for one in documents]
@@ -109,36 +115,13 @@ def _answer_one(arguments: argparse.Namespace) -> int:
         text = _shown(answer.text) or "(no answer)"
         print(f"{rank}. {text}" if arguments.top > 1 else text)
         place = f", characters {answer.start} to {answer.end}" if answer.text else ""
-        print(f"   score {answer.score:.3g}{place}" + (f" of {_shown(name)}" if several and name is not None else ""))
+        if several and name is not None:
+            # A text is its own name.
+            place += f' of "{_shown(name[:_MOST_NAMED])}"' if contexts[name] == name else f" of {_shown(name)}"
+        print(f"   score {answer.score:.3g}{place}")
         if name is not None and answer.text:
             print(f"   {excerpt(contexts[name], answer.start, answer.end)}")
     return 0
-
-
-def read_context(argument: str) -> str:
-    """The text that ``--context`` stands for.
-
-    Raises:
-        ValueError: it looks like a path but nothing is there, or what is there is not UTF-8.
-        OSError: the file cannot be read.
-    """
-    if argument == "-":
-        return _decode("stdin", sys.stdin.buffer.read())
-    try:
-        exists = argument != "" and Path(argument).exists()
-    except (OSError, ValueError):  # too long for a path, or characters that a path cannot hold
-        exists = False
-    if exists:
-        return _decode(argument, Path(argument).read_bytes())
-    one_word = not any(character.isspace() for character in argument)
-    if argument.lower().endswith(_FILE_ENDINGS) or (one_word and ("/" in argument or "\\" in argument)):
-        raise ValueError(f"--context {argument!r} looks like a file, and there is none (a text like this: --context -)")
-    return argument
-
-
-def _decode(name: str, raw: bytes) -> str:
-    with naming(name):
-        return utf8(raw)
 
 
 def excerpt(context: str, start: int, end: int) -> str:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from dtbert.qa import Answer, QuestionAnswerer
     from dtbert.qa.calls import Asking
 
-# Questions go through the model a chunk at a time. Where chunks end is counted from the start of the file, so that a
-# continued run makes the same batches as an unbroken one, and with them the same digits.
-CHUNK_LINES = 1024
-CHUNK_CHARACTERS = 500_000
+# Questions go through the model a chunk at a time, about what one batch holds: an interruption costs no more. Where
+# chunks end is counted from the start of the file, so that a continued run makes the same batches as an unbroken one,
+# and with them the same digits.
+CHARACTERS_PER_TOKEN = 4  # as English has them
+_SPECIAL_TOKENS = 3  # around each question
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,13 @@ def run(arguments: argparse.Namespace) -> int:
             write_whole(_settings_path(output), json.dumps(settings) + "\n")
         sink.truncate(done.size)
         failed = done.failed
+        left = remaining(questions.lines(), done.lines, CHARACTERS_PER_TOKEN * answerer.batch_tokens)
+        if done.lines and not arguments.quiet:
+            left = _saying_again(left, done.lines, total)
         with tqdm(total=total, initial=done.lines, unit="q", disable=arguments.quiet or None) as bar:
-            for line, fields in results(answerer, questions, done.lines, arguments.top, asking(arguments, schedule)):
+            for line, fields in results(answerer, left, arguments.top, asking(arguments, schedule)):
                 files.check()
-                sink.write(_dump(line, fields))
+                sink.write(dump(line, fields))
                 sink.flush()
                 if "error" in fields:
                     failed += 1
@@ -140,18 +145,37 @@ def _model_sha256(model: Path, answerer: "QuestionAnswerer") -> str:
     return text_sha256(f"{weights_sha256(model)}{config}{tokenizer}")
 
 
-def chunks(lines: Iterator[Line]) -> Iterator[list[Line]]:
-    """The lines in lists of bounded size, cut at the same places whenever the file is read."""
+def chunks(lines: Iterator[Line], most: int) -> Iterator[list[Line]]:
+    """The lines in lists of at most so many characters, or of one line, cut at the same places in each run."""
     chunk: list[Line] = []
     characters = 0
     for line in lines:
-        chunk.append(line)
-        characters += len(line.question) + len(line.context)
-        if len(chunk) == CHUNK_LINES or characters >= CHUNK_CHARACTERS:
+        size = len(line.question) + len(line.context) + CHARACTERS_PER_TOKEN * _SPECIAL_TOKENS
+        if chunk and characters + size > most:
             yield chunk
             chunk, characters = [], 0
+        chunk.append(line)
+        characters += size
     if chunk:
         yield chunk
+
+
+def remaining(lines: Iterator[Line], done: int, most: int) -> Iterator[tuple[list[Line], int]]:
+    """The chunks that hold lines after the first ``done`` ones, and how many before these each holds."""
+    for chunk in chunks(lines, most):
+        if done < len(chunk):
+            yield chunk, done
+        done = max(0, done - len(chunk))
+
+
+def _saying_again(left: Iterator[tuple[list[Line], int]], done: int, total: int) -> Iterator[tuple[list[Line], int]]:
+    """The same chunks; says what is there, and what of it goes through the model again, if there is more to do."""
+    first = next(left, None)
+    if first is None:
+        return iter(())
+    again = f"{first[1]} of them once more, in one batch with the next" if first[1] else "none of them once more"
+    print(f"dtbert: going on after {done:,} of {total:,} lines, {again}", file=sys.stderr)
+    return chain([first], left)
 
 
 def asking(arguments: argparse.Namespace, schedule: "LengthSchedule | None") -> "Asking":
@@ -170,13 +194,10 @@ def _other_answers(arguments: argparse.Namespace, threshold: float) -> dict[str,
 
 
 def results(
-    answerer: "QuestionAnswerer", questions: Questions, skip: int, top: int, asking: "Asking"
+    answerer: "QuestionAnswerer", left: Iterator[tuple[list[Line], int]], top: int, asking: "Asking"
 ) -> Iterator[tuple[Line, dict[str, Any]]]:
-    """Each line after the first ``skip`` ones, and the JSON fields of its answer, or of its error."""
-    for chunk in chunks(questions.lines()):
-        if skip >= len(chunk):
-            skip -= len(chunk)
-            continue
+    """Each line that is `remaining`, and the JSON fields of its answer, or of its error."""
+    for chunk, done in left:
         pairs = ((line.question, line.context) for line in chunk if line.error is None)
         answers = answerer.answer_many(pairs, top_k=top, errors="yield", **asking)
         for index, line in enumerate(chunk):
@@ -185,9 +206,8 @@ def results(
                 fields: dict[str, Any] = {"error": str(found)}
             else:
                 fields = answer_fields([found] if top == 1 else found, top)
-            if index >= skip:
+            if index >= done:
                 yield line, fields
-        skip = 0
 
 
 def answer_fields(
@@ -210,7 +230,8 @@ def answer_fields(
     return {**fields[0], "answers": fields} if top > 1 else fields[0]
 
 
-def _dump(line: Line, fields: dict[str, Any]) -> bytes:
+def dump(line: Line, fields: dict[str, Any]) -> bytes:
+    """A line of the output."""
     fields = {"line": line.number, **({} if line.id is None else {"id": line.id}), **fields}
     try:
         return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
@@ -243,7 +264,8 @@ def progress(questions: Questions, output: Path) -> Progress:
 
 def _check_paths(source: Path, output: Path, model: str | None) -> None:
     if not source.is_file():
-        reason = "it is read more than once" if source.exists() else "there is none"
+        reason = "it is read more than once; - is stdin" if source.exists() else "there is none"
+        reason = "this is a folder, name a file in it" if source.is_dir() else reason
         raise ValueError(f"--input {source} must be a file: {reason}")
     check_output("--output", output, source, model=model)
     record = _settings_path(output)

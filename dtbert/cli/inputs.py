@@ -69,9 +69,8 @@ class Questions:
             if packed:
                 raise ValueError(f"{path} is Parquet inside gzip: unpack it first (gunzip)")
             return cls(path, "parquet", packed)
-        for beginning, what in _OTHERS.items():
-            if head.startswith(beginning):
-                raise ValueError(f"{path} is {what}")
+        if (other := other_kind(head)) is not None:
+            raise ValueError(f"{path} is {other}")
         return cls(path, _kind_of(path, head), packed)
 
     def survey(self) -> tuple[str, int]:
@@ -94,6 +93,11 @@ class Questions:
                 yield from enumerate((Json(item) for item in Json.parse(file.read()).of(list)), start=1)
             else:
                 yield from enumerate(map(Json, _table_rows(file, self.kind)), start=1)
+
+
+def other_kind(head: bytes) -> str | None:
+    """What a file is that holds no text as it is, by its first bytes, and what to do with it; else None."""
+    return next((what for beginning, what in _OTHERS.items() if head.startswith(beginning)), None)
 
 
 def parse_line(number: int, raw: bytes) -> Line:

@@ -2,23 +2,27 @@
 
 import argparse
 import re
+import sys
+from collections.abc import Iterable
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtbert.cli.output import printable
 from dtbert.files import naming
 
 if TYPE_CHECKING:
-    from dtbert.model import LengthSchedule
+    from dtbert.model import LengthSchedule, OwnScorer
     from dtbert.qa import QuestionAnswerer
 
 REVISION_HELP = "branch, tag or commit of a hub id"
 THREADS_HELP = "CPU threads (default: torch's choice)"
-QUIET_HELP = "no progress bar (there is none outside a terminal)"
+QUIET_HELP = "no progress bar (there is none outside a terminal), no notes of how far a run has come"
 
 WINDOW, STRIDE, MAX_ANSWER_TOKENS = 384, 128, 30
 _MOST_THREADS = 4096
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 SCHEDULE_HELP = """\
 schedules:
@@ -30,7 +34,9 @@ schedules:
     {"kind": "ratios", "length_config": [1, 1, 0.9, 0.6, 0.4, 0.2]}
   NAME, the scorer that chooses the tokens, is one of received,
   received_off_diagonal, received_max, cls, from_question, value_norm, answer,
-  overlap, answer_overlap, random; or a list of them with one per layer.
+  overlap, answer_overlap, random; or a function of yours, MODULE:FUNCTION, as
+  Python imports it from here; or a list of them with one per layer. A schedule
+  that names none takes the model's own, with the question kept where it does.
 """
 
 _LIST = re.compile(r"\s*[\[(]?[\d.,\s+\-eE]*[\])]?\s*")
@@ -89,7 +95,9 @@ def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = Fals
             help="the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5",
         )
     group.add_argument("--schedule", metavar="SPEC", help="how many tokens stay after each layer (default: all)")
-    group.add_argument("--scorer", metavar="NAME", help="which tokens stay (default: received, or the schedule's own)")
+    group.add_argument(
+        "--scorer", metavar="NAME", help="which tokens stay (default: the schedule's own, or the model's)"
+    )
     group.add_argument("--keep-cls", action="store_true", help="always keep the first token")
     group.add_argument("--keep-question", action="store_true", help="keep the question before the context")
 
@@ -125,11 +133,13 @@ def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
     """
     changes: dict[str, Any] = {}
     if arguments.scorer is not None:
-        names = [name.strip() for name in arguments.scorer.split(",")]
+        names = known_scorers("--scorer", arguments.scorer)
         changes["scorer"] = names[0] if len(names) == 1 else tuple(names)
     changes |= {name: True for name in ("keep_cls", "keep_question") if getattr(arguments, name)}
     if arguments.schedule is None:
-        if changes:
+        # A budget's schedule may name a function that has to be known first.
+        of_budget = getattr(arguments, "budget", None) is not None and set(changes) == {"scorer"}
+        if changes and not (of_budget and all(":" in name for name in names)):
             option = next(iter(changes)).replace("_", "-")
             raise ValueError(
                 f"--{option} says which tokens stay: it needs --schedule, which says how many; a budget's schedule has "
@@ -137,6 +147,45 @@ def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
             )
         return None
     return replace(parse_schedule(arguments.schedule), **changes)
+
+
+def known_scorers(option: str, given: str) -> list[str]:
+    """The names of a list; of each that is a ``MODULE:FUNCTION`` the function is imported and registered.
+
+    Raises:
+        ValueError: it cannot be imported, or is no function; the message names the option.
+    """
+    from dtbert.model import available_scorers, register_scorer
+
+    names = [name.strip() for name in given.split(",")]
+    for name in (one.partition("+")[0] for one in names):
+        if ":" in name and name not in available_scorers():
+            with naming(f"{option} {name}"):
+                register_scorer(name, _imported(*name.split(":", 1)))
+    return names
+
+
+def _imported(module: str, function: str) -> Any:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = import_module(module)
+    except Exception as error:
+        advice = "; name a module as Python imports it, without .py" if module.endswith(".py") else ""
+        raise ValueError(f"cannot import {module!r}: {type(error).__name__}: {error}{advice}") from error
+    if not hasattr(found, function):
+        raise ValueError(f"{module!r} ({getattr(found, '__file__', 'built in')}) has no {function!r}")
+    return getattr(found, function)
+
+
+def resolved(schedules: "Iterable[LengthSchedule]", own: "OwnScorer", *, quiet: bool = False) -> "list[LengthSchedule]":
+    """The schedules as the model runs them; a line on stderr says by what, where they do not say it themselves."""
+    given = list(schedules)
+    if not quiet and any(one.scorer is None for one in given):
+        scorer = own.scorer if isinstance(own.scorer, str) else ", ".join(own.scorer)
+        message = f"the schedule names no scorer: the model's own chooses, {scorer}"
+        print(printable(f"dtbert: {message}{', the question kept' * own.keep_question}"), file=sys.stderr)
+    return [one.resolve(own) for one in given]
 
 
 def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
@@ -212,17 +261,18 @@ def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer,
         check_budget(budget)
     answerer = load_answerer(arguments)
     if budget is not None:
-        return answerer, answerer.within_budget(budget).schedule
-    if schedule is not None:
-        schedule.check_layers(answerer.config.num_hidden_layers)
-    return answerer, schedule
+        schedule = answerer.within_budget(budget).schedule
+    if schedule is None:
+        return answerer, None
+    schedule.check_layers(answerer.config.num_hidden_layers)
+    return answerer, resolved([schedule], answerer.own_scorer)[0]
 
 
 def describe_schedule(schedule: "LengthSchedule | None") -> str:
     """A schedule in a few words: the ratios or lengths, the scorer, and what is always kept."""
     if schedule is None:
         return "everything"
-    scorer = schedule.scorer if isinstance(schedule.scorer, str) else ",".join(schedule.scorer)
+    scorer = ",".join(schedule.scorer) if isinstance(schedule.scorer, tuple) else schedule.scorer or "(the model's own)"
     kept = [name for name in ("cls", "question") if getattr(schedule, f"keep_{name}")]
     lengths = " ".join(repr(length).removesuffix(".0") for length in schedule.length_config)
     lengths += " tokens" if schedule.kind == "absolute" else ""

@@ -14,12 +14,13 @@ from dtbert.cli.options import (
     add_schedule_options,
     placement,
     positive,
+    resolved,
     schedule_of,
 )
 from dtbert.cli.output import check_output, print_json
 
 if TYPE_CHECKING:
-    from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
+    from dtbert.model import BertForQuestionAnswering, LengthSchedule, OwnScorer, PackedBatch
 
 SUMMARY = "time each step of a model against the limit of the device"
 DESCRIPTION = """\
@@ -86,7 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
     schedule = schedule_of(arguments)
     # The profiler's library reads this when torch is loaded; without it, it reports its own start on stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    model, batch = _prepare(arguments, seqlens, schedule)
+    model, batch = _prepare(arguments, seqlens)
+    if schedule is not None:
+        schedule.check_layers(model.config.num_hidden_layers)
+        (schedule,) = resolved([schedule], _own_scorer(arguments, model))
     _profile(arguments, model, batch, schedule)
     return 0
 
@@ -106,7 +110,7 @@ def _profile(
         forwards = profiling.profile_forwards(model, batch, schedules, arguments.repeats, bar.update)
     profile = profiling.Profile(
         profiling.describe("random weights" if arguments.size else arguments.model or "shipped model", model, batch),
-        profiling.measure_ceilings(model.device, model.dtype),
+        profiling.measure_ceilings(model.device, model.dtype, int8=model.int8),
         forwards[-1],
         None if schedule is None else forwards[0],
     )
@@ -120,9 +124,17 @@ def _profile(
         print(profiling.table(profile))
 
 
-def _prepare(
-    arguments: argparse.Namespace, seqlens: list[int], schedule: "LengthSchedule | None"
-) -> "tuple[BertForQuestionAnswering, PackedBatch]":
+def _own_scorer(arguments: argparse.Namespace, model: "BertForQuestionAnswering") -> "OwnScorer":
+    from dtbert.qa.budgets import own_scorer, schedules_of
+    from dtbert.weights import resolve_source
+
+    if arguments.size is not None:
+        return model.config.own_scorer
+    source = resolve_source(arguments.model, arguments.revision)
+    return own_scorer(schedules_of(source, model.config.num_hidden_layers), model.config)
+
+
+def _prepare(arguments: argparse.Namespace, seqlens: list[int]) -> "tuple[BertForQuestionAnswering, PackedBatch]":
     place = placement(arguments)
     from dtbert.profiling import check_device, random_batch, random_model
     from dtbert.weights import load_model
@@ -133,13 +145,11 @@ def _prepare(
         device, dtype = place["device"], place["dtype"]
         model = random_model(*arguments.size, device=device, dtype=dtype, backend=arguments.backend)
     check_device(model.device)
-    if place["dtype"] not in (None, model.dtype):
+    if arguments.dtype != "int8" and place["dtype"] not in (None, model.dtype):
         print(
             f"dtbert: this CPU has no matrix instructions for {arguments.dtype}: it computes in float32",
             file=sys.stderr,
         )
-    if schedule is not None:
-        schedule.check_layers(model.config.num_hidden_layers)
     return model, random_batch(model.config, seqlens, model.device)
 
 

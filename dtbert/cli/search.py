@@ -3,11 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dtbert.cli.options import (
     QUIET_HELP,
@@ -15,21 +13,24 @@ from dtbert.cli.options import (
     add_window_options,
     describe_schedule,
     holds_many,
-    load_answerer,
+    known_scorers,
     other_windows,
     parse_schedule,
     positive,
+    resolved,
 )
 from dtbert.cli.output import check_output, print_json, printable
-from dtbert.cli.tasks import TASK_HELP, add_task_option, check_task_options, load_text_model, read_texts
-from dtbert.files import text_sha256
-from dtbert.pictures import check_matplotlib
+from dtbert.cli.search_subjects import SCORERS, TEXT_SCORERS, Subject, questions_of, texts_of
+from dtbert.cli.tasks import TASK_HELP, add_task_option
+from dtbert.files import differing, text_sha256
+from dtbert.pictures import check_picture
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from dtbert.model import LengthSchedule
-    from dtbert.model.bert import Bert
     from dtbert.qa import MeasuredSchedule, ScheduleFront
-    from dtbert.search import Evaluator, Search
+    from dtbert.search import Search
     from dtbert.search.plot import PublishedPoint
 
 SUMMARY = "find the schedules of a model that are worth their cost"
@@ -44,10 +45,14 @@ these: F1 of a schedule that was chosen on them is a little too high.
 Trials are kept in a study, by default in a SQLite file beside --out. The same
 command goes on where an interrupted one stopped, and a larger --trials adds to
 it; several processes with different --seed may work on one study, each with
-one thread unless --threads says otherwise. Constant ratios are tried first. A
-trial is given up when, on its first questions, a schedule that costs no more is
-clearly better. With --task the file has labelled texts, and the accuracy stands
-in the place of F1.
+one thread unless --threads says otherwise. What --start gives is tried first,
+and constant ratios, three for each scorer and choice of --keep-question: 36 by
+default. A trial is given up when, on its first questions, a schedule that costs
+no more is clearly better. Of schedules that cost the same to 0.5% those that
+are clearly worse are left out.
+
+With --task the file has labelled texts, and the accuracy stands in the place of
+F1.
 """
 EXAMPLES = f"""\
 examples:
@@ -60,13 +65,13 @@ examples:
 {TASK_HELP}"""
 
 _BASELINE = (0.95, 0.88, 0.8)
-_SCORERS = "received,cls,from_question,value_norm,answer,answer_overlap"
-_TEXT_SCORERS = "received,cls,value_norm"
 # What stands above the front, by what it is of; a label is right or wrong, without a second column.
 _HEADS = {
-    "F1": "   MACs    time    F1   95% interval     EM   kept after each layer, scorer",
-    "accuracy": "   MACs    time  acc.   95% interval   kept after each layer, scorer",
+    "F1": "    MACs    time     F1   95% interval     EM   kept after each layer, scorer",
+    "accuracy": "    MACs    time   acc.   95% interval   kept after each layer, scorer",
 }
+# What the names of settings stand for, where an option does not have the same name.
+_SHOWN = {"model_sha256": "the model's weights", "question_ids_sha256": "the questions"}
 _KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
 
 
@@ -74,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="questions in SQuAD 1.1's format, .json or .json.gz")
     add_task_option(parser)
     parser.add_argument("--out", metavar="FILE", required=True, help="where the schedules go, as JSON")
-    parser.add_argument("--plot", metavar="PNG", help="draw the front and all trials")
+    parser.add_argument("--plot", metavar="FILE", help="draw the front and all trials: .png, .pdf or .svg")
     parser.add_argument("--published", metavar="TSV", help="draw published points too: length_config, macs, f1")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
@@ -87,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--scorers",
         metavar="A,B",
-        help=f"(default: {_SCORERS.replace(',', ', ')}; with --task {_TEXT_SCORERS.replace(',', ', ')})",
+        help=f"names, or a MODULE:FUNCTION of yours (default: {SCORERS.replace(',', ', ')}; with --task "
+        f"{TEXT_SCORERS.replace(',', ', ')})",
     )
     group.add_argument(
         "--keep-question",
@@ -133,13 +139,18 @@ def run(arguments: argparse.Namespace) -> int:
     import optuna
 
     from dtbert.qa import write_schedules
+    from dtbert.qa.budgets import own_scorer, schedules_of
     from dtbert.search import naming_storage
     from dtbert.search.plot import plot_front
+    from dtbert.weights import resolve_source
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = _starts(arguments.start)
     # A schedules.json that is old or damaged is what the search may be there to replace.
-    subject = _questions(arguments) if arguments.task is None else _texts(arguments)
+    subject = questions_of(arguments) if arguments.task is None else texts_of(arguments)
+    if any(one.scorer is None for one in starts):
+        source, config = resolve_source(arguments.model, arguments.revision), subject.model.config
+        starts = resolved(starts, own_scorer(schedules_of(source, config.num_hidden_layers), config))
     with naming_storage(_storage(arguments)):
         search, front, published = _run(arguments, subject, starts)
         if errors := search.errors():
@@ -154,45 +165,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Subject(NamedTuple):
-    """What is searched on: a model and its questions or texts, in search order, and what a study is named by."""
-
-    model: "Bert"
-    questions: list[Any]
-    evaluator: "Callable[[], Evaluator]"
-    about: dict[str, Any]
-    scorers: str
-    keep_question: str
-
-
-def _questions(arguments: argparse.Namespace) -> _Subject:
-    from dtbert.evaluation import read_squad
-    from dtbert.search import QuestionEvaluator, in_search_order
-
-    questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
-    answerer = load_answerer(arguments, with_schedules=False)
-    evaluator = partial(QuestionEvaluator, answerer, questions)
-    return _Subject(answerer.model, questions, evaluator, {"window": answerer.window}, _SCORERS, "both")
-
-
-def _texts(arguments: argparse.Namespace) -> _Subject:
-    from dtbert.evaluation import PreparedTexts
-    from dtbert.search import TextEvaluator, in_search_order
-    from dtbert.text import TextClassifier
-
-    check_task_options(arguments)
-    if arguments.published is not None:
-        raise ValueError("--published is of answers to questions: it has no part in --task")
-    model = load_text_model(arguments, with_schedules=False)
-    if not isinstance(model, TextClassifier):
-        raise ValueError("--task searches the schedules of a classifier: train one with `dtbert train --task`")
-    data = read_texts([arguments.file], arguments.task, model.labels)
-    texts = PreparedTexts(model, data._replace(examples=in_search_order(data.examples)[: arguments.limit]))
-    keep = "no" if texts.data.examples[0].pair is None else "both"
-    about = {"task": arguments.task}
-    return _Subject(model.model, texts.data.examples, partial(TextEvaluator, texts), about, _TEXT_SCORERS, keep)
-
-
 def _storage(arguments: argparse.Namespace) -> str:
     from dtbert.search import sqlite_url
 
@@ -200,7 +172,7 @@ def _storage(arguments: argparse.Namespace) -> str:
 
 
 def _run(
-    arguments: argparse.Namespace, subject: _Subject, starts: "list[LengthSchedule]"
+    arguments: argparse.Namespace, subject: Subject, starts: "list[LengthSchedule]"
 ) -> "tuple[Search, ScheduleFront, list[PublishedPoint]]":
     """Search with a progress bar: the search, its front, and the published points to draw beside it."""
     from tqdm import tqdm
@@ -227,6 +199,7 @@ def _run(
                 published = read_published(arguments.published, subject.model.config, search.evaluator)
             bar.set_description("search")
             show()
+            _say_starts(arguments, search, bar)
             search.run(arguments.trials, show)
             bar.set_description("timing the front")
             return search, front_of(search, subject.questions, Path(arguments.file).name, model_sha256), published
@@ -236,22 +209,34 @@ def _run(
             raise
 
 
+def _say_starts(arguments: argparse.Namespace, search: "Search", bar: "tqdm[Any]") -> None:
+    """Say what comes before the sampler's own draws: it may be all that --trials allows."""
+    first, left = search.num_waiting(), arguments.trials - search.num_finished()
+    if arguments.quiet or not first or left <= 0:
+        return
+    draws = left - first if left > first else f"none, for --trials is {arguments.trials}"
+    text = f"{first} schedules come first, constant ratios and those of --start; then {arguments.sampler} draws {draws}"
+    bar.write(f"dtbert: {text}", file=sys.stderr)
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Say what is wrong with the options before the model is loaded."""
     try:
         import dtbert.search
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
-    if arguments.plot is not None:
-        check_matplotlib("search")
-    for option, ending in (("out", ".json"), ("plot", ".png")):
+    for option in ("out", "plot"):
         given = getattr(arguments, option)
         if given is not None:
             sources = (arguments.file, arguments.published)
             check_output(f"--{option}", Path(given), *sources, model=arguments.model)
-            if not given.endswith(ending):
-                raise ValueError(f"--{option} {given}: the ending must be {ending}")
+    if not arguments.out.endswith(".json"):
+        raise ValueError(f"--out {arguments.out}: the ending must be .json")
+    if arguments.plot is not None:
+        check_picture(Path(arguments.plot), "search")
     _check_replaced(Path(arguments.out))
+    if arguments.scorers is not None:
+        known_scorers("--scorers", arguments.scorers)  # of which a --start may have one
     if arguments.published is not None and arguments.plot is None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:
@@ -269,12 +254,30 @@ def _check_replaced(out: Path) -> None:
         raise FileExistsError(f"--out {out} is there already and holds no schedules: name another file, or remove it")
 
 
+def _check_same(out: Path, settings: dict[str, Any]) -> None:
+    """Raise FileExistsError if there is a front that other settings made; one that is damaged may be replaced."""
+    from dtbert.qa import read_schedules
+
+    try:
+        front = read_schedules(out)
+    except (FileNotFoundError, ValueError):
+        return
+    before = {"model_sha256": front.model_sha256, "question_ids_sha256": front.question_ids_sha256, **front.settings}
+    names = [name for name in differing(before, settings) if front.settings or name in before]
+    if names:
+        shown = ", ".join(_SHOWN.get(name, name) for name in names)
+        raise FileExistsError(
+            f"--out {out} holds schedules that were searched with other settings ({shown}): name another file, or "
+            "remove that one"
+        )
+
+
 def _search(
-    arguments: argparse.Namespace, subject: _Subject, model_sha256: str, starts: "list[LengthSchedule]"
+    arguments: argparse.Namespace, subject: Subject, model_sha256: str, starts: "list[LengthSchedule]"
 ) -> "Search":
     from dtbert import search as room
 
-    scorers = tuple(name.strip() for name in (arguments.scorers or subject.scorers).split(","))
+    scorers = tuple(known_scorers("--scorers", arguments.scorers or subject.scorers))
     keeps = arguments.keep_question or subject.keep_question
     num_layers, keep_question = subject.model.config.num_hidden_layers, _KEEP_QUESTION[keeps]
     settings: dict[str, Any] = {
@@ -290,6 +293,7 @@ def _search(
     if arguments.objective == "latency":
         # Times of different devices do not compare.
         settings |= {"device": str(subject.model.device), "threads": arguments.threads}
+    _check_same(Path(arguments.out), settings)
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
         room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
@@ -353,7 +357,8 @@ def _row(entry: "MeasuredSchedule", measure: str) -> str:
     scores = f"{entry.f1:5.2f}  {low:5.1f} to {high:5.1f}"
     if measure == "F1":
         scores += f"  {entry.exact_match:5.2f}"
-    return f"  {entry.macs_fraction:5.3f}{time:7.3f}  {scores}   {describe_schedule(entry.schedule)}"
+    # Rounded up, so that what is read here is a budget that suffices.
+    return f"  {entry.least_budget:6.4f}{time:8.3f}  {scores}   {describe_schedule(entry.schedule)}"
 
 
 def _range(text: str) -> tuple[float, float]:

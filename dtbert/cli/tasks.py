@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtbert.cli.options import MAX_ANSWER_TOKENS, STRIDE, WINDOW, describe_schedule, placement, schedule_of
+from dtbert.cli.options import MAX_ANSWER_TOKENS, STRIDE, WINDOW, describe_schedule, placement, resolved, schedule_of
 from dtbert.cli.output import check_output, print_json, printable
 from dtbert.files import write_whole
 
@@ -40,12 +40,10 @@ def add_task_option(parser: Any) -> None:
 
 
 def check_task_options(arguments: argparse.Namespace) -> None:
-    """Raise ValueError for an option that says something of questions alone, and where there is no model."""
+    """Raise ValueError for an option that says something of questions alone."""
     for name, default in _OF_QUESTIONS.items():
         if getattr(arguments, name, default) != default:
             raise ValueError(f"--{name.replace('_', '-')} is of questions and windows: it has no part in --task")
-    if arguments.model is None:
-        raise ValueError("--task needs --model: the model inside dtbert answers questions, and labels no texts")
 
 
 def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) -> "TextClassifier | SentenceEncoder":
@@ -53,6 +51,8 @@ def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) 
     from dtbert.text import SentenceEncoder, TextClassifier
     from dtbert.weights import has_classifier, resolve_source
 
+    if arguments.model is None:
+        raise ValueError("--task needs --model: the model inside dtbert answers questions, and labels no texts")
     placed = placement(arguments)
     source = resolve_source(arguments.model, placed.pop("revision"))
     if has_classifier(source):
@@ -102,6 +102,9 @@ def evaluate_task(arguments: argparse.Namespace) -> int:
     model = load_text_model(arguments)
     if arguments.budget is not None:
         schedule = _within_budget(arguments, model, schedule)
+    if schedule is not None:
+        schedule.check_layers(model.config.num_hidden_layers)
+        (schedule,) = resolved([schedule], model.own_scorer)
     labels = model.labels if isinstance(model, TextClassifier) else None
     data = read_texts([arguments.file], arguments.task, labels, arguments.limit)
     texts = PreparedTexts(model, data)

@@ -15,7 +15,7 @@ from dtbert.cli.options import (
     SCHEDULE_HELP,
     THREADS_HELP,
     add_window_options,
-    describe_schedule,
+    known_scorers,
     parse_schedule,
     positive,
     threads,
@@ -74,7 +74,8 @@ _NO_PART = {"prediction": "match_attention", "intermediate": "temperature"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="SOURCE", required=True, help="where to start: a hub id, a folder or a file")
+    start = "where to start: a hub id, a folder or a file (default: the one inside dtbert)"
+    parser.add_argument("--model", metavar="SOURCE", help=start)
     parser.add_argument("--revision", metavar="R", help=REVISION_HELP)
     add_task_option(parser)
     files: dict[str, Any] = {"metavar": "FILE", "nargs": "+", "action": "extend"}
@@ -160,7 +161,7 @@ def _options(arguments: argparse.Namespace) -> TrainingOptions:
     if arguments.length_drop:
         dropping = _given(arguments, LengthDrop)
         if "scorers" in dropping:
-            dropping["scorers"] = tuple(name.strip() for name in arguments.scorers.split(","))
+            dropping["scorers"] = tuple(known_scorers("--scorers", arguments.scorers))
         if "ratio_bound" in dropping:
             dropping["ratio_bound"] = _ratio_bound(arguments.ratio_bound)
         length_drop = LengthDrop(**dropping)
@@ -197,17 +198,16 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Tr
     options = _options(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    parsed = (parse_schedule(spec, "--eval-schedule") for spec in arguments.eval_schedule or [])
-    schedules = {describe_schedule(one): one for one in parsed}
+    parsed = [parse_schedule(spec, "--eval-schedule") for spec in arguments.eval_schedule or []]
     source = resolve_source(arguments.model, arguments.revision)
     make = question_parts if arguments.task is None else text_parts
-    parts = make(arguments, options, source, schedules, rank)
+    parts = make(arguments, options, source, parsed, rank)
     folder = None
     if rank == 0:
         run = {
             **_identity(arguments, options),
             **parts.known_by,
-            "eval_schedule": [schedule.to_dict() for schedule in schedules.values()],
+            "eval_schedule": [schedule.to_dict() for schedule in parts.schedules.values()],
             "model_sha256": _weights_digest(parts.model),
             "teacher_sha256": None if parts.teacher is None else _weights_digest(parts.teacher.model),
         }

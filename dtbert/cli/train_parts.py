@@ -2,11 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dtbert.cli.options import describe_schedule, resolved
 from dtbert.cli.output import printable
 from dtbert.cli.tasks import check_task_options, read_texts, warn
 from dtbert.files import text_sha256
@@ -27,23 +29,44 @@ class TrainerParts(NamedTuple):
 
     model: "BertForQuestionAnswering | BertForSequenceClassification"
     data: "TrainingData"
+    schedules: "dict[str, LengthSchedule]"
     evaluate: "Measure | None"
     teacher: "Teacher | None"
     known_by: dict[str, str]
 
 
-def _check_layers(options: TrainingOptions, schedules: "Mapping[str, LengthSchedule]", config: "BertConfig") -> None:
+def _eval_schedules(
+    parsed: "Sequence[LengthSchedule]", options: TrainingOptions, config: "BertConfig", rank: int
+) -> "dict[str, LengthSchedule]":
+    """The schedules that the model is measured with, by their names; ValueError where one is for other layers."""
     if options.length_drop is not None:
         options.length_drop.bounds(config.num_hidden_layers)
-    for schedule in schedules.values():
+    for schedule in parsed:
         schedule.check_layers(config.num_hidden_layers)
+    return {describe_schedule(one): one for one in resolved(parsed, config.own_scorer, quiet=rank > 0)}
+
+
+def _own_scorer(options: TrainingOptions, source: Path, config: "BertConfig") -> dict[str, Any]:
+    """What the models of the run will drop by where a schedule names no scorer, as fields of their config.
+
+    The one that they learn by; where they learn by none, or by several, that of the model they start from, or none.
+    """
+    from dtbert.qa.budgets import schedules_of
+    from dtbert.training.length_drop import ratios_by
+
+    if options.length_drop is None:
+        front = schedules_of(source, config.num_hidden_layers)
+        return {} if front is None or front.own_scorer is None else front.own_scorer._asdict()
+    learnt = {ratios_by(name, [1.0]) for name in options.length_drop.scorers}
+    own = learnt.pop() if len(learnt) == 1 else None
+    return {"scorer": own and own.scorer, "keep_question": own is not None and own.keep_question}
 
 
 def question_parts(
     arguments: argparse.Namespace,
     options: TrainingOptions,
     source: Path,
-    schedules: "Mapping[str, LengthSchedule]",
+    parsed: "Sequence[LengthSchedule]",
     rank: int,
 ) -> TrainerParts:
     import torch
@@ -60,7 +83,8 @@ def question_parts(
         raise ValueError(f"{len(both)} questions are in --train and in --dev, such as {min(both)!r}: hold them out")
     generator = torch.Generator().manual_seed(options.seed)
     model = load_trainable(source, device=arguments.device, generator=generator)
-    _check_layers(options, schedules, model.config)
+    model.config = replace(model.config, **_own_scorer(options, source, model.config))
+    schedules = _eval_schedules(parsed, options, model.config, rank)
     tokenizer = load_tokenizer(model_folder(source))
     size = {"window": arguments.window, "stride": arguments.stride}
     data = TrainingSet.from_questions(train, tokenizer, model.config, **size)
@@ -76,19 +100,21 @@ def question_parts(
     if rank == 0:
         _warn_of_all(data.unusable, held_out.unreadable if held_out else {})
     known_by = {"train_sha256": text_sha256(repr(train)), "dev_sha256": text_sha256(repr(dev))}
-    return TrainerParts(model, data, evaluate, teacher, known_by)
+    return TrainerParts(model, data, schedules, evaluate, teacher, known_by)
 
 
 def text_parts(
     arguments: argparse.Namespace,
     options: TrainingOptions,
     source: Path,
-    schedules: "Mapping[str, LengthSchedule]",
+    parsed: "Sequence[LengthSchedule]",
     rank: int,
 ) -> TrainerParts:
     import torch
 
     from dtbert.evaluation import PreparedTexts
+    from dtbert.model import LengthSchedule
+    from dtbert.model.scorers import scorer_named
     from dtbert.qa import load_tokenizer
     from dtbert.text import TextClassifier
     from dtbert.training.evaluation import held_out_text_scores
@@ -103,7 +129,11 @@ def text_parts(
     generator = torch.Generator().manual_seed(options.seed)
     labels = train.labels or ("LABEL_0",)
     model = load_trainable_classifier(source, labels, device=arguments.device, generator=generator)
-    _check_layers(options, schedules, model.config)
+    model.config = replace(model.config, **_own_scorer(options, source, model.config))
+    own = LengthSchedule.ratios([1] * model.config.num_hidden_layers).resolve(model.config.own_scorer)
+    if any(scorer_named(name).needs_span_head for name in own.scorers):
+        model.config = replace(model.config, scorer=None, keep_question=False)
+    schedules = _eval_schedules(parsed, options, model.config, rank)
     classifier = TextClassifier(model, load_tokenizer(model_folder(source)))
     data = TextTrainingSet.from_texts(train, classifier.reader, model.labels)
     if (train.damaged or data.unusable) and arguments.strict:
@@ -119,7 +149,7 @@ def text_parts(
         unreadable = held_out.unreadable if dev is not None else {}
         warn("--dev", "counted as wrong", [f"line {one}: {why}" for one, why in unreadable.items()])
     known_by = {"train_sha256": text_sha256(repr(train)), "dev_sha256": text_sha256(repr(dev))}
-    return TrainerParts(model, data, evaluate, None, known_by)
+    return TrainerParts(model, data, schedules, evaluate, None, known_by)
 
 
 def _read(files: Sequence[str]) -> "list[SquadQuestion]":

@@ -192,7 +192,7 @@ def _cost(
 
 
 def _macs(answerer: QuestionAnswerer, lengths: Mapping[tuple[int, int], int], schedule: LengthSchedule | None) -> Macs:
-    schedule = schedule or LengthSchedule.ratios([1] * answerer.config.num_hidden_layers)
+    schedule = answerer.resolve(schedule) or LengthSchedule.ratios([1] * answerer.config.num_hidden_layers)
     published = executed = 0
     with torch.inference_mode():  # as it answers
         backend = answerer.model.backend_name

@@ -97,7 +97,7 @@ class PreparedTexts:
 
         Errors of the schedule are the model's; of the texts number ``begin`` to ``end`` alone.
         """
-        self.model.check_schedule(schedule)
+        schedule = self.model.resolve(schedule)
         part = self._read[begin:end]
         predicted = np.full(len(part), -1.0)
         predicted[[isinstance(one, list) for one in part]] = self._numbers(part, schedule).numpy()
@@ -123,7 +123,7 @@ class PreparedTexts:
         return self._macs(None)
 
     def _macs(self, schedule: LengthSchedule | None) -> Macs:
-        model = self.model.model
+        model, schedule = self.model.model, self.model.resolve(schedule)
         with torch.inference_mode():  # as it labels
             backend = model.backend_name
         published = executed = 0

@@ -5,8 +5,10 @@ what they do better: `dtbert.kernels.cpu`, `dtbert.kernels.triton`, and training
 in shapes mean stands in `dtbert.kernels.reference`.
 """
 
+import functools
 import importlib
 import importlib.util
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dtbert.kernels.int8 import int8_product
 from dtbert.kernels.overlap import question_overlap
 from dtbert.kernels.packing import Kept, Left, Packing, Partials, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
@@ -28,6 +31,10 @@ from dtbert.kernels.reference import (
 )
 
 BackendName = Literal["reference", "cpu", "native", "triton"]
+
+_INSTALL = "pip install 'dtbert[triton]'"
+
+logger = logging.getLogger(__name__)
 
 
 class ScoreCost(NamedTuple):
@@ -70,7 +77,7 @@ class Backend:
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
         """``activation(x @ weight.T + bias)``: ``[T, in]`` to ``[T, out]``."""
-        product = F.linear(x, layer.weight, layer.bias)
+        product = product_of(x, layer)
         return product if activation is None else activate(product, activation)
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
@@ -144,7 +151,7 @@ class Backend:
         """
         if rows is not None:
             residual = residual.index_select(0, rows)
-        summed = F.linear(x, layer.weight, layer.bias) + residual
+        summed = product_of(x, layer) + residual
         return F.layer_norm(summed, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
     def question_overlap(self, ids: TokenIds, packing: Packing) -> Tensor:
@@ -241,8 +248,8 @@ def choose_backend(
     Args:
         device: where the tensors are.
         name: ``"reference"``, ``"cpu"``, ``"native"`` or ``"triton"``. By default on a CPU ``"native"``, if it was
-            built and measured to be faster (`dtbert build`), else ``"cpu"``; on a GPU ``"triton"``, if it is installed
-            and has kernels for the sizes; else ``"reference"``.
+            built and measured to be faster (`dtbert build`), else ``"cpu"``; on a GPU ``"triton"``, if it has kernels
+            for the sizes and is installed, of which the log warns; else ``"reference"``.
         sizes: what it must take.
 
     Raises:
@@ -253,6 +260,9 @@ def choose_backend(
     if name is None:
         if device.type == "cpu":
             return "native" if sizes is not None and _native_room().pays(sizes.dtype) else "cpu"
+        if device.type == "cuda" and not _has_triton():
+            _warn_without_triton()
+            return "reference"
         return "triton" if device.type == "cuda" and _why_not_triton(device, sizes or Sizes()) is None else "reference"
     if name not in get_args(BackendName):
         raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(get_args(BackendName))}")
@@ -273,6 +283,13 @@ def get_backend(device: torch.device | str, name: BackendName | None = None, siz
     return _BACKENDS[choose_backend(device, name, sizes)]()
 
 
+def product_of(x: Tensor, layer: Linear) -> Tensor:
+    """``x @ weight.T + bias`` by torch, for a weight in its own layout or in int8."""
+    if layer.scale is not None:
+        return int8_product(x, layer.plain_weight, layer.scale, layer.bias)
+    return F.linear(x, layer.weight, layer.bias)
+
+
 def _context(probabilities: Tensor, value: Tensor) -> Tensor:
     """``[q, H]`` in the values' dtype."""
     context = probabilities @ value.to(probabilities.dtype)
@@ -280,8 +297,8 @@ def _context(probabilities: Tensor, value: Tensor) -> Tensor:
 
 
 def _why_not_triton(device: torch.device, sizes: Sizes) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "needs triton, which is not installed: pip install triton, or choose the backend 'reference'"
+    if not _has_triton():
+        return f"needs triton, which is not installed: {_INSTALL}, or choose the backend 'reference'"
     if device.type not in ("cuda", "cpu"):
         return f"runs on a CUDA or ROCm GPU, not on {device}: leave backend out"
     triton = _triton()
@@ -312,6 +329,18 @@ def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
     if not native.available(sizes.dtype):
         return f"does not compute in {sizes.dtype or 'any dtype'} on this processor: leave backend out"
     return None
+
+
+def _has_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ImportError:  # something forbids it
+        return False
+
+
+@functools.cache
+def _warn_without_triton() -> None:
+    logger.warning("triton is not installed: on a GPU the plain steps compute, which are slow; %s", _INSTALL)
 
 
 def _triton() -> Any:

@@ -28,8 +28,10 @@ class Linear(_Pair):
     Attributes:
         name: what the product is called: ``"qkv"``, ``"attention_output"``, ``"intermediate"``, ``"output"`` and so on.
         layer: 0-based index of its layer; None outside of them.
+        scale: float32 ``[out]``, of a weight in int8: ``weight * scale[:, None]`` is meant; else None.
     """
 
+    scale: Tensor | None = None
     # Of the layout that a backend gave the weight: the plain weight of it.
     _unpack: Callable[[Tensor], Tensor] | None = None
 
@@ -38,6 +40,11 @@ class Linear(_Pair):
         self.name, self.layer = name, layer
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))
+
+    def hold_int8(self, values: Tensor, scale: Tensor) -> None:
+        """Take a weight in int8 ``[out, in]``, with its scale, float32 ``[out]``; it cannot be trained."""
+        self.to_plain()
+        self.weight, self.scale = nn.Parameter(values, requires_grad=False), scale
 
     def lay_out(self, weight: Tensor, unpack: Callable[[Tensor], Tensor] = Tensor.to_dense) -> None:
         """Hold the same weight in another layout; it stays the parameter that an optimizer knows.
@@ -84,16 +91,27 @@ class Linear(_Pair):
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self.to_plain()
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if self.scale is not None:
+            self.scale = self.scale.to(self.weight.device)  # float32, whatever the dtype of the states becomes
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.laid_out:
             destination[f"{prefix}weight"] = self.plain_weight
+        if self.scale is not None:
+            destination[f"{prefix}scale"] = self.scale
 
-    def _load_from_state_dict(self, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.to_plain()
-        super()._load_from_state_dict(*args)
+        weight, scale = state_dict.get(f"{prefix}weight"), state_dict.pop(f"{prefix}scale", None)
+        if weight is not None and (scale is not None or self.scale is not None):
+            # From a weight in int8 to a float one, or from one in int8.
+            device = self.weight.device
+            self.weight = nn.Parameter(torch.empty_like(weight, device=device), requires_grad=False)
+            # On no device yet, it is assigned, not copied.
+            self.scale = scale if scale is None or device.type == "meta" else scale.to(device, copy=True)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)

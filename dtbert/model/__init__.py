@@ -3,7 +3,7 @@
 from dtbert.kernels import Packing
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
 from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits
-from dtbert.model.config import BertConfig
+from dtbert.model.config import BertConfig, OwnScorer
 from dtbert.model.heads import BertForSentenceEmbedding, BertForSequenceClassification, Pooling, SequenceModel
 from dtbert.model.overlap import question_overlap
 from dtbert.model.schedule import LengthSchedule
@@ -20,6 +20,7 @@ __all__ = [
     "LayerView",
     "LengthSchedule",
     "Macs",
+    "OwnScorer",
     "PackedBatch",
     "Packing",
     "Pooling",

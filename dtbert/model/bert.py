@@ -38,6 +38,11 @@ class Bert(nn.Module):
         return self.encoder.embeddings.word.dtype
 
     @property
+    def int8(self) -> bool:
+        """Whether the layers' matrices are held and multiplied in int8; the states are in `dtype`."""
+        return any(isinstance(module, Linear) and module.scale is not None for module in self.modules())
+
+    @property
     def backend(self) -> Backend:
         """Who computes the steps of the next call: the backend asked for, else by device, dtype and sizes.
 
@@ -49,7 +54,8 @@ class Bert(nn.Module):
         """
         if self._chosen is None:
             config = self.config
-            sizes = Sizes(self.dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
+            dtype = torch.int8 if self.int8 else self.dtype
+            sizes = Sizes(dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
             self._chosen = get_backend(self.device, self._asked, sizes)
         if self._prepared and self._chosen.name == "cpu" and torch.compiler.is_exporting():
             raise ValueError(
@@ -100,6 +106,8 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
+            if self.int8:
+                raise ValueError("weights in int8 cannot be trained: load the model in another dtype")
             self._to_plain()
         super().requires_grad_(requires_grad)
         return self
@@ -139,6 +147,9 @@ class Bert(nn.Module):
 
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+
+    def _resolved(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+        return None if schedule is None else schedule.resolve(self.config.own_scorer)
 
     def _pack(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
@@ -196,6 +207,7 @@ class BertEncoder(Bert):
             attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
             token_type_ids: integers ``[B, S]``, 0 by default.
             schedule: tokens that each layer keeps; all by default. The published encoder drops with ``keep_cls=True``.
+                One without a scorer takes the config's own.
             output_hidden_states: return every layer's output too.
 
         Raises:
@@ -203,7 +215,7 @@ class BertEncoder(Bert):
                 with another number of layers.
         """
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
-        backend = self.backend
+        backend, schedule = self.backend, self._resolved(schedule)
         encoding = self.encoder(batch, schedule, backend=backend, keep_hidden_states=output_hidden_states)
         pooled = None
         if self.pooler is not None:
@@ -249,7 +261,7 @@ class BertForQuestionAnswering(Bert):
             input_ids: integers ``[B, S]``, S at most ``max_position_embeddings``.
             attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
             token_type_ids: integers ``[B, S]``: 0 for the question, 1 for the context; 0 by default.
-            schedule: tokens that each layer keeps; all by default.
+            schedule: tokens that each layer keeps; all by default. One without a scorer takes the config's own.
 
         Returns:
             Start and end logits ``[B, S]`` in the model's dtype, -inf at padding.
@@ -276,7 +288,7 @@ class BertForQuestionAnswering(Bert):
         return self._logits(batch, schedule, backend or self.backend)
 
     def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
-        logits = None
+        logits, schedule = None, self._resolved(schedule)
         # Another backend than the model's own gives gradients, or watches.
         if self._graphs is not None and not torch.compiler.is_compiling() and backend is self._chosen:
             logits = self._graphs(self._forward, batch, schedule, backend)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dtbert.files import Json, naming
 from dtbert.kernels import Activation
@@ -33,13 +33,22 @@ _SIZES = {
 }
 
 
+class OwnScorer(NamedTuple):
+    """What a model's tokens are dropped by where a schedule names no scorer: its fields of these names."""
+
+    scorer: str | tuple[str, ...] = "received"
+    keep_question: bool = False
+
+
 @dataclass(frozen=True)
 class BertConfig:
     """Sizes of a BERT encoder; the defaults are Dynamic-TinyBERT's.
 
+    ``scorer`` and ``keep_question`` say what the model learnt to drop by: see `own_scorer`.
+
     Raises:
         ValueError: a size is not a positive whole number, the heads do not divide the hidden size, the
-            activation is unknown, or a rate is outside its range.
+            activation is unknown, a rate is outside its range, or the scorer is no name.
     """
 
     vocab_size: int = 30522
@@ -54,6 +63,8 @@ class BertConfig:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02
+    scorer: str | tuple[str, ...] | None = None
+    keep_question: bool = False
 
     def __post_init__(self) -> None:
         for name, most in _SIZES.items():
@@ -76,6 +87,15 @@ class BertConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < upper:
                 raise ValueError(f"{name} must be a number of at least 0 and below {upper}, not {value!r:.40}")
+        if isinstance(self.scorer, list):
+            object.__setattr__(self, "scorer", tuple(self.scorer))
+        names = self.scorer if isinstance(self.scorer, tuple) else () if self.scorer is None else (self.scorer,)
+        # Whether there is such a scorer is seen where one is needed: it may be registered later.
+        if not all(isinstance(name, str) for name in names) or not isinstance(self.keep_question, bool):
+            raise ValueError(
+                f"scorer must be a name or a list of one per layer, and keep_question true or false, not "
+                f"{self.scorer!r:.40} and {self.keep_question!r:.40}"
+            )
 
     @property
     def head_size(self) -> int:
@@ -85,6 +105,11 @@ class BertConfig:
     def activation(self) -> Activation:
         """The kernels' name of ``hidden_act``."""
         return _ACTIVATIONS[self.hidden_act]
+
+    @property
+    def own_scorer(self) -> OwnScorer:
+        """What schedules drop by that name no scorer; the published one where the config does not say."""
+        return OwnScorer() if self.scorer is None else OwnScorer(self.scorer, self.keep_question)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "BertConfig":
@@ -120,4 +145,7 @@ class BertConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of a hub ``config.json``."""
-        return {"model_type": "bert", "position_embedding_type": "absolute", **asdict(self)}
+        fields = asdict(self)
+        if self.scorer is None:
+            del fields["scorer"], fields["keep_question"]
+        return {"model_type": "bert", "position_embedding_type": "absolute", **fields}

@@ -35,7 +35,8 @@ class SequenceModel(Bert):
             input_ids: integers ``[B, S]``, S at most ``max_position_embeddings``.
             attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
             token_type_ids: integers ``[B, S]``, 0 by default; 1 for the second text of a pair.
-            schedule: tokens that each layer keeps; all by default. A head that reads [CLS] always keeps it.
+            schedule: tokens that each layer keeps; all by default. One without a scorer takes the config's own; a head
+                that reads [CLS] always keeps it.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, a schedule with
@@ -83,8 +84,9 @@ class SequenceModel(Bert):
         Raises:
             ValueError: as `LengthSchedule.macs`.
         """
-        given = LengthSchedule.ratios([1] * self.config.num_hidden_layers) if schedule is None else schedule
-        given.check_layers(self.config.num_hidden_layers)
+        layers = self.config.num_hidden_layers
+        given = self._resolved(schedule) or LengthSchedule.ratios([1] * layers, scorer="random")
+        given.check_layers(layers)
         rest = self.config, sequence_length, question_length, backend, self.head_macs
         return Macs(macs_of(given, *rest).published, macs_of(self.executed(given) or given, *rest).executed)
 
@@ -92,16 +94,17 @@ class SequenceModel(Bert):
         """The schedule by which the model runs where it is asked for another.
 
         A head that reads [CLS] alone keeps it in every layer, and of the last layer nothing else: the result is the
-        same, for nobody reads the other tokens.
+        same, for nobody reads the other tokens. A schedule without a scorer takes the config's own.
 
         Raises:
             ValueError: a schedule with another number of layers.
         """
+        schedule = self._resolved(schedule)
         if not self.reads_cls:
             return schedule
         layers = self.config.num_hidden_layers
         if schedule is None:
-            schedule = LengthSchedule.ratios([1] * layers)
+            schedule = LengthSchedule.ratios([1] * layers, scorer="random")
         schedule.check_layers(layers)
         one = 1 if schedule.kind == "absolute" else 1 / self.config.max_position_embeddings
         lengths = (*schedule.length_config[:-1], min(one, schedule.length_config[-1]))
@@ -214,7 +217,7 @@ class BertForSentenceEmbedding(SequenceModel):
     def _rows(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> Tensor:
         if self.reads_cls:
             return self.cls_states(batch, schedule, backend)
-        encoding = self.encoder(batch, schedule, backend=backend, restores=False)
+        encoding = self.encoder(batch, self.executed(schedule), backend=backend, restores=False)
         wide = encoding.states.to(torch.promote_types(self.dtype, torch.float32))
         offsets = encoding.packing.cu_seqlens.long()
         return torch.segment_reduce(wide, "mean", offsets=offsets, axis=0).to(self.dtype)

@@ -89,7 +89,9 @@ class TokensLeft:
             self._targets = targets
             self._scorers = [scorer_named(name) for name in schedule.scorers]
             if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
-                raise ValueError(f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none")
+                raise ValueError(
+                    f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none, name another scorer"
+                )
 
     def drops_at(self, layer: int) -> bool:
         """Whether some of the tokens that are left do not leave this layer."""

@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dtbert.files import Json
 from dtbert.kernels import BackendName
-from dtbert.model.config import BertConfig
-from dtbert.model.scorers import available_scorers
+from dtbert.model.config import BertConfig, OwnScorer
+from dtbert.model.scorers import available_scorers, unknown_scorer
 from dtbert.model.work import Macs, macs_of
 
 
@@ -20,14 +20,15 @@ class LengthSchedule:
     Attributes:
         kind: ``"absolute"`` or ``"ratios"``.
         length_config: one entry per layer, not increasing: tokens, or parts of the sequence's own length.
-        scorer: one name for all layers, or one per layer.
+        scorer: one name for all layers, or one per layer. None is the model's own, and goes with its
+            ``keep_question``: see `resolve`.
         keep_cls: keep the first token whatever its score.
         keep_question: keep the tokens of segment 0 before all others; where a layer has room for fewer, the first.
     """
 
     kind: Literal["absolute", "ratios"]
     length_config: tuple[float, ...]
-    scorer: str | tuple[str, ...] = "received"
+    scorer: str | tuple[str, ...] | None = None
     keep_cls: bool = False
     keep_question: bool = False
 
@@ -55,16 +56,14 @@ class LengthSchedule:
         if self.kind == "ratios":
             config = tuple(float(value) for value in config)
         object.__setattr__(self, "length_config", config)
-        if not isinstance(self.scorer, str):
+        if not isinstance(self.scorer, str | None):
             names = _as_tuple("scorer", self.scorer)
             if len(names) != len(config):
                 raise ValueError(f"{len(names)} scorers for {len(config)} layers: give one name, or one per layer")
             object.__setattr__(self, "scorer", names)
         for name in self.scorers:
             if name not in available_scorers():
-                raise ValueError(
-                    f"unknown scorer {name!r}: choose one of {', '.join(available_scorers())}, or register it"
-                )
+                raise ValueError(unknown_scorer(name))
         for name in ("keep_cls", "keep_question"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
@@ -74,7 +73,7 @@ class LengthSchedule:
         cls,
         lengths: Sequence[int],
         *,
-        scorer: str | Sequence[str] = "received",
+        scorer: str | Sequence[str] | None = None,
         keep_cls: bool = False,
         keep_question: bool = False,
     ) -> "LengthSchedule":
@@ -83,7 +82,7 @@ class LengthSchedule:
         Raises:
             ValueError: no entries, an entry below 1 or not whole, growing lengths, or an unknown scorer.
         """
-        scorers = scorer if isinstance(scorer, str) else _as_tuple("scorer", scorer)
+        scorers = scorer if isinstance(scorer, str | None) else _as_tuple("scorer", scorer)
         return cls("absolute", _as_tuple("lengths", lengths), scorers, keep_cls, keep_question)
 
     @classmethod
@@ -91,7 +90,7 @@ class LengthSchedule:
         cls,
         ratios: Sequence[float],
         *,
-        scorer: str | Sequence[str] = "received",
+        scorer: str | Sequence[str] | None = None,
         keep_cls: bool = False,
         keep_question: bool = False,
     ) -> "LengthSchedule":
@@ -100,7 +99,7 @@ class LengthSchedule:
         Raises:
             ValueError: no entries, an entry outside (0, 1], growing ratios, or an unknown scorer.
         """
-        scorers = scorer if isinstance(scorer, str) else _as_tuple("scorer", scorer)
+        scorers = scorer if isinstance(scorer, str | None) else _as_tuple("scorer", scorer)
         return cls("ratios", _as_tuple("ratios", ratios), scorers, keep_cls, keep_question)
 
     @classmethod
@@ -130,8 +129,22 @@ class LengthSchedule:
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        """The scorer of each layer."""
-        return (self.scorer,) * self.num_layers if isinstance(self.scorer, str) else self.scorer
+        """The scorer of each layer; before `resolve`, of a schedule that names none, ``received``."""
+        scorer = OwnScorer().scorer if self.scorer is None else self.scorer
+        return (scorer,) * self.num_layers if isinstance(scorer, str) else scorer
+
+    def resolve(self, own: OwnScorer) -> "LengthSchedule":
+        """The schedule as a model runs it: itself, or by the model's own scorer where it names none.
+
+        Args:
+            own: of `BertConfig.own_scorer`, or of the model's `schedules.json`; every model resolves what it is given.
+
+        Raises:
+            ValueError: the model's own scorer is unknown, or has another number of layers.
+        """
+        if self.scorer is not None:
+            return self
+        return replace(self, scorer=own.scorer, keep_question=self.keep_question or own.keep_question)
 
     def lengths(self, sequence_length: int) -> tuple[int, ...]:
         """Tokens that each layer keeps of a sequence of ``sequence_length`` tokens."""
@@ -178,7 +191,7 @@ class LengthSchedule:
         """Multiply-accumulates for one sequence, span head included; weights of the embedding tables cost none.
 
         Args:
-            config: the model's sizes.
+            config: the model's sizes, and its own scorer.
             sequence_length: tokens that enter the first layer.
             question_length: tokens of segment 0, which the score ``from_question`` alone costs; by default it is
                 counted as if every token were one. ``overlap`` multiplies nothing, and what a registered scorer
@@ -191,14 +204,14 @@ class LengthSchedule:
         self.check_layers(config.num_hidden_layers)
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, not {sequence_length}")
-        return macs_of(self, config, sequence_length, question_length, backend)
+        return macs_of(self.resolve(config.own_scorer), config, sequence_length, question_length, backend)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
         return {
             "kind": self.kind,
             "length_config": list(self.length_config),
-            "scorer": self.scorer if isinstance(self.scorer, str) else list(self.scorer),
+            "scorer": list(self.scorer) if isinstance(self.scorer, tuple) else self.scorer,
             "keep_cls": self.keep_cls,
             "keep_question": self.keep_question,
         }

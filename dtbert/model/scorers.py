@@ -222,6 +222,14 @@ def available_scorers() -> tuple[str, ...]:
     return tuple(_TABLE)
 
 
+def unknown_scorer(name: str) -> str:
+    """What is said of a name that no scorer has."""
+    return (
+        f"unknown scorer {name!r}: choose one of {', '.join(_TABLE)}; or register your own by dtbert.register_scorer, "
+        "on the command line by --scorer MODULE:FUNCTION"
+    )
+
+
 def scorer_named(name: str) -> Scorer:
     """The row of a name.
 
@@ -229,7 +237,7 @@ def scorer_named(name: str) -> Scorer:
         ValueError: there is none.
     """
     if name not in _TABLE:
-        raise ValueError(f"unknown scorer {name!r}: choose one of {', '.join(_TABLE)}, or register it")
+        raise ValueError(unknown_scorer(name))
     return _TABLE[name]
 
 

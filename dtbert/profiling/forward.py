@@ -135,6 +135,7 @@ def profile_forwards(
     """
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, not {repeats}")
+    schedules = [None if one is None else one.resolve(model.config.own_scorer) for one in schedules]
     clock, num_layers = Clock(model.device), model.config.num_hidden_layers
     runs: list[list[tuple[float, float, Stopwatch]]] = [[] for _ in schedules]
     with torch.inference_mode():

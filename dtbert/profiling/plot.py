@@ -1,10 +1,11 @@
 """A profile as a picture: a roofline with each step as a point, and the time of each layer by step."""
 
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtbert.pictures import check_matplotlib, picture
+from dtbert.pictures import check_picture, picture
 from dtbert.profiling.forward import ForwardProfile
 from dtbert.profiling.report import Profile
 from dtbert.profiling.table import format_rate
@@ -13,9 +14,7 @@ from dtbert.profiling.watch import STEP_NAMES, StepName
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
-_ENDINGS = (".png", ".pdf", ".svg")
 # Okabe and Ito's colours, which colour-blind readers can tell apart, and greys for what is no product.
 _COLORS: dict[StepName, str] = {
     "embeddings": "#444444",
@@ -31,35 +30,31 @@ _COLORS: dict[StepName, str] = {
     "other": "#BBBBBB",
 }
 _FAINT = 0.45  # strength of the colours of what drops nothing, beside what drops
-_STYLE = {"font.size": 10, "axes.titlesize": 11}
+_STYLE = {"font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8}
+_MOST_LABELS = 12  # layers whose numbers fit below their bars
 
 
 def check_plot(path: Path) -> None:
     """Raise ValueError unless a picture can be drawn and the file's ending names a format."""
-    if path.suffix.lower() not in _ENDINGS:
-        raise ValueError(f"--plot {path}: the ending must be one of {', '.join(_ENDINGS)}")
-    check_matplotlib("plot")
+    check_picture(path, "plot")
 
 
 def save_plot(profile: Profile, path: Path) -> None:
     """Draw the profile and save it; the file's ending names the format."""
-    with picture(path, 12, 5.6, 200, _STYLE) as figure:
-        roofline, bars = figure.subplots(1, 2, width_ratios=(1.05, 1))
-        figure.suptitle(_title(profile), fontsize=11)
+    with picture(path, 6.2, 7.4, 200, _STYLE) as figure:
+        roofline, bars = figure.subplots(2, 1)
+        figure.suptitle(_title(profile), fontsize=9)
+        _draw_roofline(roofline, profile)
         _draw_bars(bars, profile)
         _draw_legend(figure, profile)
-        slant = _draw_roofline(roofline, profile)
-        figure.draw_without_rendering()
-        # The slope of the memory's ceiling on paper, which the layout has only now settled.
-        (x0, y0), (x1, y1) = roofline.transData.transform([(1, 1), (10, 10)])
-        slant.set_rotation(math.degrees(math.atan2(y1 - y0, x1 - x0)))
 
 
 def _title(profile: Profile) -> str:
     setting = profile.setting
     size = f"{setting.config.num_hidden_layers} x {setting.config.hidden_size}"
     first = f"{setting.model} ({size}), {setting.batch}, {setting.dtype}"
-    return f"{first}\n{setting.place}, kernels: {setting.backend}".replace(" x ", " \N{MULTIPLICATION SIGN} ")
+    lines = (first, f"{setting.place}, kernels: {setting.backend}")
+    return "\n".join(textwrap.fill(line, 76) for line in lines).replace(" x ", " \N{MULTIPLICATION SIGN} ")
 
 
 def _variants(profile: Profile) -> list[tuple[str, ForwardProfile, float]]:
@@ -83,8 +78,8 @@ def _points(forward: ForwardProfile) -> dict[StepName, tuple[float, float, float
     }
 
 
-def _draw_roofline(axes: "Axes", profile: Profile) -> "Text":
-    """Draw ceilings and points, whose colours the legend names; returns the name of the memory's ceiling."""
+def _draw_roofline(axes: "Axes", profile: Profile) -> None:
+    """Draw ceilings and points, whose colours the legend names; their figures stand above, out of the way."""
     for _, forward, strength in _variants(profile):
         # Small marks last, so that large ones do not hide them.
         for name, (x, y, radius) in sorted(_points(forward).items(), key=lambda item: -item[1][2]):
@@ -94,20 +89,18 @@ def _draw_roofline(axes: "Axes", profile: Profile) -> "Text":
     ceilings = profile.ceilings
     peak, slope, ridge = ceilings.flops_per_second, ceilings.bytes_per_second, ceilings.ridge
     left, right = min(ridge / 3, *(x / 2 for x, _, _ in places)), max(ridge * 3, *(x * 3 for x, _, _ in places))
-    # Whole decades, with room for names above the roof.
     lowest, highest = min(left * slope, *(y for _, y, _ in places)), max(peak, *(y for _, y, _ in places))
-    bottom, top = 10 ** math.floor(math.log10(lowest)), 10 ** math.ceil(math.log10(2 * highest))
+    bottom, top = 10 ** math.floor(math.log10(lowest)), 10 ** math.ceil(math.log10(1.5 * highest))
     axes.plot([left, ridge, right], [left * slope, peak, peak], color="black", linewidth=1.4, zorder=2)
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
     axes.set_xlabel("arithmetic intensity (FLOP/byte)")
     axes.set_ylabel("achieved rate (FLOP/s)")
-    axes.set_title("Roofline of the steps with a product (area: share of the time)")
+    axes.set_title(
+        "Roofline of the steps with a product (area: share of the time)\n"
+        f"ceilings: a large product, {format_rate(peak)}; a large copy, {slope / 1e9:,.1f} GB/s"
+    )
     axes.grid(which="major", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
-    slant: dict[str, Any] = {"ha": "center", "va": "bottom", "rotation_mode": "anchor"}
-    middle = math.sqrt(left * ridge)
-    axes.text(ridge, peak * 1.1, f"large product: {format_rate(peak)}", ha="left", va="bottom")
-    return axes.text(middle, middle * slope * 1.15, f"large copy: {slope / 1e9:,.1f} GB/s", **slant)
 
 
 def _draw_bars(axes: "Axes", profile: Profile) -> None:
@@ -122,10 +115,8 @@ def _draw_bars(axes: "Axes", profile: Profile) -> None:
                 milliseconds = forward.steps[layer, name].spread.median * 1e3
                 axes.bar(place + offset, milliseconds, width * 0.94, height, color=_shade(name, strength))
                 height += milliseconds
-    tokens = profile.forward.tokens[1:]
-    axes.set_xticks(
-        range(num_layers + 1), [*(f"{layer}\n{left:,}" for layer, left in enumerate(tokens)), "outside\nof layers"]
-    )
+    tokens, named = profile.forward.tokens[1:], range(0, num_layers, math.ceil(num_layers / _MOST_LABELS))
+    axes.set_xticks([*named, num_layers], [*(f"{layer}\n{_short(tokens[layer])}" for layer in named), "outside"])
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel("layer, and the tokens of the batch that leave it")
     axes.set_ylabel("time (ms)")
@@ -151,9 +142,13 @@ def _draw_legend(figure: "Figure", profile: Profile) -> None:
         labels,
         handler_map={tuple: HandlerTuple(ndivide=None, pad=0)},
         loc="outside lower center",
-        ncols=math.ceil(len(handles) / 2),
+        ncols=4,
         frameon=False,
     )
+
+
+def _short(count: int) -> str:
+    return f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
 
 
 def _words(name: StepName) -> str:

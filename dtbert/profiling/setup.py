@@ -10,6 +10,7 @@ from dtbert.kernels import BackendName
 from dtbert.model import BertConfig, BertForQuestionAnswering, PackedBatch
 from dtbert.profiling.report import Setting
 from dtbert.weights.load import Placement
+from dtbert.weights.quantize import quantize_layers
 
 _QUESTION_TOKENS = 12
 
@@ -59,6 +60,8 @@ def random_model(
     with place.device:
         model = BertForQuestionAnswering(config, backend=backend).to(place.dtype)
         model.reset_parameters(torch.Generator(place.device).manual_seed(0))
+    if place.int8:
+        quantize_layers(model)
     model.prepare()
     return model.eval()
 
@@ -69,11 +72,11 @@ def describe(name: str, model: BertForQuestionAnswering, batch: PackedBatch) -> 
     return Setting(
         model=name,
         config=model.config,
-        weight_bytes=sum(parameter.numel() * model.dtype.itemsize for parameter in model.parameters()),
+        weight_bytes=sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.parameters()),
         seqlens=batch.packing.seqlens,
         device=_processor() if on_cpu else torch.cuda.get_device_name(model.device),
         threads=torch.get_num_threads() if on_cpu else None,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=("int8 and " if model.int8 else "") + str(model.dtype).removeprefix("torch."),
         backend=model.backend_name,
     )
 

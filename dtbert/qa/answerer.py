@@ -8,9 +8,9 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import torch
 from tokenizers import Tokenizer
 
-from dtbert.model import BertForQuestionAnswering, LengthSchedule
+from dtbert.model import BertForQuestionAnswering, LengthSchedule, OwnScorer
 from dtbert.qa.answering import best_answers
-from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, schedules_of
+from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, own_scorer, schedules_of
 from dtbert.qa.calls import (
     Asking,
     Named,
@@ -107,6 +107,11 @@ class QuestionAnswerer:
         """The measured schedules that a ``budget`` chooses from, the cheapest first; empty where there are none."""
         return () if self.front is None else self.front.schedules
 
+    @property
+    def own_scorer(self) -> OwnScorer:
+        """What drops tokens where a schedule names no scorer; ``received`` where neither front nor config says."""
+        return own_scorer(self.front, self.config)
+
     @classmethod
     def load(
         cls,
@@ -164,7 +169,8 @@ class QuestionAnswerer:
                 list of either.
             context: of any length; of a list of questions one for all, or a list of as many.
             top_k: answers to each question: where it is above 1, a list of them, as `top` gives.
-            schedule: tokens that each layer keeps; all by default.
+            schedule: tokens that each layer keeps; all by default. One without a scorer takes the model's own: that of
+                ``front`` where all its schedules have the same, else the config's, else ``received``.
             budget: instead of a schedule: the part of the full model's MACs that a schedule may cost in the mean over
                 the questions it was searched on, above 0 and at most 1; the most accurate of `schedules` that fits is
                 used, see `within_budget`. A short text may cost a few points more.
@@ -318,8 +324,24 @@ class QuestionAnswerer:
         self, prepared: Prepared, *, schedule: LengthSchedule | None = None
     ) -> list[Answer | PairError]:
         """The best answer to each of the prepared questions, or its error; errors of the schedule are raised."""
-        self._check_schedule(schedule)
-        return self._answer_readable(prepared, Request(1, schedule))
+        return self._answer_readable(prepared, Request(1, self.resolve(schedule)))
+
+    def resolve(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+        """The schedule as it is run: one without a scorer takes the model's own; None stays None.
+
+        Raises:
+            TypeError: not a `LengthSchedule`.
+            ValueError: another number of layers than the model's, or the model's own scorer is unknown.
+        """
+        if schedule is None:
+            return None
+        if not isinstance(schedule, LengthSchedule):
+            raise TypeError(
+                f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
+                "LengthSchedule.absolute or LengthSchedule.ratios"
+            )
+        schedule.check_layers(self.config.num_hidden_layers)
+        return schedule.resolve(self.own_scorer)
 
     def within_budget(self, budget: float) -> MeasuredSchedule:
         """The most accurate of `schedules` whose MACs are at most this part of the full model's.
@@ -353,18 +375,7 @@ class QuestionAnswerer:
         schedule, budget = asking.get("schedule"), asking.get("budget")
         if budget is not None and schedule is None:
             schedule = self.within_budget(budget).schedule
-        self._check_schedule(schedule)
-        return request_of(k, schedule, asking, self.threshold)
-
-    def _check_schedule(self, schedule: LengthSchedule | None) -> None:
-        if schedule is None:
-            return
-        if not isinstance(schedule, LengthSchedule):
-            raise TypeError(
-                f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
-                "LengthSchedule.absolute or LengthSchedule.ratios"
-            )
-        schedule.check_layers(self.config.num_hidden_layers)
+        return request_of(k, self.resolve(schedule), asking, self.threshold)
 
     def _example(self, question: str, context: str) -> Example:
         check_pair(question, context)

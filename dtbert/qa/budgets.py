@@ -3,13 +3,13 @@
 import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from dtbert.files import Json, naming, write_whole
-from dtbert.model import LengthSchedule, Macs
+from dtbert.model import BertConfig, LengthSchedule, Macs, OwnScorer
 from dtbert.weights import model_folder, weights_sha256
 
 SCHEDULES_FILE = "schedules.json"
@@ -58,6 +58,11 @@ class MeasuredSchedule:
             if not 0 <= percent <= 100:
                 raise ValueError(f"f1, exact_match and f1_interval are percent, from 0 to 100, not {percent}")
 
+    @property
+    def least_budget(self) -> float:
+        """The least budget of four digits that it costs at most."""
+        return math.ceil(round(self.macs_fraction * 1e4, 2)) / 1e4
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them."""
         return {
@@ -100,6 +105,7 @@ class ScheduleFront:
             ids, one a line.
         model_sha256: of the file of weights.
         dtbert_version: that measured them.
+        settings: of the search, what its trials depend on beside weights and questions; empty where it is not known.
     """
 
     schedules: tuple[MeasuredSchedule, ...]
@@ -109,12 +115,21 @@ class ScheduleFront:
     question_ids_sha256: str
     model_sha256: str
     dtbert_version: str
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.full_model.schedule is not None:
             raise ValueError("full_model has a schedule: it is the model with nothing dropped")
         if any(entry.schedule is None for entry in self.schedules):
             raise ValueError("an entry has no schedule: the model with nothing dropped is full_model")
+
+    @property
+    def own_scorer(self) -> OwnScorer | None:
+        """What all schedules drop by; None where they differ, or name none."""
+        schedules = (entry.schedule for entry in self.schedules if entry.schedule is not None)
+        found = {(schedule.scorer, schedule.keep_question) for schedule in schedules}
+        scorer, keep_question = found.pop() if len(found) == 1 else (None, False)
+        return None if scorer is None else OwnScorer(scorer, keep_question)
 
     def check_layers(self, num_layers: int) -> None:
         """Raise ValueError unless each schedule has one entry per layer of the model."""
@@ -137,11 +152,9 @@ class ScheduleFront:
         affordable = [entry for entry in entries if entry.macs_fraction <= budget]
         if not affordable:
             cheapest = min(entries, key=lambda entry: entry.macs_fraction)
-            # Rounded up, so that what the message names is enough.
-            least = math.ceil(cheapest.macs_fraction * 1e4) / 1e4
             raise ValueError(
-                f"budget {budget} is below the cheapest schedule: it takes {least:g} of the full model's MACs "
-                f"(F1 {cheapest.f1:.1f}); give at least that, or pass a schedule of your own"
+                f"budget {budget} is below the cheapest schedule: it takes {cheapest.least_budget:g} of the full "
+                f"model's MACs (F1 {cheapest.f1:.1f}); give at least that, or pass a schedule of your own"
             )
         return max(affordable, key=lambda entry: (entry.f1, -entry.macs_fraction))
 
@@ -156,6 +169,7 @@ class ScheduleFront:
                 "count": self.num_questions,
                 "ids_sha256": self.question_ids_sha256,
             },
+            **({"settings": self.settings} if self.settings else {}),
             "full_model": self.full_model.to_dict(),
         }
         head = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in fields.items())
@@ -173,7 +187,9 @@ class ScheduleFront:
         document = Json.parse(text)
         if document.of(dict).get("format") != _FORMAT:
             raise ValueError(f"format is {document.value.get('format')!r}, this dtbert reads {_FORMAT}")
-        document.exactly(("format", "dtbert", "model_sha256", "questions", "full_model", "schedules"))
+        settings = document.get("settings")
+        names = ("format", "dtbert", "model_sha256", "questions", "full_model", "schedules")
+        document.exactly(names if settings is None else (*names, "settings"))
         questions = document.field("questions").exactly(("file", "count", "ids_sha256"))
         return cls(
             tuple(MeasuredSchedule.from_dict(*entry) for entry in document.field("schedules").items()),
@@ -183,6 +199,7 @@ class ScheduleFront:
             questions.field("ids_sha256").of(str),
             document.field("model_sha256").of(str),
             document.field("dtbert").of(str),
+            {} if settings is None else settings.of(dict),
         )
 
 
@@ -216,10 +233,17 @@ def schedules_of(path: Path, num_layers: int) -> ScheduleFront | None:
         front.check_layers(num_layers)
     if front.model_sha256 != weights_sha256(path):
         logger.warning(
-            "%s was measured with other weights than these: its F1 may not hold here; `dtbert search` makes one anew",
+            "%s was measured with other weights than these: its F1 may not hold here; remove it, and `dtbert search` "
+            "makes one anew",
             file,
         )
     return front
+
+
+def own_scorer(front: ScheduleFront | None, config: BertConfig) -> OwnScorer:
+    """What a model's tokens are dropped by where a schedule names no scorer: as its front has it, else its config."""
+    of_front = None if front is None else front.own_scorer
+    return of_front or config.own_scorer
 
 
 def check_budget(budget: float) -> None:

@@ -2,18 +2,26 @@
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from dtbert.qa.spans import NOTHING, Answer, BestAnswers, Found, ranked, with_nothing
 
 Documents = Mapping[Any, str] | Iterable[str | tuple[Any, str]]
 
 
-class DocumentAnswer(NamedTuple):
-    """An answer, and the name of the document that has it: None of the answer that none of them has."""
+@dataclass(frozen=True, slots=True)
+class DocumentAnswer:
+    """An answer, and the name of the document that has it: None of the answer that none of them has.
+
+    It unpacks, ``document, answer = found``.
+    """
 
     document: Any
     answer: Answer
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.document, self.answer))
 
 
 def named_texts(documents: Documents) -> Iterator[tuple[Any, str]]:

@@ -1,9 +1,10 @@
 """Spans: from the scores of tokens to the best answers, over all windows of a question."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ from dtbert.qa.tokenize import BEGINS, ENDS
 from dtbert.qa.windows import Example, Part, SpanPlaces
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Answer:
     """An answer: ``text == context[start:end]``, offsets in characters; that there is none is ``""`` from 0 to 0.
+
+    It unpacks, ``text, start, end, score, margin = answer``; what serialises dataclasses makes an object of it.
 
     Attributes:
         text, start, end: the span.
@@ -32,6 +36,9 @@ class Answer(NamedTuple):
     end: int
     score: float
     margin: float
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.text, self.start, self.end, self.score, self.margin))
 
 
 class Span(NamedTuple):

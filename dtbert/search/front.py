@@ -12,6 +12,10 @@ from dtbert.search.records import Record, pareto, records_of
 from dtbert.search.study import Search
 
 _RESAMPLES = 1000
+# Costs that differ by no more than this part are the same to whoever has a budget.
+_NEARLY = 0.005
+# What the front has of the study's settings in fields of its own.
+_ELSEWHERE = ("model_sha256", "question_ids_sha256")
 
 
 def full_records(search: Search) -> list[Record]:
@@ -23,7 +27,8 @@ def bootstrap_intervals(f1: Sequence[NDArray[np.float64]], seed: int = 0) -> lis
     """The 95% interval of each mean, in percent: percentiles over questions drawn with replacement.
 
     Args:
-        f1: of each question, from 0 to 1, one array per schedule over the same questions, which are drawn together.
+        f1: of each question, from 0 to 1, or differences of these; one array per schedule over the same questions,
+            which are drawn together.
     """
     scores = np.stack(f1)
     count = scores.shape[1]
@@ -34,7 +39,7 @@ def bootstrap_intervals(f1: Sequence[NDArray[np.float64]], seed: int = 0) -> lis
 
 
 def front_of(search: Search, questions: Sequence[Identified], questions_file: str, model_sha256: str) -> ScheduleFront:
-    """The front that a search has found so far, in the order of MACs.
+    """The front that a search has found so far, in the order of MACs, see `distinct`.
 
     What has not been timed yet, with the objective ``"macs"``, is timed now, once a study.
 
@@ -50,7 +55,7 @@ def front_of(search: Search, questions: Sequence[Identified], questions_file: st
     records = full_records(search)
     if not records:
         raise ValueError("no trial has answered all questions yet: give the search more trials")
-    chosen = [records[index] for index in pareto(records, [record.f1.mean() for record in records])]
+    chosen = distinct([records[index] for index in pareto(records, [record.f1.mean() for record in records])])
     full = search.full_model
     chosen.sort(key=lambda record: record.macs_fraction)  # with the objective "latency" it was that of time
     *intervals, full_interval = bootstrap_intervals([*(record.f1 for record in chosen), full.f1])
@@ -63,7 +68,23 @@ def front_of(search: Search, questions: Sequence[Identified], questions_file: st
         ids_sha256(questions),
         model_sha256,
         dtbert.__version__,
+        {name: value for name, value in search.study.user_attrs["settings"].items() if name not in _ELSEWHERE},
     )
+
+
+def distinct(front: Sequence[Record]) -> list[Record]:
+    """A front, the cheapest first, without what is clearly worse than another record at nearly its cost.
+
+    Left out is a record whose cost another that stays exceeds by at most 0.5%, and that is less right beyond doubt: the
+    95% interval of the difference of F1, question by question, lies above zero. Else a budget that is a hair too tight
+    for a schedule would get a much worse one. Of two that the questions cannot tell apart both stay.
+    """
+    kept: list[Record] = []
+    for record in reversed(front):
+        dearer = (other.f1 for other in kept if other.cost <= (1 + _NEARLY) * record.cost)
+        if not any(bootstrap_intervals([f1 - record.f1])[0][0] > 0 for f1 in dearer):
+            kept.insert(0, record)
+    return kept
 
 
 def _entry(record: Record, interval: tuple[float, float], latency: Latency) -> MeasuredSchedule:

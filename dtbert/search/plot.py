@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +34,7 @@ class PublishedPoint(NamedTuple):
 
 
 def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: Sequence[PublishedPoint] = ()) -> None:
-    """Draw a search as PNG: F1 against executed MACs as part of the full model's.
+    """Draw a search, in the format that the ending names: F1 against executed MACs as part of the full model's.
 
     Args:
         search: its trials are drawn, those that ended early with their estimated F1.
@@ -42,13 +43,16 @@ def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: 
     """
     with picture(path, 7.2, 4.6, 160, _STYLE) as figure:
         axes = figure.subplots()
+        _set_limits(axes, front)
         _draw_trials(axes, search)
         _draw_baseline(axes, search, front)
         if published:
             label = "published, on SQuAD's development set"
             axes.plot(*zip(*published, strict=True), "x", color="#D55E00", markersize=6, label=label, zorder=7)
         _draw_front(axes, front, search.space.scorers)
-        _finish(axes, front, search.evaluator)
+        axes.set_xlabel(f"executed MACs, part of the full model's at each {search.evaluator.piece}'s own length")
+        axes.set_ylabel(f"{search.evaluator.measure} on {front.num_questions:,} {search.evaluator.unit}")
+        axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def read_published(path: str, config: "BertConfig", evaluator: Evaluator) -> list[PublishedPoint]:
@@ -72,20 +76,30 @@ def read_published(path: str, config: "BertConfig", evaluator: Evaluator) -> lis
             own = schedule.macs(config, _NOMINAL_LENGTH).published
             if own != macs:
                 raise ValueError(f"{macs} MACs, a model of these sizes has {own}: the points do not compare")
-            points.append(PublishedPoint(evaluator.macs(schedule).executed / full, f1))
+            by_received = replace(schedule, scorer="received")  # as all of the literature
+            points.append(PublishedPoint(evaluator.macs(by_received).executed / full, f1))
     return points
 
 
 def _draw_trials(axes: Any, search: "Search") -> None:
-    drawn = records_of(search.study)
-    everything = search.evaluator.num_questions
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    everything, any_ended_early = search.evaluator.num_questions, False
     for color, scorer in zip(_COLORS * 9, search.space.scorers, strict=False):
-        of_scorer = [record for record in drawn if record.schedule.scorer == scorer]
-        for whole, style in ((False, {"facecolors": "none"}), (True, {"label": scorer})):
-            points = [record for record in of_scorer if (len(record.f1) == everything) == whole]
-            where = _places(search, points)
-            axes.scatter(*where, s=14, color=color, linewidths=0.7, alpha=0.75, zorder=3, **style)
-    axes.scatter([], [], s=14, facecolors="none", edgecolors="0.4", linewidths=0.7, label="ended early (estimate)")
+        named = {"label": scorer}  # once, by what there is of it
+        for whole in (True, False):
+            points = [
+                (x, y)
+                for record, x, y in _places(search)
+                if record.schedule.scorer == scorer and (len(record.f1) == everything) == whole
+                if left <= x <= right and bottom <= y <= top
+            ]
+            if points:
+                style: dict[str, Any] = {"s": 14, "color": color, "linewidths": 0.7, "alpha": 0.75, "zorder": 3}
+                style |= named if whole else {**named, "facecolors": "none"}
+                axes.scatter(*zip(*points, strict=True), **style)
+                named, any_ended_early = {}, any_ended_early or not whole
+    if any_ended_early:
+        axes.scatter([], [], s=14, facecolors="none", edgecolors="0.4", linewidths=0.7, label="ended early (estimate)")
 
 
 def _draw_baseline(axes: Any, search: "Search", front: "ScheduleFront") -> None:
@@ -94,11 +108,13 @@ def _draw_baseline(axes: Any, search: "Search", front: "ScheduleFront") -> None:
     def drops_by(schedule: LengthSchedule) -> tuple[str, bool]:
         return str(schedule.scorer), schedule.keep_question
 
-    records = [record for record in records_of(search.study) if record.origin == "constant ratio"]
     ((most, _),) = Counter(drops_by(entry.schedule) for entry in front.schedules if entry.schedule).most_common(1)
-    drawn = [record for record in records if drops_by(record.schedule) == most]
-    points = sorted(zip(*_places(search, drawn), strict=True))
-    if points:
+    points = sorted(
+        (x, y)
+        for record, x, y in _places(search)
+        if record.origin == "constant ratio" and drops_by(record.schedule) == most
+    )
+    if any(y >= axes.get_ylim()[0] for _, y in points):
         label = f"constant ratio, {most[0]}{' +question' * most[1]}"
         axes.plot(*zip(*points, strict=True), "s--", color="0.45", markersize=4, linewidth=1, label=label, zorder=4)
 
@@ -117,17 +133,15 @@ def _draw_front(axes: Any, front: "ScheduleFront", scorers: Sequence[str]) -> No
     axes.errorbar(1, full.f1, error, fmt="D", color="black", markersize=5, capsize=3, label="full model", zorder=6)
 
 
-def _finish(axes: Any, front: "ScheduleFront", evaluator: Evaluator) -> None:
+def _set_limits(axes: Any, front: "ScheduleFront") -> None:
     entries: list[MeasuredSchedule] = [*front.schedules, front.full_model]
     lowest = min(entry.f1_interval[0] for entry in entries) - _MARGIN_BELOW
     highest = max(entry.f1_interval[1] for entry in entries)
     axes.set_ylim(max(0, lowest), min(100, highest + 0.06 * (highest - lowest)))
     axes.set_xlim(max(0, min(entry.macs_fraction for entry in entries) - 0.03), 1.03)
-    axes.set_xlabel(f"executed MACs, part of the full model's at each {evaluator.piece}'s own length")
-    axes.set_ylabel(f"{evaluator.measure} on {front.num_questions:,} {evaluator.unit}")
-    axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
 
-def _places(search: "Search", records: Sequence[Record]) -> tuple[list[float], list[float]]:
+def _places(search: "Search") -> list[tuple[Record, float, float]]:
+    """The trials, each with its cost and its F1, estimated where it ended early."""
     full = search.full_model.f1
-    return [record.macs_fraction for record in records], [record.estimated_f1(full) for record in records]
+    return [(record, record.macs_fraction, record.estimated_f1(full)) for record in records_of(search.study)]

@@ -58,6 +58,8 @@ class SearchSpace:
         schedule.check_layers(self.num_layers)
         if schedule.kind != "ratios":
             raise ValueError("lengths are absolute: the search is over ratios of the sequence's own length")
+        if schedule.scorer is None:
+            raise ValueError(f"the schedule names no scorer: give it one of {', '.join(self.scorers)}")
         if schedule.scorer not in self.scorers:
             raise ValueError(f"the scorer {schedule.scorer!r} is not among {', '.join(self.scorers)}")
         if schedule.keep_cls or schedule.keep_question not in self.keep_question:

@@ -187,6 +187,10 @@ class Search:
         """Trials that count: those that answered questions to the end, and failed ones."""
         return self.counts().finished
 
+    def num_waiting(self) -> int:
+        """Schedules in line, which are tried before the sampler draws any."""
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
     def counts(self) -> Counts:
         """How the trials ended."""
         trials = self.study.get_trials(deepcopy=False)

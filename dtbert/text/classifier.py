@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dtbert.model import BertForSequenceClassification, LengthSchedule
-from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, schedules_of
+from dtbert.model import BertForSequenceClassification, LengthSchedule, OwnScorer
+from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, own_scorer, schedules_of
 from dtbert.qa.calls import check_choice
 from dtbert.qa.reading import without_errors
 from dtbert.qa.tokenize import load_tokenizer
@@ -98,6 +98,11 @@ class TextClassifier(TextModel):
         front = schedules_of(path, model.config.num_hidden_layers) if with_schedules else None
         return cls(model, load_tokenizer(model_folder(path)), batch_tokens=batch_tokens, front=front)
 
+    @property
+    def own_scorer(self) -> OwnScorer:
+        """What drops tokens where a schedule names no scorer; ``received`` where neither front nor config says."""
+        return own_scorer(self.front, self.config)
+
     @overload
     def __call__(
         self,
@@ -130,7 +135,8 @@ class TextClassifier(TextModel):
 
         Args:
             text, pair: two texts, or two lists of as many; read whole, for nothing is cut off in silence.
-            schedule: tokens that each layer keeps; all by default. [CLS] always stays.
+            schedule: tokens that each layer keeps; all by default. [CLS] always stays. One without a scorer takes the
+                model's own, as `dtbert.QuestionAnswerer` has it.
             budget: instead of a schedule: the part of the full model's MACs that a schedule may cost, as
                 `dtbert.QuestionAnswerer` takes it.
 
@@ -203,8 +209,7 @@ class TextClassifier(TextModel):
 
     def logits(self, texts: Sequence[TextTokens], schedule: LengthSchedule | None = None) -> Tensor:
         """Logits of texts that `reader` has read: float32 ``[n, num_labels]`` on the CPU."""
-        self.check_schedule(schedule)
-        return rows_of(self.model, texts, schedule, self.batch_tokens)
+        return rows_of(self.model, texts, self.resolve(schedule), self.batch_tokens)
 
     def within_budget(self, budget: float) -> MeasuredSchedule:
         """The most accurate measured schedule within a budget, as `dtbert.QuestionAnswerer.within_budget`."""
@@ -218,8 +223,7 @@ class TextClassifier(TextModel):
     def _chosen(self, schedule: LengthSchedule | None, budget: float | None) -> LengthSchedule | None:
         if schedule is not None and budget is not None:
             raise ValueError("schedule and budget exclude each other: a budget chooses a schedule; give one of them")
-        self.check_schedule(schedule)
-        return schedule if budget is None else self.within_budget(budget).schedule
+        return self.resolve(schedule if budget is None else self.within_budget(budget).schedule)
 
     def _labels(
         self, read: Sequence[TextTokens | PairError], schedule: LengthSchedule | None

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dtbert.model import LengthSchedule, PackedBatch, SequenceModel
+from dtbert.model import LengthSchedule, OwnScorer, PackedBatch, SequenceModel
 from dtbert.qa.calls import check_count
 from dtbert.text.reading import TextReader, TextTokens
 
@@ -32,16 +32,27 @@ class TextModel:
         self.reader = TextReader(tokenizer, model.config)
         self.config, self.tokenizer, self.batch_tokens = model.config, self.reader.tokenizer, batch_tokens
 
-    def check_schedule(self, schedule: LengthSchedule | None) -> None:
-        """Raise TypeError or ValueError unless it is a schedule for the model's number of layers."""
+    @property
+    def own_scorer(self) -> OwnScorer:
+        """What drops tokens where a schedule names no scorer; ``received`` where the config does not say."""
+        return self.config.own_scorer
+
+    def resolve(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+        """The schedule as it is run: one without a scorer takes the model's own; None stays None.
+
+        Raises:
+            TypeError: not a `LengthSchedule`.
+            ValueError: another number of layers than the model's, or the model's own scorer is unknown.
+        """
         if schedule is None:
-            return
+            return None
         if not isinstance(schedule, LengthSchedule):
             raise TypeError(
                 f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
                 "LengthSchedule.absolute or LengthSchedule.ratios"
             )
         schedule.check_layers(self.config.num_hidden_layers)
+        return schedule.resolve(self.own_scorer)
 
 
 def rows_of(

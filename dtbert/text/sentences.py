@@ -98,7 +98,7 @@ class SentenceEncoder(TextModel):
         """
         if isinstance(texts, str):
             raise TypeError("expected texts, a list of them, and got a single string: write encode([text])")
-        self.check_schedule(schedule)
+        schedule = self.resolve(schedule)
         tokens = without_errors(chain.from_iterable(self.reader.read_many(texts)), "text")
         parts = [torch.empty(0, self.model.row_size)]
         while part := list(islice(tokens, BUFFER_TEXTS)):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dtbert.files import Json, differing, lock, replacing, write_whole
+from dtbert.files import Json, differing, lock, reason_of, replacing, write_whole
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES
 from dtbert.weights.kinds import unpickler_says
 from dtbert.weights.save import Saved, write_model_files
@@ -101,7 +101,7 @@ class RunFolder:
             with file.open("a", encoding="utf-8") as opened:
                 opened.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise OSError(f"cannot write {file}: {error}; what was saved before is still there") from error
+            raise OSError(f"cannot write {file}: {reason_of(error)}; what was saved before is still there") from error
 
     def last_record(self) -> dict[str, Any]:
         """The last line of the metrics, or nothing."""

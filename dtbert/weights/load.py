@@ -1,5 +1,6 @@
 """From a checkpoint to a model that is ready to run."""
 
+import logging
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, NamedTuple, TypeVar
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import BackendName, choose_backend
+from dtbert.kernels import BackendName, choose_backend, native
 from dtbert.kernels.cpu import multiplies_natively
 from dtbert.model import (
     BertEncoder,
@@ -21,20 +22,24 @@ from dtbert.weights.hub import resolve_source
 from dtbert.weights.labels import are_unnamed, check_classifies, places_of, read_labels
 from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, hub_names
 from dtbert.weights.pooling import read_pooling
-from dtbert.weights.quantize import dequantize_rows
+from dtbert.weights.quantize import dequantize_rows, layer_linears, quantize_rows
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _BLOCK = 2**18  # values
+
+logger = logging.getLogger(__name__)
 
 M = TypeVar("M", BertForQuestionAnswering, BertEncoder, BertForSequenceClassification, BertForSentenceEmbedding)
 
 
 class Placement(NamedTuple):
-    """Where weights go, the dtype to which they are rounded, and the one in which they are held and computed."""
+    """Where weights go, the dtype to which they are rounded, the one in which they are held and computed, and whether
+    the layers' matrices are held and multiplied in int8 instead."""
 
     device: torch.device
     precision: torch.dtype
     dtype: torch.dtype
+    int8: bool = False
 
     @classmethod
     def of(
@@ -45,8 +50,8 @@ class Placement(NamedTuple):
     ) -> "Placement":
         """What `load_model`'s arguments say; ValueError where one of them is wrong, before a file is opened."""
         precision = torch.float32 if dtype is None else dtype
-        if precision not in _DTYPES:
-            raise ValueError(f"dtype must be torch.float32, torch.bfloat16 or torch.float16, not {dtype!r}")
+        if precision not in (*_DTYPES, torch.int8):
+            raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or torch.int8, not {dtype!r}")
         try:
             place = torch.device("cpu" if device is None else device)
             torch.zeros(1, device=place).tolist()
@@ -56,8 +61,21 @@ class Placement(NamedTuple):
                 reason = "expected cpu, cuda, cuda:1, ..."
             raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error
         choose_backend(place, backend)
+        if precision == torch.int8:
+            return cls._of_int8(place, backend)
         native = place.type != "cpu" or multiplies_natively(precision)
         return cls(place, precision, precision if native else torch.float32)
+
+    @classmethod
+    def _of_int8(cls, place: torch.device, backend: BackendName | None) -> "Placement":
+        if place.type != "cpu" or backend in ("cpu", "triton"):
+            where = f"{place}" if backend is None else f"{place} by the backend {backend!r}"
+            raise ValueError(f"int8 is computed on a CPU by the backend 'native', not on {where}: give another dtype")
+        if backend is None and not native.pays(torch.int8):
+            logger.warning("dtype torch.int8: %s; computed in float32", native.why_not(torch.int8))
+            return cls(place, torch.float32, torch.float32)
+        states = torch.bfloat16 if multiplies_natively(torch.bfloat16) else torch.float32
+        return cls(place, states, states, int8=True)
 
 
 def load_model(
@@ -78,7 +96,10 @@ def load_model(
         device: where the weights go; the CPU by default.
         dtype: ``torch.float32`` (the default, whatever the file holds), ``torch.bfloat16`` or ``torch.float16``. A CPU
             without matrix instructions for the dtype emulates it at a fraction of the speed of float32, so there
-            the weights are rounded to the dtype, then held and computed in float32: `model.dtype` tells.
+            the weights are rounded to the dtype, then held and computed in float32: `model.dtype` tells. Or
+            ``torch.int8``, on a CPU: the layers' matrices as a file of int8 has them, or rounded so here, times
+            activations that are rounded token by token, in int8; the rest in bfloat16 where the CPU has it, else in
+            float32. Where `dtbert build` was not run, or found that slower, a warning says so, and all is float32.
         backend: the kernels, ``"reference"``, ``"cpu"`` or ``"triton"``; by device if left out, and
             `model.backend_name` tells which.
         graphs: whether the launches of a forward are recorded and replayed as one CUDA graph, where the backend is
@@ -102,7 +123,7 @@ def load_model(
 
 
 def load_encoder(
-    source: str | PathLike[str],
+    source: str | PathLike[str] | None = None,
     *,
     revision: str | None = None,
     device: torch.device | str | None = None,
@@ -266,7 +287,14 @@ def _filled(kind: type[M], checkpoint: Checkpoint, placement: Placement, **optio
     sources = checkpoint.match(expected_tensors(model), encoder_alone=alone)
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, Tensor] = {}
+    in_int8 = {f"{name}.weight" for name in layer_linears(model)} if placement.int8 else set()
     for parameter, value in sorted(model.named_parameters(), key=lambda item: item[1].numel(), reverse=True):
+        if parameter in in_int8:
+            scaled = [_int8_of(checkpoint.file, sources[name]) for name in hub_names(parameter)]
+            tensors[parameter] = torch.cat([values for values, _ in scaled])
+            scale = tensors[f"{parameter.removesuffix('weight')}scale"] = torch.cat([scale for _, scale in scaled])
+            pieces |= zip(hub_names(parameter), scale.chunk(len(scaled)), strict=True)
+            continue
         tensors[parameter] = torch.empty(value.shape, dtype=placement.dtype, device=placement.device)
         names = hub_names(parameter)
         for name, rows in zip(names, tensors[parameter].chunk(len(names)), strict=True):
@@ -275,6 +303,15 @@ def _filled(kind: type[M], checkpoint: Checkpoint, placement: Placement, **optio
     checkpoint.check_finite(pieces)
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_(False)
+
+
+def _int8_of(file: TensorFile, source: Source) -> tuple[Tensor, Tensor]:
+    """A matrix in int8, and its scale in float32: the file's own, or rounded here."""
+    values = file.read(source.name)
+    if source.scale is not None:
+        return values.clone(), file.read(source.scale).float()
+    values, scale = quantize_rows(values)
+    return values, scale.float()
 
 
 def _copy(file: TensorFile, source: Source, target: Tensor, precision: torch.dtype) -> None:

@@ -1,7 +1,9 @@
 """int8 weights: one float16 scale per output row, symmetric, weight = int8 * scale."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from dtbert.kernels.parameters import Linear
 
 # Tables of a row or two (segments, the span head) gain nothing: they stay float16.
 _MIN_ROWS = 8
@@ -29,3 +31,16 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def dequantize_rows(values: Tensor, scale: Tensor) -> Tensor:
     """float32 ``[rows, columns]`` of `quantize_rows`."""
     return values.float().mul_(scale.float()[:, None])
+
+
+def layer_linears(model: nn.Module) -> dict[str, Linear]:
+    """By name, what a model that computes in int8 holds so: the matrices of its layers."""
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    return {name: linear for name, linear in linears.items() if linear.layer is not None}
+
+
+def quantize_layers(model: nn.Module) -> None:
+    """Round a model's layers to int8, in place; `Bert.prepare` lays them out."""
+    for linear in layer_linears(model).values():
+        values, scale = quantize_rows(linear.plain_weight)
+        linear.hold_int8(values, scale.float())

@@ -29,13 +29,19 @@ Saved = BertForQuestionAnswering | BertForSequenceClassification | BertEncoder
 
 
 def to_hub_tensors(model: Saved) -> dict[str, Tensor]:
-    """The model's weights under the hub's names: plain tensors on the CPU, which may share the model's memory."""
+    """The model's weights under the hub's names: plain tensors on the CPU, which may share the model's memory.
+
+    One in int8 has its scale beside it, as `convert` writes it.
+    """
     tensors: dict[str, Tensor] = {}
-    laid_out = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Linear)}
+    linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Linear)}
     for parameter, value in model.named_parameters():
-        plain = laid_out[parameter].plain_weight if parameter in laid_out else value.detach()
-        names = hub_names(parameter)
+        linear, names = linears.get(parameter), hub_names(parameter)
+        plain = value.detach() if linear is None else linear.plain_weight
         tensors |= zip(names, plain.cpu().chunk(len(names)), strict=True)
+        if linear is not None and linear.scale is not None:
+            scales = linear.scale.half().cpu().chunk(len(names))
+            tensors |= zip((f"{name}.scale" for name in names), scales, strict=True)
     return _without_prefix(tensors) if isinstance(model, BertEncoder) else tensors
 
 

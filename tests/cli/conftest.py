@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from dtbert.cli import main
-from dtbert.model import BertConfig, BertForQuestionAnswering
-from dtbert.weights import save_model
+from scripts.fuzz import small_model
 
 WORDS = "who what when where wrote it the a an in by to of letter ada zoe paris london 1843 1995 said and , . ?"
 
@@ -25,20 +23,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split()]
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        initializer_range=0.5,
-    )
-    model = BertForQuestionAnswering(config)
-    model.reset_parameters(torch.Generator().manual_seed(0))
-    folder = save_model(model, tmp_path_factory.mktemp("model") / "tiny")
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", "utf-8")
-    return folder
+    return small_model(tmp_path_factory.mktemp("model") / "tiny", WORDS.split())
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """`dtbert answer` for one question."""
 
-import io
 import json
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtbert.cli.answer import excerpt, read_context
+from dtbert.cli.answer import excerpt
 from dtbert.qa import QuestionAnswerer
 from tests.cli.conftest import Run
 
@@ -82,7 +80,7 @@ def test_answer_options_reach_the_answerer(run: Run, model_folder: Path) -> None
 def test_answer_depends_on_the_schedule(run: Run, model_folder: Path) -> None:
     arguments = ("answer", "--question", "Who?", "--context", CONTEXT, "--model", model_folder, "--json")
     whole, ones, few = (run(*arguments, *more) for more in ((), ("--schedule", "1,1"), ("--schedule", "5,2")))
-    assert whole == ones
+    assert whole.out == ones.out
     assert json.loads(whole.out)["score"] != json.loads(few.out)["score"]
 
 
@@ -95,18 +93,18 @@ def test_answer_of_the_shipped_model_is_right(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--question and --context, or --input and --output"),
+        ((), "--question and --context (or --file, --text), or --input and --output"),
         (("--question", "Who?"), "--context"),
+        (("--text", "Ada wrote it."), "--question"),
         (("--input", "x"), "--output"),
         (("--question", "Who?", "--context", "x", "--input", "y"), "--output"),
-        (("--input", "x", "--output", "y", "--json"), "--json "),
         (("--question", " ", "--context", "Ada wrote it."), "the question is blank"),
         (("--question", "Who?", "--context", ""), "the context is empty"),
         (("--question", "who " * 400, "--context", "Ada wrote it."), "the question has 400 tokens"),
-        (("--question", "Who?", "--context", "\udcff"), "lone surrogate"),
+        (("--question", "Who?", "--text", "\udcff"), "lone surrogate"),
         (("--question", "Who?", "--context", "notes.txt"), "'notes.txt' looks like a file"),
-        (("--question", "Who?", "--context", "Ada.", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),
-        (("--question", "Who?", "--context", "Ada.", "--device", "abacus"), "abacus"),
+        (("--question", "Who?", "--text", "Ada.", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),
+        (("--question", "Who?", "--text", "Ada.", "--device", "abacus"), "abacus"),
     ],
 )
 def test_answer_says_what_is_wrong_in_one_line(
@@ -119,31 +117,18 @@ def test_answer_says_what_is_wrong_in_one_line(
     assert message in err
 
 
-def test_context_is_a_file_a_text_or_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "letter"
-    path.write_bytes("Zo\u00eb\r\nwrote".encode())
-    assert read_context(str(path)) == "Zo\u00eb\r\nwrote"
-    assert read_context("Zo\u00eb wrote and/or said it.") == "Zo\u00eb wrote and/or said it."
-    assert read_context("word") == "word"
-    long = "She wrote it. " * 100_000
-    assert read_context(long) == long
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("a\r\nb\u00e9".encode()), encoding="ascii"))
-    assert read_context("-") == "a\r\nb\u00e9"
+def test_texts_name_themselves_in_short(run: Run, model_folder: Path) -> None:
+    texts = ("Ada wrote the letter in London. " * 9, "Zoe said it.")
+    out = run("answer", "--question", "Who?", "--text", *texts, "--model", model_folder, "--top", 9).out
+    names = {line.partition(" of ")[2] for line in out.splitlines() if line.startswith("   score")}
+    assert names == {f'"{texts[0][:60].strip()}"', f'"{texts[1]}"'}
 
 
-@pytest.mark.parametrize("argument", ["a/b", "C:\\letter", "letter.TXT", "my letter.txt", "../x.json"])
-def test_context_that_looks_like_a_missing_file_is_refused(argument: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(repr(argument))):
-        read_context(argument)
-
-
-def test_context_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "letter.txt"
-    path.write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match=r"letter\.txt: not UTF-8 .*byte 4 is 0xe9"):
-        read_context(str(path))
-    with pytest.raises(OSError, match="directory"):
-        read_context(str(tmp_path))
+def test_scorer_that_was_not_named_is_said(run: Run, model_folder: Path) -> None:
+    arguments = ("answer", "--question", "Who?", "--text", CONTEXT, "--model", model_folder, "--schedule", "0.5,0.2")
+    own, named = run(*arguments), run(*arguments, "--scorer", "received")
+    assert own.out == named.out
+    assert (own.err, named.err) == ("dtbert: the schedule names no scorer: the model's own chooses, received\n", "")
 
 
 @given(st.text(), st.data())

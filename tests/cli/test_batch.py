@@ -8,7 +8,8 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dtbert.cli import batch, main
-from dtbert.cli.batch import chunks
+from dtbert.cli.batch import chunks, remaining
 from dtbert.cli.inputs import Line, Questions
 from dtbert.qa import QuestionAnswerer
 from tests.cli.command import run_command
@@ -128,13 +129,17 @@ def test_batch_reports_bad_lines_and_answers_the_rest(run: Run, command: tuple[s
     assert (tmp_path / "a.jsonl").read_bytes() == before
 
 
+# Characters for each token of a batch, so that a few lines fill one.
+SMALL = 0.5
+
+
 @pytest.fixture(scope="module")
 def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an input, and the output of an unbroken run."""
     folder = tmp_path_factory.mktemp("whole")
     write_questions(folder / "q.jsonl", 30)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "CHUNK_LINES", 7)
+        patch.setattr(batch, "CHARACTERS_PER_TOKEN", SMALL)
         assert run_in(folder, model_folder) == 1
     assert len(read(folder / "a.jsonl")) == 36
     return folder
@@ -150,7 +155,7 @@ def run_in(folder: Path, model_folder: Path) -> int:
 def test_batch_goes_on_from_any_byte(
     whole: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
-    monkeypatch.setattr(batch, "CHUNK_LINES", 7)
+    monkeypatch.setattr(batch, "CHARACTERS_PER_TOKEN", SMALL)
     output = whole / "a.jsonl"
     complete = output.read_bytes()
     newlines = [index + 1 for index, byte in enumerate(complete) if byte == ord("\n")]
@@ -163,11 +168,39 @@ def test_batch_goes_on_from_any_byte(
         output.write_bytes(complete)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forkserver")
-def test_batch_survives_kills_at_any_moment(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more_kills: int
+def test_batch_that_goes_on_says_and_does_little_again(
+    whole: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(batch, "CHUNK_LINES", 40)
+    monkeypatch.setattr(batch, "CHARACTERS_PER_TOKEN", SMALL)
+    asked: list[str] = []
+    answer_many = QuestionAnswerer.answer_many
+
+    def counted(answerer: QuestionAnswerer, pairs: Any, **options: Any) -> Any:
+        given = list(pairs)
+        asked.extend(context for _, context in given)
+        return answer_many(answerer, given, **options)
+
+    monkeypatch.setattr(QuestionAnswerer, "answer_many", counted)
+    output = whole / "a.jsonl"
+    complete = output.read_bytes()
+    lines = complete.splitlines(keepends=True)
+    sizes = [len(chunk) for chunk in chunks(Questions.of(whole / "q.jsonl").lines(), int(SMALL * 2048))]
+    begins = [sum(sizes[:index]) for index in range(len(sizes))]
+    assert len(sizes) > 4
+    for done, again in ((begins[2], 0), (begins[2] + 2, 2), (begins[-1] - 1, sizes[-2] - 1)):
+        asked.clear()
+        capsys.readouterr()
+        output.write_bytes(b"".join(lines[:done]))
+        assert run_in(whole, model_folder) == 1
+        assert output.read_bytes() == complete
+        note = f"dtbert: going on after {done} of 36 lines, {again or 'none'} of them once more"
+        assert capsys.readouterr().err.startswith(note)
+        assert len(asked) <= again + len(lines) - done
+    assert again > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no forkserver")
+def test_batch_survives_kills_at_any_moment(model_folder: Path, tmp_path: Path, more_kills: int) -> None:
     write_questions(tmp_path / "q.jsonl", 1200)
     assert run_in(tmp_path, model_folder) == 1
     unbroken, broken, log = (tmp_path / name for name in ("a.jsonl", "broken.jsonl", "log"))
@@ -179,7 +212,7 @@ def test_batch_survives_kills_at_any_moment(
 
     def start() -> ForkServerProcess:
         arguments = ["answer", "--model", str(model_folder), *files]
-        process = context.Process(target=run_command, args=(arguments, batch.CHUNK_LINES, log))
+        process = context.Process(target=run_command, args=(arguments, log))
         process.start()
         return process
 
@@ -249,7 +282,7 @@ def test_batch_refuses_an_output_made_otherwise(run: Run, command: tuple[str, ..
         assert outcome.err.count("\n") == 1
         return outcome.err
 
-    assert "(schedule, top)" in refused("--schedule", "1,0.5", "--top", "2")
+    assert "(schedule, top)" in refused("--schedule", "1,0.5", "--scorer", "cls", "--top", "2")
     assert "(dtype)" in refused("--dtype", "bfloat16")
     source.write_text(json.dumps({**GOOD, "question": "Where?"}))
     assert "(input)" in refused()
@@ -433,34 +466,39 @@ def test_batch_shows_progress_on_a_terminal_unless_quiet(
     assert ("1/1" in terminal.getvalue()) == shown
 
 
-LINES = st.lists(st.builds(lambda size: Line(1, None, "q", "c" * size), st.integers(0, 30)), max_size=40)
+LINES = st.lists(st.builds(lambda size: Line(1, None, "q", "c" * size), st.integers(0, 60)), max_size=40)
 
 
-@given(LINES)
-def test_chunks_hold_every_line_and_are_bounded(lines: list[Line]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "CHUNK_LINES", 5)
-        patch.setattr(batch, "CHUNK_CHARACTERS", 40)
-        found = list(chunks(iter(lines)))
+def size(chunk: list[Line]) -> int:
+    return sum(len(line.question + line.context) + 12 for line in chunk)
+
+
+@given(LINES, st.integers(0, 40))
+def test_chunks_hold_every_line_and_are_bounded(lines: list[Line], done: int) -> None:
+    found = list(chunks(iter(lines), 50))
     assert [line for chunk in found for line in chunk] == lines
-    assert all(1 <= len(chunk) <= 5 for chunk in found)
-    # A chunk without its last line is below the limit.
-    assert all(sum(len(line.question + line.context) for line in chunk[:-1]) < 40 for chunk in found)
+    assert all(len(chunk) == 1 or (chunk and size(chunk) <= 50) for chunk in found)
+    # None could hold the first line of the next, too.
+    assert all(size([*chunk, after[0]]) > 50 for chunk, after in pairwise(found))
+    # What goes on after some lines has the same chunks, of which the first may hold some that are done.
+    left = list(remaining(iter(lines), done, 50))
+    assert [chunk for chunk, _ in left] == found[len(found) - len(left) :]
+    assert [line for chunk, there in left for line in chunk[there:]] == lines[done:]
+    assert not any(there for _, there in left[1:])
 
 
-def test_batch_holds_a_chunk_at_a_time(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "CHUNK_LINES", 4)
+def test_batch_holds_a_chunk_at_a_time(model_folder: Path) -> None:
     taken: list[int] = []
 
-    def lines(_: Questions) -> Any:
+    def lines() -> Iterator[Line]:
         for number in range(1, 41):
             taken.append(number)
             yield Line(number, None, "Who wrote it?", "Ada wrote it.")
 
-    monkeypatch.setattr(Questions, "lines", lines)
     answerer = QuestionAnswerer.load(model_folder)
-    for line, fields in batch.results(answerer, Questions(tmp_path, "lines", False), 0, 1, {}):
+    for line, fields in batch.results(answerer, remaining(lines(), 0, 4 * 40), 1, {}):
         assert "answer" in fields
+        # A chunk of four, and the first of the next.
         assert len(taken) <= line.number + 4
     assert len(taken) == 40
 

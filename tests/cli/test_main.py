@@ -18,7 +18,7 @@ from tests.cli.conftest import Run
 
 # Python's own buffering, whatever the surroundings ask for.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-COMMANDS = ["answer", "evaluate", "convert", "profile", "train", "search"]
+COMMANDS = ["answer", "evaluate", "convert", "profile", "train", "search", "build"]
 MAIN = "import sys; from dtbert.cli import main; sys.exit(main())"
 
 
@@ -56,7 +56,8 @@ def test_help_does_not_wait_for_torch() -> None:
     [
         ([], "required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
-        (["answer", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["answer", "--frobnicate"], "unrecognized arguments: --frobnicate (see `dtbert answer --help`)"),
+        (["convert", "a", "b", "--int4"], "unrecognized arguments: --int4 (see `dtbert convert --help`)"),
         (["answer", "--quest", "x"], "unrecognized arguments: --quest x"),
         (["answer", "--top", "0"], "argument --top: "),
         (["answer", "--threads", "100000"], "expected at most 4096 threads, got 100000"),
@@ -73,6 +74,29 @@ def test_wrong_usage_is_one_line_that_points_to_the_help(run: Run, arguments: li
     assert err.count("\n") == 1
     assert message in err
     assert "--help`)" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", "folder"),
+        ("train", "--train", "folder", "--out", "run"),
+        ("search", "folder", "--out", "front.json"),
+        ("profile", "--lengths", "folder"),
+        ("profile", "--schedule", "folder"),
+        ("answer", "--input", "folder", "--output", "out.jsonl"),
+        ("answer", "--input", "folder", "--output", "-"),
+    ],
+)
+def test_folder_where_a_file_is_read_is_one_error(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    status, out, err = run(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "folder" in err
+    assert "is a folder, name a file in it" in err.replace(":", ",")
 
 
 def test_interrupt_is_quiet(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +162,7 @@ def test_full_disk_is_one_error() -> None:
         command = [sys.executable, "-c", MAIN, "--help"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT)
     assert done.returncode == 2
-    assert done.stderr.startswith(b"dtbert: error: ")
-    assert done.stderr.count(b"\n") == 1
+    assert done.stderr == b"dtbert: error: No space left on device: make room, then give the command again\n"
 
 
 def test_output_that_cannot_show_a_character_shows_its_escape() -> None:

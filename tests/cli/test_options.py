@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,14 @@ from dtbert.cli.options import (
     add_schedule_options,
     add_window_options,
     describe_schedule,
+    known_scorers,
     load_answerer,
     load_for_schedule,
     other_windows,
     parse_schedule,
     schedule_of,
 )
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, OwnScorer
 
 
 def parse(*arguments: object) -> argparse.Namespace:
@@ -77,8 +80,9 @@ def test_different_schedules_have_different_descriptions() -> None:
         LengthSchedule.ratios([1, 0.1234568]),
         LengthSchedule.ratios([1, 0.1234568], keep_question=True),
     ]
-    assert describe_schedule(schedules[0]) == "1 1 received"
-    assert describe_schedule(schedules[1]) == "1 1 tokens received"
+    assert describe_schedule(schedules[0]) == "1 1 (the model's own)"
+    assert describe_schedule(schedules[0].resolve(OwnScorer("cls", True))) == "1 1 cls +question"
+    assert describe_schedule(LengthSchedule.absolute([1, 1], scorer=["cls", "answer"])) == "1 1 tokens cls,answer"
     assert len({describe_schedule(one) for one in schedules}) == len(schedules)
 
 
@@ -116,6 +120,49 @@ def test_wrong_schedule_options_are_refused(arguments: list[str], message: str) 
     joined = [f"{arguments[0]}={arguments[1]}", *arguments[2:]] if len(arguments) > 1 else arguments
     with pytest.raises((ValueError, OSError), match=message):
         schedule_of(parse(*joined))
+
+
+def test_schedule_takes_the_models_own_scorer_and_says_so(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "scorer": "cls", "keep_question": True}))
+    by_cls = LengthSchedule.ratios([1, 0.5], scorer="cls", keep_question=True)
+    assert load_for_schedule(parse("--model", folder, "--schedule", "1,0.5"))[1] == by_cls
+    assert capsys.readouterr().err == (
+        "dtbert: the schedule names no scorer: the model's own chooses, cls, the question kept\n"
+    )
+    named = load_for_schedule(parse("--model", folder, "--schedule", "1,0.5", "--scorer", "answer"))[1]
+    assert named == LengthSchedule.ratios([1, 0.5], scorer="answer")
+    assert capsys.readouterr().err == ""
+
+
+def test_scorer_of_ones_own_is_imported_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("my_scorers_of_options.py").write_text(
+        "import torch\nlimit = 3\ndef late(view):\n    return view.position_ids\n"
+    )
+    Path("my_broken_scorers.py").write_text("1 / 0\n")
+    name = "my_scorers_of_options:late"
+    schedule = schedule_of(parse("--schedule", "1,0.5", "--scorer", f"{name},cls"))
+    assert schedule == LengthSchedule.ratios([1, 0.5], scorer=(name, "cls"))
+    assert known_scorers("--scorers", f"cls, {name}+question") == ["cls", f"{name}+question"]
+    # A budget's schedule may have it, which is not known otherwise.
+    assert schedule_of(parse("--budget", "0.5", "--scorer", name)) is None
+    with pytest.raises(ValueError, match=r"--scorer .* needs --schedule"):
+        schedule_of(parse("--budget", "0.5", "--scorer", "cls"))
+    for given, message in (
+        ("nothing_here:f", "cannot import 'nothing_here': ModuleNotFoundError: No module named 'nothing_here'"),
+        ("my_scorers_of_options.py:late", "cannot import .* name a module as Python imports it, without .py"),
+        ("my_broken_scorers:f", "cannot import 'my_broken_scorers': ZeroDivisionError: division by zero"),
+        ("my_scorers_of_options:early", r"'my_scorers_of_options' \(.*my_scorers_of_options.py\) has no 'early'"),
+        ("my_scorers_of_options:limit", "the scorer .* must be a function of a LayerView, not int"),
+        (":f", "cannot import ''"),
+    ):
+        with pytest.raises(ValueError, match=rf"^--scorer {given}: {message}"):
+            schedule_of(parse("--schedule", "1,0.5", "--scorer", given))
 
 
 def test_model_options_reach_the_model(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

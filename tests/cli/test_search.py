@@ -1,6 +1,7 @@
 """`dtbert search`, and what `--budget` of the other commands makes of its schedules."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def test_search_then_answer_within_a_budget(run: Run, folder: Path) -> None:
     start = LengthSchedule.ratios([0.8, 0.3], scorer="cls")
     options = ("--scorers", "cls,answer", "--start", start.to_json(), "--budget-range", "0.2,0.97")
     status, out, err = run(*SEARCH, *options, "--plot", "front.png")
-    assert (status, err) == (0, "")
+    # Three constant ratios of two scorers, with the question kept and without, of which some cost too much; one start.
+    first, draws = re.findall(r"dtbert: (\d+) schedules come first, .* then tpe draws (.*)\n", err)[0]
+    assert (status, 4 < int(first) <= 13, draws) == (0, True, "none, for --trials is 4")
     assert out.startswith("trials      4: ")
     assert "everything" in out
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
@@ -81,8 +84,52 @@ def test_same_command_goes_on_and_json_says_what_was_done(run: Run, folder: Path
     assert again == report
 
 
+def test_search_says_what_comes_first_unless_quiet_or_done(run: Run, folder: Path) -> None:
+    options = ("--scorers", "cls", "--keep-question", "no", "--trials", 5)
+    err = run(*SEARCH, *options).err
+    assert err == "dtbert: 3 schedules come first, constant ratios and those of --start; then tpe draws 2\n"
+    assert run(*SEARCH, *options).err == ""
+    assert run(*SEARCH, *options, "--study", "quiet", "--quiet").err == ""
+
+
+@pytest.mark.parametrize("ending", ["pdf", "SVG"])
+def test_search_draws_in_the_format_that_the_ending_names(run: Run, folder: Path, ending: str) -> None:
+    assert run(*SEARCH, "--scorers", "cls", "--plot", f"front.{ending}").status == 0
+    beginning = (folder / f"front.{ending}").read_bytes()[:60]
+    assert beginning.startswith({"pdf": b"%PDF-", "SVG": b"<?xml"}[ending])
+
+
+def test_front_of_other_settings_is_not_replaced(run: Run, folder: Path) -> None:
+    assert run(*SEARCH, "--scorers", "cls").status == 0
+    out = folder / "model/schedules.json"
+    before = out.read_bytes()
+
+    def refused(*options: object) -> str:
+        status, _, err = run(*SEARCH, "--scorers", "cls", *options)
+        assert (status, out.read_bytes()) == (2, before)
+        return err
+
+    said = "--out model/schedules.json holds schedules that were searched with other settings ({}): name another"
+    assert said.format("keep_question, scorers") in refused("--scorers", "cls,answer", "--keep-question", "yes")
+    assert said.format("the questions") in refused("--limit", 5)
+    assert said.format("device, objective, threads") in refused("--objective", "latency")
+    # One that does not tell the settings is compared by its weights and questions.
+    fields = json.loads(before)
+    del fields["settings"]
+    out.write_text(json.dumps(fields))
+    assert run(*SEARCH, "--scorers", "cls,answer").status == 0
+    fields["model_sha256"] = "0" * 64
+    before = json.dumps(fields).encode()
+    out.write_bytes(before)
+    assert said.format("the model's weights") in refused()
+    # What the message advises works.
+    out.unlink()
+    assert run(*SEARCH, "--scorers", "cls").status == 0
+
+
 def test_study_is_of_one_model_set_of_questions_and_options(run: Run, folder: Path) -> None:
     def study(*options: object) -> str:
+        (folder / "model/schedules.json").unlink(missing_ok=True)
         given = (*SEARCH, "--scorers", "cls", "--trials", 1, *options, "--json")
         return str(json.loads(run(*given).out)["study"])
 
@@ -120,7 +167,7 @@ def test_interrupted_search_says_how_to_go_on(
     status, out, err = run(*SEARCH, "--scorers", "cls")
     assert (status, out) == (130, "")
     after = {"full_model": "", "trial": " after 0 trials"}[where]
-    assert err == f"dtbert: interrupted{after}; the same command goes on from there\n"
+    assert err.splitlines()[-1] == f"dtbert: interrupted{after}; the same command goes on from there"
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     assert run(*SEARCH, "--scorers", "cls").status == 0
@@ -157,7 +204,7 @@ def test_latency_can_be_the_objective(run: Run, folder: Path) -> None:
     assert done.status == 0
     header, *rows = done.out.split("\n\n")[1].splitlines()
     assert header.split()[:3] == ["MACs", "time", "F1"]
-    assert rows[-1].split()[:2] == ["1.000", "1.000"]
+    assert rows[-1].split()[:2] == ["1.0000", "1.000"]
     for entry in read_schedules("model/schedules.json").schedules:
         assert entry.latency is not None
         assert entry.latency.seconds > 0
@@ -186,7 +233,7 @@ def test_batch_answers_within_a_budget(run: Run, folder: Path) -> None:
         (("--out", "letter.txt"), "--out letter.txt: the ending must be .json"),
         (("--out", "model/config.json"), "--out model/config.json is a file of the model"),
         (("--out", "other.json"), "--out other.json is there already and holds no schedules"),
-        (("--plot", "front.xyz"), "--plot front.xyz: the ending must be .png"),
+        (("--plot", "front.xyz"), "--plot front.xyz: the ending must be one of .png, .pdf"),
         (("--published", "points.json", "--plot", "f.png", "--out", "points.json"), "points.json is the input itself"),
         (("--start", "half"), "--start 'half'"),
         (("--published", "points.tsv"), "it needs --plot"),
@@ -211,8 +258,9 @@ def test_search_says_what_is_wrong_in_one_line(
     Path("other.json").write_text("[1]")
     status, out, err = run(*SEARCH, *arguments)
     assert (status, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1
+    *notes, error = err.splitlines()
+    assert message in error
+    assert all(note.startswith("dtbert: the schedule names no scorer: ") for note in notes)
     assert not (folder / "model/schedules.json").exists()
     assert read_squad("squad.json")
 

@@ -60,7 +60,7 @@ def test_evaluate_reports_what_the_classifier_gets_right_at_what_cost(run: Run, 
 
 
 def test_evaluate_prints_a_table_and_names_what_it_leaves_out(run: Run, tmp_path: Path) -> None:
-    status, out, err = run(*EVALUATE, "--schedule", "0.6,0.4")
+    status, out, err = run(*EVALUATE, "--schedule", "0.6,0.4", "--scorer", "received")
     assert (status, err) == (0, "")
     for line in ("schedule: 0.6 0.4 received", "texts ", "accuracy ", "texts/s ", "executed ", "nothing dropped "):
         assert line in out
@@ -126,7 +126,7 @@ def test_train_then_search_then_evaluate_within_a_budget(run: Run, tmp_path: Pat
     pytest.importorskip("optuna", reason="the search needs the extra: pip install 'dtbert[search]'")
     best = out / "best"
     search = ("search", "dev.tsv", "--task", "sst2", "--model", best, "--out", best / "schedules.json", "--trials", 5)
-    status, shown, err = run(*search, "--rungs", "4", "--plot", tmp_path / "front.png")
+    status, shown, err = run(*search, "--rungs", "4", "--plot", tmp_path / "front.png", "--quiet")
     assert (status, err) == (0, "")
     assert "texts       " in shown
     assert "  acc.   95% interval   kept after" in shown

@@ -45,23 +45,38 @@ def test_train_makes_models_that_the_other_commands_read(
 ) -> None:
     out = tmp_path / "run"
     command = ("train", "--model", model_folder, "--train", train, "--dev", dev, "--out", out, *SMALL,
-               "--length-drop", "--num-sandwich", 0, "--eval-schedule", "0.8,0.5")  # fmt: skip
+               "--length-drop", "--num-sandwich", 0, "--scorers", "cls+question",
+               "--eval-schedule", "0.8,0.5")  # fmt: skip
     first = run(*command)
     assert first.status == 0, first.err
     assert "trained 2 steps; models in" in first.out
-    assert "f1 0.8 0.5 received" in first.out
+    assert "f1 0.8 0.5 cls +question" in first.out
     assert "step 2: f1 " in first.err
     again = run(*command, "--json")
     assert again.status == 0
     record = json.loads(again.out)
     assert record == json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["step"] == 2
-    assert record["main"] == pytest.approx((record["f1"] + record["f1 0.8 0.5 received"]) / 2)
+    assert record["main"] == pytest.approx((record["f1"] + record["f1 0.8 0.5 cls +question"]) / 2)
     evaluated = run("evaluate", dev, "--model", out / "best", "--json")
     assert json.loads(evaluated.out)["f1"] == pytest.approx(record["f1"])
+    # The model drops by what it learnt by.
+    dropping = json.loads(run("evaluate", dev, "--model", out / "best", "--json", "--schedule", "0.8,0.5").out)
+    assert (dropping["schedule"]["scorer"], dropping["schedule"]["keep_question"]) == ("cls", True)
+    assert dropping["f1"] == pytest.approx(record["f1 0.8 0.5 cls +question"])
     other = run(*command, "--seed", 1)
     assert other.status == 2
     assert "seed was 0, is 1" in other.err
+
+
+def test_train_starts_from_the_shipped_model_where_none_is_named(
+    run: Run, train: Path, dev: Path, tmp_path: Path
+) -> None:
+    done = run("train", "--train", train, "--dev", dev, "--out", tmp_path / "run", "--eval-schedule", "1,0.5")
+    assert (done.status, done.err) == (
+        2,
+        "dtbert: error: the schedule has 2 entries, the model 6 layers: they must match\n",
+    )
 
 
 def test_train_starts_from_a_bare_encoder(run: Run, train: Path, tmp_path: Path) -> None:

@@ -194,8 +194,9 @@ def test_arguments_of_another_kind_are_refused(step: str) -> None:
     for name, value in arguments(step).items():
         if name == "kind":
             continue
-        wrong = value.tolist() if isinstance(value, Tensor) else torch.tensor(value)
-        refuses(step, f"{step}: {name} is (list|Tensor), expected a ", TypeError, **{name: wrong})
+        wrongs = (value.tolist(), value.numpy()) if isinstance(value, Tensor) else (torch.tensor(value),)
+        for wrong in wrongs:
+            refuses(step, f"{step}: {name} is (list|ndarray|Tensor), expected a ", TypeError, **{name: wrong})
     for name in ("num_heads", "max_seqlen"):
         if name in arguments(step):
             refuses(step, f"{name} is float, expected a whole number", TypeError, **{name: 3.0})
@@ -229,7 +230,9 @@ def test_products_that_do_not_fit_are_refused(step: str) -> None:
     refuses(step, "weight is on meta, the other tensors on cpu", weight=torch.zeros(H, H, device="meta"))
 
 
-def test_the_backend_is_chosen_by_device_dtype_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_is_chosen_by_device_dtype_and_sizes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert choose_backend("cpu") == "cpu"
     assert choose_backend("mps") == choose_backend("meta") == choose_backend("cpu", "reference") == "reference"
     assert choose_backend("cuda") == choose_backend("cuda", None, Sizes(torch.bfloat16, 128, 4096, 16384)) == "triton"
@@ -237,8 +240,10 @@ def test_the_backend_is_chosen_by_device_dtype_and_sizes(monkeypatch: pytest.Mon
         assert choose_backend("cuda", None, sizes) == "reference"
     assert get_backend("cuda").name == "triton"
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert choose_backend("cuda") == "reference"
-    with pytest.raises(ValueError, match="pip install triton"):
+    assert choose_backend("cuda") == choose_backend("cuda") == "reference"
+    (warning,) = caplog.messages
+    assert "pip install 'dtbert[triton]'" in warning
+    with pytest.raises(ValueError, match=r"pip install 'dtbert\[triton\]'"):
         choose_backend("cuda", "triton")
 
 

@@ -1,13 +1,14 @@
 """LengthSchedule: lengths, MACs, JSON, and what it refuses."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtbert.model import BertConfig, LengthSchedule, register_scorer
+from dtbert.model import BertConfig, LengthSchedule, OwnScorer, register_scorer
 
 MINILM = BertConfig(hidden_size=384, intermediate_size=1536)
 RATIOS = st.lists(st.floats(0.001, 1), min_size=1, max_size=8).map(lambda x: sorted(x, reverse=True))
@@ -161,6 +162,36 @@ def test_schedule_refuses_unknown_and_miscounted_scorers() -> None:
 def test_from_json_refuses_what_is_not_a_schedule(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LengthSchedule.from_json(text)
+
+
+@given(RATIOS, st.booleans(), st.booleans(), st.booleans())
+def test_schedule_without_a_scorer_takes_the_models_own(
+    ratios: list[float], keep_cls: bool, keep_question: bool, own_keeps: bool
+) -> None:
+    schedule = LengthSchedule.ratios(ratios, keep_cls=keep_cls, keep_question=keep_question)
+    assert LengthSchedule.from_json(schedule.to_json()) == schedule
+    named = LengthSchedule.ratios(ratios, scorer="cls", keep_cls=keep_cls, keep_question=keep_question or own_keeps)
+    found = schedule.resolve(OwnScorer("cls", own_keeps))
+    assert (found, hash(found)) == (named, hash(named))
+    assert schedule.scorer is None
+    assert named.resolve(OwnScorer("answer", True)) is named
+    assert schedule.resolve(OwnScorer()).scorer == "received"
+
+
+def test_own_scorer_of_a_config_is_counted_and_survives_json() -> None:
+    config = BertConfig(scorer="cls", keep_question=True)
+    ratios = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
+    counts = LengthSchedule.ratios(ratios, scorer="cls").macs(config, 100)
+    assert LengthSchedule.ratios(ratios).macs(config, 100) == counts
+    assert counts != LengthSchedule.ratios(ratios).macs(BertConfig(), 100)
+    assert BertConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert "scorer" not in BertConfig().to_dict()
+    per_layer = BertConfig(scorer=("cls",) * 6)
+    assert BertConfig.from_dict(json.loads(json.dumps(per_layer.to_dict()))).own_scorer == OwnScorer(("cls",) * 6)
+    with pytest.raises(ValueError, match=r"scorer must be a name .* not 7"):
+        BertConfig(scorer=7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown scorer 'mine:late': .* --scorer MODULE:FUNCTION"):
+        LengthSchedule.ratios(ratios).resolve(OwnScorer("mine:late"))
 
 
 def test_from_dict_names_missing_and_unknown_fields() -> None:

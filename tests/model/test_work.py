@@ -32,6 +32,14 @@ def test_products_read_weights_once() -> None:
     assert half.intensity == 2 * CPU.linear(zeros(3, 4), Linear(4, 5)).intensity
 
 
+def test_products_cost_the_same_in_a_backends_layout() -> None:
+    plain, laid_out, norm = Linear(4, 5), Linear(4, 5), LayerNorm(5, 1e-12)
+    laid_out.lay_out(zeros(64), unpack=lambda weight: weight[:20].view(5, 4))
+    assert CPU.linear(zeros(3, 4), laid_out) == CPU.linear(zeros(3, 4), plain)
+    before = CPU.add_norm(zeros(3, 4), plain, zeros(3, 5), norm)
+    assert CPU.add_norm(zeros(3, 4), laid_out, zeros(3, 5), norm) == before
+
+
 def test_residual_and_norm_add_traffic_and_no_flops() -> None:
     arguments = zeros(3, 4), Linear(4, 5), zeros(9, 5), LayerNorm(5, 1e-12)
     plain = CPU.linear(zeros(3, 4), Linear(4, 5))

@@ -1,7 +1,9 @@
 """What people get to see: the table, the picture."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,8 +63,42 @@ def test_picture_is_drawn(profile: Profile, tmp_path: Path, dropping: bool) -> N
     save_plot(profile if dropping else replace(profile, dropping=None), path)
     header = path.read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"
-    assert (int.from_bytes(header[16:20]), int.from_bytes(header[20:24])) == (2400, 1120)
+    assert (int.from_bytes(header[16:20]), int.from_bytes(header[20:24])) == (1240, 1480)
     assert 30_000 < path.stat().st_size < 1_000_000
+
+
+def deep(forward: ForwardProfile) -> ForwardProfile:
+    """The same as if it had 24 layers, and thousands of tokens."""
+    layers, per_layer = range(24), {key: one for key, one in forward.steps.items() if key[0] is not None}
+    steps = {(layer, name): one for layer in layers for (own, name), one in per_layer.items() if own == layer % 3}
+    outside = {key: one for key, one in forward.steps.items() if key[0] is None}
+    return replace(forward, steps=steps | outside, tokens=tuple(9990 + 300 * left for left in range(25, 0, -1)))
+
+
+@pytest.mark.parametrize("change", [lambda forward: forward, deep], ids=["3 layers", "24 layers"])
+def test_words_of_the_picture_stand_apart_and_inside(
+    profile: Profile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[ForwardProfile], ForwardProfile],
+) -> None:
+    from matplotlib.figure import Figure
+
+    assert profile.dropping is not None
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    named = replace(profile, everything=change(profile.everything), dropping=change(profile.dropping))
+    named = replace(named, setting=replace(profile.setting, model="/home/somebody/models/" + "best-of-all/" * 9))
+    save_plot(named, tmp_path / "profile.png")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    _, bars = figure.axes
+    places = [label.get_window_extent() for label in bars.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(places))
+    assert len(places) == {3: 4, 24: 13}[len(named.everything.tokens) - 1]
+    titles = [axes.title.get_window_extent() for axes in figure.axes]
+    inside = [*titles, figure.legends[0].get_window_extent(), figure.texts[0].get_window_extent(), *places]
+    assert all(0 <= one.x0 < one.x1 <= figure.bbox.x1 and 0 <= one.y0 < one.y1 <= figure.bbox.y1 for one in inside)
 
 
 def test_picture_names_model_device_and_steps(profile: Profile, tmp_path: Path) -> None:

@@ -65,5 +65,5 @@ def finder(make_answerer: Callable[..., QuestionAnswerer], monkeypatch: pytest.M
 
 
 def same(got: list[Answer], expected: list[Answer]) -> None:
-    assert [answer[:3] for answer in got] == [answer[:3] for answer in expected]
+    assert [tuple(answer)[:3] for answer in got] == [tuple(answer)[:3] for answer in expected]
     assert [answer.score for answer in got] == pytest.approx([answer.score for answer in expected], rel=1e-3)

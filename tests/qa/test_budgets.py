@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from dtbert.model import LengthSchedule, Macs
+from dtbert.evaluation import PreparedQuestions, SquadQuestion
+from dtbert.model import LengthSchedule, Macs, OwnScorer
 from dtbert.qa import Latency, MeasuredSchedule, QuestionAnswerer, ScheduleFront, read_schedules, write_schedules
-from dtbert.weights import save_model
+from dtbert.weights import load_encoder, load_model, save_model
 from tests.qa.conftest import make_model
 
 QUESTION, CONTEXT = "Who wrote the letter?", "The letter was written by Ada Lovelace in London, in 1843. " * 12
@@ -65,6 +67,7 @@ FRONTS = st.builds(
     st.text(),
     st.text(),
     st.text(),
+    st.dictionaries(st.text(), st.integers() | st.lists(st.text())),
 )
 
 
@@ -100,6 +103,14 @@ def test_budget_below_the_cheapest_names_what_is_enough() -> None:
     with pytest.raises(ValueError, match=r"budget 0\.2 .* 0\.2124 .*F1 50\.0"):
         FRONT.within(0.2)
     assert FRONT.within(0.2124).f1 == 50
+
+
+@given(st.integers(1, 10**6))
+def test_least_budget_suffices_and_is_the_least_of_four_digits(millionths: int) -> None:
+    one = entry(HALF, millionths / 1e6, 70.0)
+    assert one.least_budget == round(one.least_budget, 4)
+    assert one.least_budget - 1e-4 < one.macs_fraction <= one.least_budget
+    assert one.least_budget == 1 or front(one).within(one.least_budget).schedule == HALF
 
 
 @pytest.mark.parametrize("budget", [0, -0.5, 1.01, 50, math.nan, math.inf])
@@ -209,7 +220,7 @@ def test_prepared_questions_have_the_same_answers(answerer: QuestionAnswerer) ->
             (answerer.answer_prepared(prepared, schedule=schedule), expected),
             (answerer.answer_prepared(prepared[1:], schedule=schedule), expected[1:]),
         ):
-            assert [answer[:3] for answer in found] == [answer[:3] for answer in wanted]
+            assert [tuple(answer)[:3] for answer in found] == [tuple(answer)[:3] for answer in wanted]
             assert [answer.score for answer in found] == pytest.approx([answer.score for answer in wanted], rel=1e-4)
     windows = [window for pair in pairs for window in answerer.windows(*pair)]
     expected_lengths = [(len(window.input_ids), window.token_type_ids.count(0)) for window in windows]
@@ -220,7 +231,7 @@ def test_prepared_questions_have_the_same_answers(answerer: QuestionAnswerer) ->
     assert part.window_lengths() == expected_lengths
     *_, wrong, last = answerer.answer_prepared(part)
     assert str(wrong).startswith("the question is empty")
-    assert last[:3] == answerer(*pairs[2])[:3]
+    assert tuple(last)[:3] == tuple(answerer(*pairs[2]))[:3]
     with pytest.raises(ValueError, match="pair 1: the question"):
         answerer.prepare([pairs[0], ("", CONTEXT)])
     with pytest.raises(ValueError, match="3 entries, the model 2 layers"):
@@ -244,6 +255,48 @@ def test_loading_reads_the_schedules_beside_the_weights(folder: Path, caplog: py
         assert loaded.front == own
         assert loaded(QUESTION, CONTEXT, budget=0.5) == loaded(QUESTION, CONTEXT, schedule=HALF)
     assert caplog.records == []
+
+
+def test_schedule_without_a_scorer_takes_the_models_own(folder: Path, tokenizer: Tokenizer) -> None:
+    ratios = [0.5, 0.1]
+    plain = LengthSchedule.ratios(ratios)
+    by = {name: LengthSchedule.ratios(ratios, scorer=name) for name in ("received", "cls", "value_norm")}
+    model = make_model()
+    bare = QuestionAnswerer(model, tokenizer)
+    answers = {name: bare(QUESTION, CONTEXT, schedule=schedule) for name, schedule in by.items()}
+    assert len(set(answers.values())) == 3
+    assert bare(QUESTION, CONTEXT, schedule=plain) == answers["received"]
+    model.config = replace(model.config, scorer="cls")
+    of_config = QuestionAnswerer(model, tokenizer)
+    assert of_config(QUESTION, CONTEXT, schedule=plain) == answers["cls"]
+    entries = [entry(LengthSchedule.ratios([ratio, 0.2], scorer="value_norm"), ratio, 50.0) for ratio in (0.3, 0.6)]
+    of_front = QuestionAnswerer(model, tokenizer, front=front(*entries))
+    assert of_front(QUESTION, CONTEXT, schedule=plain) == answers["value_norm"]
+    assert of_front.resolve(plain) == by["value_norm"]
+    assert of_front.answer_prepared(of_front.prepare([(QUESTION, CONTEXT)]), schedule=plain) == [answers["value_norm"]]
+    mixed = QuestionAnswerer(model, tokenizer, front=front(*entries, entry(HALF, 0.7, 70.0)))
+    assert mixed.own_scorer == OwnScorer("cls")
+    questions = [SquadQuestion("q", "t", QUESTION, CONTEXT, ())]
+    costs = [PreparedQuestions(of_front, questions).cost(one) for one in (plain, *by.values())]
+    assert costs[0] == costs[3] != costs[1]
+
+
+def test_models_that_say_what_they_drop_by_do_so_without_an_answerer() -> None:
+    shipped = load_model()
+    assert shipped.config.own_scorer == QuestionAnswerer.load().own_scorer == OwnScorer("answer_overlap", True)
+    ids, ratios = torch.randint(1000, 20000, (1, 60)), [0.8, 0.6, 0.4, 0.3, 0.2, 0.1]
+    segments = (torch.arange(60)[None] > 9).long()
+    named = LengthSchedule.ratios(ratios, scorer="answer_overlap", keep_question=True)
+    own, same, other = (
+        shipped(ids, None, segments, schedule).start_logits
+        for schedule in (LengthSchedule.ratios(ratios), named, LengthSchedule.ratios(ratios, scorer="received"))
+    )
+    assert torch.equal(own, same)
+    assert not torch.equal(own, other)
+    encoder = load_encoder()
+    with pytest.raises(ValueError, match="reads the span head: a bare encoder has none, name another"):
+        encoder(ids, schedule=LengthSchedule.ratios(ratios))
+    assert encoder(ids, schedule=LengthSchedule.ratios(ratios, scorer="cls")).last_hidden_state.shape == (1, 60, 384)
 
 
 def test_schedules_of_other_weights_are_loaded_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,15 +1,20 @@
 """Spans: the best over all windows, their probability, ties, and distinct texts, against plain loops."""
 
+import json
 import math
-from typing import NamedTuple
+import pickle
+from dataclasses import FrozenInstanceError, asdict, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from dtbert.qa import DocumentAnswer
 from dtbert.qa.spans import NOTHING, Answer, BestAnswers, Found, WindowSpans, ranked, with_nothing
 from dtbert.qa.tokenize import BEGINS, ENDS, Tokens
 from dtbert.qa.windows import Example, Part, SpanPlaces, parts_of, span_places
@@ -182,7 +187,7 @@ def test_best_answers_are_those_of_all_windows_sorted_at_once(
         else:
             left = [one for one in left if not touches(places[one], alike)]
     got = best.answers()
-    assert [(*answer[:3], answer.margin) for answer in got] == [(*one[:3], one.margin) for one in answers[:k]]
+    assert [replace(answer, score=0) for answer in got] == [replace(one, score=0) for one in answers[:k]]
     np.testing.assert_allclose([one.score for one in got], [one.score for one in answers[:k]], rtol=1e-5)
     assert best.is_empty == (not expected)
 
@@ -250,8 +255,8 @@ def test_sure_answer_has_a_score_of_at_most_one() -> None:
 def test_score_does_not_change_with_what_is_added_to_all_logits_of_a_window() -> None:
     start, end = torch.randn(5), torch.randn(5)
     (plain,), (moved,) = (whole(["a", "b", "c", "d"], start + by, end - 2 * by, 1).answers() for by in (0.0, 4.0))
-    assert plain[:3] == moved[:3]
-    assert plain[3:] == pytest.approx(moved[3:], rel=1e-5)
+    assert tuple(plain)[:3] == tuple(moved)[:3]
+    assert tuple(plain)[3:] == pytest.approx(tuple(moved)[3:], rel=1e-5)
 
 
 def test_nothing_comes_before_the_first_answer_below_the_threshold() -> None:
@@ -272,3 +277,22 @@ def test_no_answer_repeats_the_words_around_a_better_ones_like() -> None:
     assert texts[0] == "ada"
     assert all("ada" not in text for text in texts[1:])
     assert "ada said" in [answer.text for answer in whole(words, logits, logits, 9, overlap=True).answers()]
+
+
+def test_answer_is_an_object_that_unpacks() -> None:
+    answer = Answer("Zo\u00eb", 3, 6, 0.5, 1.25)
+    text, start, end, score, margin = answer
+    assert Answer(text, start, end, score, margin) == answer != Answer("Zo\u00eb", 3, 6, 0.5, 1.5)
+    assert {answer, Answer(*answer)} == {pickle.loads(pickle.dumps(answer))}
+    with pytest.raises(FrozenInstanceError):
+        answer.text = "Ada"  # type: ignore[misc]
+    of_document = DocumentAnswer("letter", answer)
+    document, same = of_document
+    assert (document, same) == ("letter", answer)
+    fields = {"text": "Zo\u00eb", "start": 3, "end": 6, "score": 0.5, "margin": 1.25}
+    for found, expected in ((answer, fields), (of_document, {"document": "letter", "answer": fields})):
+        assert json.loads(json.dumps(asdict(found))) == expected
+        # As a web handler's result, of a type that is known and of one that is not.
+        for kind in (type(found), Any):
+            assert json.loads(TypeAdapter(kind).dump_json(found)) == expected
+    assert TypeAdapter(Answer).validate_python(fields) == answer

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import dtbert
@@ -91,6 +92,7 @@ def test_rows_are_what_evaluate_finds(results: Results, model: Path, questions: 
         texts = {one.id: answerer(one.question, one.context, schedule=schedule).text for one in asked}
         scores = dtbert.evaluation.evaluate(asked, texts)
         assert (row["f1"], row["exact_match"]) == (round(scores.f1, 3), round(scores.exact_match, 3))
+        assert row["f1_interval"][0] <= row["f1"] <= row["f1_interval"][1]
     assert full["executed"] == 1 > half["executed"]
 
 
@@ -114,6 +116,48 @@ def test_rows_that_are_there_are_not_measured_again_unless_the_weights_are_other
     assert len(results("measure", other, *given, "--threads", 2)) == 7
     with pytest.raises(SystemExit, match="rows of several models"):
         results(*plot)
+
+
+def test_rows_without_an_interval_have_the_widest_that_their_f1_allows(results: Results) -> None:
+    interval = importlib.import_module("results_report").interval
+    assert interval({"f1": 84.0, "count": 1000, "f1_interval": [82.0, 86.0]}) == (82.0, 86.0)
+    right = np.repeat([100.0, 0.0], [84, 16])  # nothing with this mean is spread more
+    half = 1.96 * right.std() / 1000**0.5
+    assert interval({"f1": 84.0, "count": 1000}) == pytest.approx((84 - half, 84 + half))
+    assert interval({"f1": 99.0, "count": 2})[1] == 100
+
+
+def test_no_answer_tells_how_margins_separate(
+    results: Results, model: Path, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"no-answer needs questions with and without an answer"):
+        results("no-answer", model, questions)
+    document = json.loads((tmp_path / "q.json").read_text())
+    others = [
+        {"id": f"{number}-elsewhere", "question": word, "answers": [], "is_impossible": True}
+        for number, word in enumerate(("who wrote?", "what letter?", "Paris?"))
+    ]
+    document["data"][0]["paragraphs"].append({"context": "The weather was fine, she said.", "qas": others})
+    (tmp_path / "both.json").write_text(json.dumps(document))
+    results("no-answer", model, f"squad={tmp_path / 'both.json'}")
+    (row,) = results("show", tmp_path / "results.json")
+    assert "\nno-answer\n| model | questions | count | budget | auroc | " in capsys.readouterr().out
+    asked = read_squad(tmp_path / "both.json")
+    answerer = QuestionAnswerer.load(model)
+    answers = {one.id: answerer(one.question, one.context) for one in asked}
+    own, other = ([answers[one.id].margin for one in asked if one.is_impossible == none] for none in (False, True))
+    assert row["auroc"] == pytest.approx(np.mean([(a > b) + 0.5 * (a == b) for a in own for b in other]), abs=1e-4)
+    texts = {key: one.text for key, one in answers.items()}
+    best = dtbert.evaluation.best_threshold(asked, texts, {key: one.margin for key, one in answers.items()})
+    assert row["threshold_best"] == pytest.approx(best.threshold, abs=1e-3)
+    for threshold, f1 in ((best.threshold, row["f1_best"]), (0, row["f1_at_0"]), (answerer.threshold, row["f1_own"])):
+        given = {key: one.text if one.margin >= threshold else "" for key, one in answers.items()}
+        assert dtbert.evaluation.evaluate(asked, given).f1 == pytest.approx(f1, abs=1e-3)
+    always = dtbert.evaluation.evaluate(asked, texts).has_answer
+    assert always is not None
+    assert row["f1_of_answerable"] == pytest.approx(always.f1, abs=1e-3)
+    assert row["kept_at_best"] == np.mean([margin >= best.threshold for margin in own])
+    assert row["left_out_at_best"] == np.mean([margin < best.threshold for margin in other])
 
 
 def test_times_are_against_the_full_model_and_replace_earlier_ones(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dtbert import load_model
-from dtbert.evaluation import read_squad
+from dtbert.evaluation import SquadQuestion, read_squad
 from dtbert.weights import save_model
 from tests.qa.conftest import make_model
 
@@ -57,6 +57,49 @@ def test_split_loses_no_question_and_holds_whole_articles_out(tmp_path: Path, mo
             article["paragraphs"][0]["context"] if source.hashed == "context" else article["title"] for article in held
         ]
         assert all(split_squad.is_in_part(key, source.part) for key in keys)
+    names = ("choose", "choose-articles", "choose-new-wiki")
+    both, *held_out = (json.loads((tmp_path / "parts" / f"{name}.json").read_text())["data"] for name in names)
+    assert both == [*held_out[0], *held_out[1]]
+
+
+def test_split_reads_files_under_the_names_that_they_come_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split_squad = script("split_squad", monkeypatch)
+    titles = (*split_squad.SQUAD.titles, "t")
+
+    def run() -> Path:
+        monkeypatch.setattr("sys.argv", ["split_squad.py", str(tmp_path), str(tmp_path / "parts"), "--no-answer", "1"])
+        split_squad.main()
+        return tmp_path / "parts"
+
+    def document(kind: str) -> str:
+        asked = {"id": kind, "question": "Who wrote it?", "answers": [{"text": "Ada", "answer_start": 0}]}
+        paragraphs = [{"context": "Ada wrote it.", "qas": [asked]}, {"context": "Grace wrote it.", "qas": []}]
+        paragraphs.append({"context": "Fine weather.", "qas": []})
+        return json.dumps({"version": "1", "data": [{"title": title, "paragraphs": paragraphs} for title in titles]})
+
+    for source in split_squad.SOURCES:
+        with pytest.raises(SystemExit):
+            run()
+        assert f"{source.official}.json, {source.official}.json.gz" in capsys.readouterr().err
+        assert not (tmp_path / "parts").exists()
+        (tmp_path / f"{source.official}.json").write_text(document(source.official))
+    assert not (run() / "half-no-answer-dev.json").exists()
+    assert "no half-no-answer-dev.json: " in capsys.readouterr().out
+    (tmp_path / "squad-dev-v1.1.json.gz").write_bytes(gzip.compress(document("dev").encode()))
+    half = read_squad_of(run() / "half-no-answer-dev.json", titles[0])
+    assert [(one.id, one.context, one.is_impossible) for one in half] == [
+        ("dev", "Ada wrote it.", False),
+        ("dev-elsewhere", "Grace wrote it.", True),
+    ]
+
+
+def read_squad_of(path: Path, title: str) -> list[SquadQuestion]:
+    """The questions of one article, whose ids others repeat."""
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({"data": [one for one in document["data"] if one["title"] == title]}))
+    return list(read_squad(path))
 
 
 def test_paragraphs_of_one_article_may_be_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 import dtbert
 from dtbert.evaluation import GoldAnswer, SquadQuestion
 from dtbert.model import LengthSchedule, Macs
 from dtbert.qa import Latency, read_schedules, write_schedules
-from dtbert.search import Effort, Record, bootstrap_intervals, front_of, in_search_order, pareto, plot
+from dtbert.search import (
+    Effort,
+    Record,
+    Search,
+    bootstrap_intervals,
+    front_of,
+    in_search_order,
+    pareto,
+    plot,
+    records_of,
+)
+from dtbert.search.front import distinct
 from tests.search.toys import STARTS, Toy, toy_search
 
 
@@ -27,8 +39,8 @@ def question(identifier: str, title: str = "") -> SquadQuestion:
 QUESTIONS = [question(f"q{number}") for number in range(600)]
 
 
-def record(cost: float) -> Record:
-    return Record(0, STARTS[0], Macs(1, 1), cost, cost, np.zeros(1), 0, None, "")
+def record(cost: float, f1: NDArray[np.float64] | None = None) -> Record:
+    return Record(0, STARTS[0], Macs(1, 1), cost, cost, np.zeros(1) if f1 is None else f1, 0, None, "")
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12))
@@ -49,6 +61,38 @@ def test_bootstrap_interval_is_that_of_the_normal_approximation() -> None:
     assert bootstrap_intervals([f1]) == [(low, high)]
     assert bootstrap_intervals([f1], seed=1) != [(low, high)]
     assert bootstrap_intervals([np.ones(5), np.zeros(5)]) == [(100, 100), (0, 0)]
+
+
+def test_clearly_worse_at_nearly_the_cost_is_left_out() -> None:
+    random = np.random.default_rng(0)
+    good = (random.random(300) < 0.82).astype(float)
+    bad, hardly_worse = good * (random.random(300) < 0.5), good.copy()
+    hardly_worse[good.argmax()] = 0
+    cheap = record(0.3, bad * 0)
+    for cost, f1, stays in (
+        (0.5096, bad, False),
+        (0.5096, hardly_worse, True),
+        (0.5097 / 1.0049, bad, False),
+        (0.5097 / 1.0051, bad, True),
+    ):
+        near = record(cost, f1)
+        last = record(0.5097, good)
+        assert [one.cost for one in distinct([cheap, near, last])] == [0.3, *[cost] * stays, 0.5097]
+    # Each is clearly worse than the next, and nearly as dear; those that go make room for nobody.
+    chain = [record(0.5 * 1.003**step, (random.random(2000) < 0.1 + 0.2 * step).astype(float)) for step in range(5)]
+    assert distinct(chain) == chain[::2]
+
+
+def test_tight_budget_gets_the_good_one_of_two_that_cost_the_same() -> None:
+    search = toy_search()
+    # The cost of a toy is the mean of its ratios, and `random` is worse by 10 points.
+    near = LengthSchedule.ratios([0.85, 0.7694], scorer="random"), LengthSchedule.ratios([0.85, 0.7696], scorer="cls")
+    search.add_starts(near, "start")
+    search.run(2)
+    front = front_of(search, QUESTIONS, "toy.json", "abc")
+    assert [entry.schedule for entry in front.schedules] == [near[1]]
+    assert front.within(0.8098).schedule == near[1]
+    assert front.settings == {"toy": 1}
 
 
 def test_front_holds_only_what_answered_all_questions(tmp_path: Path) -> None:
@@ -128,10 +172,30 @@ def test_baseline_of_the_plot_drops_by_what_the_front_drops_by(tmp_path: Path, m
     search.space = replace(search.space, scorers=search.space.scorers[::-1])  # `random` first, which loses
     search.add_starts(STARTS, "constant ratio")
     search.run(6)
-    labels = []
-    monkeypatch.setattr(Axes, "legend", lambda axes, **_: labels.extend(axes.get_legend_handles_labels()[1]))
-    plot.plot_front(search, front_of(search, QUESTIONS, "toy.json", "abc"), tmp_path / "front.png")
+    labels = legend_of(search, tmp_path / "front.png", monkeypatch)
     assert "constant ratio, cls" in labels
+    assert "ended early (estimate)" not in labels
+
+
+def legend_of(search: Search, path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the legend of a search's picture names."""
+    labels: list[str] = []
+    monkeypatch.setattr(Axes, "legend", lambda axes, **_: labels.extend(axes.get_legend_handles_labels()[1]))
+    plot.plot_front(search, front_of(search, QUESTIONS, "toy.json", "abc"), path)
+    return labels
+
+
+def test_legend_names_what_can_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = toy_search(toy=Toy(noise=0.1), effort=Effort((50, 200)))
+    search.add_starts([one for one in STARTS if one.scorer == "cls"], "constant ratio")
+    search.run(3)
+    assert {"cls", "constant ratio, cls"} < set(labels := legend_of(search, tmp_path / "front.svg", monkeypatch))
+    assert not {"random", "ended early (estimate)"} & set(labels)
+    # What ends early is named by the open marks that are all there is of it.
+    search.add_starts([one for one in STARTS if one.scorer == "random"], "constant ratio")
+    search.run(6)
+    assert all(len(one.f1) < 600 for one in records_of(search.study) if one.schedule.scorer == "random")
+    assert {"random", "ended early (estimate)"} < set(legend_of(search, tmp_path / "front.svg", monkeypatch))
 
 
 def test_beginnings_of_the_search_order_are_spread_over_articles() -> None:

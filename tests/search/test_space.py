@@ -55,9 +55,10 @@ def test_constant_ratio_keeps_the_same_part_in_every_layer() -> None:
         (LengthSchedule.ratios([1, 0.5], scorer="cls"), "2 entries, the model 4 layers"),
         (LengthSchedule.absolute([300, 200, 100, 50]), "absolute"),
         (LengthSchedule.ratios([1, 1, 1, 0.5], scorer="answer"), "'answer' .* received, cls"),
-        (LengthSchedule.ratios([1, 1, 1, 0.5], keep_cls=True), "keep_cls"),
-        (LengthSchedule.ratios([1, 1, 1, 0.02]), "layer 3 keeps 0.020"),
-        (LengthSchedule.ratios([0.2, 0.04, 0.008, 0.004]), "layer 3 .* 0.004 "),
+        (LengthSchedule.ratios([1, 1, 1, 0.5]), "names no scorer: .* received, cls"),
+        (LengthSchedule.ratios([1, 1, 1, 0.5], scorer="cls", keep_cls=True), "keep_cls"),
+        (LengthSchedule.ratios([1, 1, 1, 0.02], scorer="cls"), "layer 3 keeps 0.020"),
+        (LengthSchedule.ratios([0.2, 0.04, 0.008, 0.004], scorer="cls"), "layer 3 .* 0.004 "),
     ],
 )
 def test_start_outside_the_space_is_refused(schedule: LengthSchedule, message: str) -> None:

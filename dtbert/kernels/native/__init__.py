@@ -13,12 +13,13 @@ from torch import Tensor
 
 from dtbert.kernels.backend import Backend
 from dtbert.kernels.cpu import Cpu, multiplies_natively
+from dtbert.kernels.int8 import int8_product
 from dtbert.kernels.native.compiler import BuildError, build, library, load, record, verdict
 from dtbert.kernels.packing import Kept, Packing
 from dtbert.kernels.parameters import LayerNorm, Linear
 from dtbert.kernels.reference import Activation, AttentionScore
 
-__all__ = ["BuildError", "Native", "available", "build", "library", "pays", "record"]
+__all__ = ["BuildError", "Native", "available", "build", "library", "pays", "record", "why_not"]
 
 # As the numbers of both stand in the sources.
 _SCORES: dict[str, int] = {
@@ -31,6 +32,7 @@ _SCORES: dict[str, int] = {
     "value_norm": 6,
 }
 _ACTIVATIONS: dict[Activation | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "silu": 4}
+# Of the states, and with int8 of the weights.
 _DTYPES = (torch.float32, torch.bfloat16)
 # Values that the steps take at a time.
 _TILE = 16
@@ -45,11 +47,15 @@ class Native(Cpu):
 
     def _takes(self, weight: Tensor) -> bool:
         outputs, inputs = weight.shape
-        return weight.dtype in _DTYPES and weight.numel() >= _LEAST_VALUES and outputs % _TILE == inputs % _TILE == 0
+        return (
+            weight.dtype in (*_DTYPES, torch.int8)
+            and weight.numel() >= _LEAST_VALUES
+            and outputs % _TILE == inputs % _TILE == 0
+        )
 
     def _lay_out(self, layer: Linear) -> None:
         outputs, inputs = layer.weight.shape
-        panels = _ops().to_panels(layer.weight.detach().contiguous())
+        panels = _ops().to_panels(layer.weight.detach().contiguous(), layer.scale)
         layer.lay_out(panels, functools.partial(_from_panels, outputs=outputs, inputs=inputs))
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
@@ -91,7 +97,7 @@ class Native(Cpu):
 @functools.cache
 def available(dtype: torch.dtype | None = None) -> bool:
     """Whether the compiled steps are here, take a dtype, or any where none is named, and give the right numbers."""
-    return load() and any(_right(one) for one in _DTYPES if dtype in (None, one))
+    return load() and any(_right(one) for one in (*_DTYPES, torch.int8) if dtype in (None, one))
 
 
 @functools.cache
@@ -102,7 +108,18 @@ def pays(dtype: torch.dtype | None) -> bool:
     return available(dtype)
 
 
+def why_not(dtype: torch.dtype) -> str:
+    """What keeps the compiled steps from being the default in a dtype."""
+    if not library().is_file():
+        return "its steps were not compiled for this torch and processor (run `dtbert build`)"
+    if not available(dtype):
+        return "this processor has no instructions for it"
+    return "`dtbert build` has not found it faster here"
+
+
 def _right(dtype: torch.dtype) -> bool:
+    if dtype == torch.int8:
+        return _int8_is_right()
     if not multiplies_natively(dtype):
         return False
     generator = torch.Generator().manual_seed(0)
@@ -110,7 +127,7 @@ def _right(dtype: torch.dtype) -> bool:
     want = F.gelu(F.linear(x.float(), weight.float(), bias.float()))
     packing = Packing((3, 2), torch.tensor([0, 3, 5], dtype=torch.int32))
     try:
-        got = _ops().linear(x, _ops().to_panels(weight), bias, _ACTIVATIONS["gelu"])
+        got = _ops().linear(x, _ops().to_panels(weight, None), bias, _ACTIVATIONS["gelu"])
         context, _ = _attention(x, packing, 1, True, "received", None, None, None)
     except RuntimeError:  # an instruction that this processor lacks
         return False
@@ -120,6 +137,17 @@ def _right(dtype: torch.dtype) -> bool:
         torch.allclose(one.float(), other, rtol=tolerance, atol=tolerance)
         for one, other in ((got, want), (context, expected))
     )
+
+
+def _int8_is_right() -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x, bias = torch.randn((5, 48), generator=generator), torch.randn(80, generator=generator)
+    values, scale = torch.randint(-127, 128, (80, 48), generator=generator, dtype=torch.int8), bias.abs()
+    try:
+        got = _ops().linear(x, _ops().to_panels(values, scale), bias, _ACTIVATIONS[None])
+    except RuntimeError:  # no instructions for it
+        return False
+    return torch.allclose(got, int8_product(x, values, scale, bias), rtol=1e-4, atol=1e-3)
 
 
 def _attends(qkv: Tensor, num_heads: int) -> bool:

@@ -73,21 +73,6 @@ void pack(const BFloat16* key, const BFloat16* value, int64_t stride, int64_t n,
   }
 }
 
-// logits [rows, n] = queries [rows, D] x keys, and context [rows, D] = powers [rows, n] x values.
-void multiply_keys(const Work<BFloat16>& work, int64_t rows, int64_t n, Scratch<BFloat16>& s) {
-  const int64_t d = work.head_size;
-  for (int64_t block = 0; block < n; block += kKeys)
-    at::native::cpublas::brgemm(rows, kKeys, d, d, kKeys, work.longest, false, s.queries.data(),
-                                s.keys.data() + block * d, s.logits.data() + block, true);
-}
-
-void multiply_values(const Work<BFloat16>& work, int64_t rows, int64_t n, Scratch<BFloat16>& s) {
-  const int64_t d = work.head_size;
-  for (int64_t block = 0; block < n; block += kKeys)
-    at::native::cpublas::brgemm(rows, d, kKeys, work.longest, d, d, block > 0, s.powers.data() + block,
-                                s.values.data() + block * d, s.context.data(), true);
-}
-
 // In blocks of kKeys keys: these transposed, values as they are.
 void pack(const float* key, const float* value, int64_t stride, int64_t n, int64_t d, Scratch<float>& scratch) {
   float *to_keys = scratch.keys.data(), *to_values = scratch.values.data();
@@ -99,15 +84,27 @@ void pack(const float* key, const float* value, int64_t stride, int64_t n, int64
   for (int64_t j = 0; j < n; ++j) std::copy(value + j * stride, value + j * stride + d, to_values + j * d);
 }
 
-void multiply_keys(const Work<float>& work, int64_t rows, int64_t n, Scratch<float>& s) {
+// logits [rows, n] = queries [rows, D] x keys
+template <typename T>
+void multiply_keys(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s) {
   const int64_t d = work.head_size;
   for (int64_t block = 0; block < n; block += kKeys)
     multiply(rows, kKeys, d, s.queries.data(), d, s.keys.data() + block * d, kKeys, s.logits.data() + block, work.longest);
 }
 
-void multiply_values(const Work<float>& work, int64_t rows, int64_t n, Scratch<float>& s) {
+// context [rows, D] = powers [rows, n] x values
+template <typename T>
+void multiply_values(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s) {
   const int64_t d = work.head_size;
-  multiply(rows, d, n, s.logits.data(), work.longest, s.values.data(), d, s.context.data(), d);
+  if constexpr (std::is_same_v<T, float>) {
+    multiply(rows, d, n, s.logits.data(), work.longest, s.values.data(), d, s.context.data(), d);
+  } else if constexpr (kOwn<T>) {
+    multiply(rows, d, round_up(n, kNeighbours<T>), s.powers.data(), work.longest, s.values.data(), d, s.context.data(), d);
+  } else {
+    for (int64_t block = 0; block < n; block += kKeys)
+      at::native::cpublas::brgemm(rows, d, kKeys, work.longest, d, d, block > 0, s.powers.data() + block,
+                                  s.values.data() + block * d, s.context.data(), true);
+  }
 }
 
 // Softmax of a row without its quotient: powers take the logits' place, `columns` of them, 0 from n on; and their sum.

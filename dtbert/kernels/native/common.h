@@ -12,12 +12,13 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <type_traits>
 #include <vector>
 
-#ifdef __AVX512BF16__
+#ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
@@ -65,12 +66,14 @@ inline Vector exp2_of(Vector x) {
 }
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline Integers load(const int32_t* from) { return *reinterpret_cast<const Integers*>(from); }
 
 inline Vector load(const BFloat16* from) {
   return (Vector)(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
 }
 
 inline void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
+inline void store(int32_t* to, Integers x) { *reinterpret_cast<Integers*>(to) = x; }
 
 inline void store(BFloat16* to, Vector x) {
 #ifdef __AVX512BF16__
@@ -84,52 +87,117 @@ inline void store(BFloat16* to, Vector x) {
 inline float value(float x) { return x; }
 inline float value(BFloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.x) << 16); }
 
+// Values that lie side by side along the summed dimension, 32 bits of them, as the instructions of their kind take them.
+template <typename T>
+constexpr int64_t kNeighbours = 4 / sizeof(T);
+
+// What products of a kind are summed in, for kTile columns.
+template <typename T>
+using Sum = std::conditional_t<std::is_same_v<T, int8_t>, Integers, Vector>;
+
+// Whether products of a kind are computed here, by vectors; the others are the matrix unit's.
+template <typename T>
+constexpr bool kOwn = true;
+#if defined(__AMX_BF16__) || !defined(__AVX512BF16__)
+template <>
+constexpr bool kOwn<BFloat16> = false;
+#endif
+#ifdef __AMX_INT8__
+template <>
+constexpr bool kOwn<int8_t> = false;
+#endif
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__AMX_INT8__)
+constexpr bool kHasInt8 = true;
+#else
+constexpr bool kHasInt8 = false;
+#endif
+
+// sum + a x b: neighbours of a row, by those of kTile columns. int8 is of b; those of a have no sign.
+template <typename T>
+inline Sum<T> add_product(Sum<T> sum, int32_t a, Integers b) {
+  if constexpr (std::is_same_v<T, float>) return sum + std::bit_cast<float>(a) * (Vector)b;
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)b);
+#endif
+#ifdef __AVX512VNNI__
+  if constexpr (std::is_same_v<T, int8_t>)
+    return (Integers)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(a), (__m512i)b);
+#elif defined(__AVXVNNI__)
+  if constexpr (std::is_same_v<T, int8_t>) {
+    struct Halves256 { __m256i low, high; };
+    const auto sums = std::bit_cast<Halves256>(sum), factors = std::bit_cast<Halves256>(b);
+    const __m256i factor = _mm256_set1_epi32(a);
+    return std::bit_cast<Integers>(Halves256{_mm256_dpbusd_avx_epi32(sums.low, factor, factors.low),
+                                             _mm256_dpbusd_avx_epi32(sums.high, factor, factors.high)});
+  }
+#endif
+  __builtin_unreachable();
+}
+
 #ifdef __AVX512F__
 constexpr int kRegisters = 24;  // of products under way, each of kTile values
 #else
 constexpr int kRegisters = 6;
 #endif
+
+inline int32_t bits_at(const void* from) {
+  int32_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return bits;
+}
+
 // c [ROWS, kTile * VECTORS] = a [ROWS, inner] x b [inner, kTile * VECTORS]
-template <int ROWS, int VECTORS>
-void multiply(int64_t inner, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t c_stride) {
-  Vector sums[ROWS][VECTORS] = {};
-  for (int64_t k = 0; k < inner; ++k) {
-    Vector row[VECTORS];
+template <typename T, int ROWS, int VECTORS, typename A, typename C>
+void multiply(int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride, C* c, int64_t c_stride) {
+  Sum<T> sums[ROWS][VECTORS] = {};
+  for (int64_t k = 0; k < inner; k += kNeighbours<T>) {
+    Integers row[VECTORS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) row[v] = *reinterpret_cast<const Vector*>(b + k * b_stride + v * kTile);
+    for (int v = 0; v < VECTORS; ++v) row[v] = *reinterpret_cast<const Integers*>(b + k * b_stride + v * kTile * kNeighbours<T>);
 #pragma GCC unroll 24
     for (int r = 0; r < ROWS; ++r) {
-      const float factor = a[r * a_stride + k];
+      const int32_t factor = bits_at(a + r * a_stride + k);
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) sums[r][v] += factor * row[v];
+      for (int v = 0; v < VECTORS; ++v) sums[r][v] = add_product<T>(sums[r][v], factor, row[v]);
     }
   }
   for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < VECTORS; ++v) *reinterpret_cast<Vector*>(c + r * c_stride + v * kTile) = sums[r][v];
+    for (int v = 0; v < VECTORS; ++v) store(c + r * c_stride + v * kTile, sums[r][v]);
 }
 
-template <int ROWS, int VECTORS>
-void multiply_rows(int64_t rows, int64_t inner, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
+template <typename T, int ROWS, int VECTORS, typename A, typename C>
+void multiply_rows(int64_t rows, int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride, C* c,
                    int64_t c_stride) {
   int64_t row = 0;
   for (; row + ROWS <= rows; row += ROWS)
-    multiply<ROWS, VECTORS>(inner, a + row * a_stride, a_stride, b, b_stride, c + row * c_stride, c_stride);
+    multiply<T, ROWS, VECTORS>(inner, a + row * a_stride, a_stride, b, b_stride, c + row * c_stride, c_stride);
   if constexpr (ROWS > 1)
-    multiply_rows<(ROWS > 4 ? 4 : ROWS / 2), VECTORS>(rows - row, inner, a + row * a_stride, a_stride, b, b_stride,
-                                                     c + row * c_stride, c_stride);
+    multiply_rows<T, (ROWS > 4 ? 4 : ROWS / 2), VECTORS>(rows - row, inner, a + row * a_stride, a_stride, b, b_stride,
+                                                        c + row * c_stride, c_stride);
 }
 
-// c [rows, columns] = a [rows, inner] x b [inner, columns]; columns are a multiple of kTile.
-inline void multiply(int64_t rows, int64_t columns, int64_t inner, const float* a, int64_t a_stride, const float* b,
-              int64_t b_stride, float* c, int64_t c_stride) {
-  int64_t at = 0;
-  if constexpr (kRegisters >= 24)
-    for (; at + 4 * kTile <= columns; at += 4 * kTile)
-      multiply_rows<kRegisters / 4, 4>(rows, inner, a, a_stride, b + at, b_stride, c + at, c_stride);
-  if constexpr (kRegisters >= 24)
-    for (; at + 2 * kTile <= columns; at += 2 * kTile)
-      multiply_rows<kRegisters / 2, 2>(rows, inner, a, a_stride, b + at, b_stride, c + at, c_stride);
-  for (; at < columns; at += kTile) multiply_rows<6, 1>(rows, inner, a, a_stride, b + at, b_stride, c + at, c_stride);
+// c [rows, columns] = a [rows, inner] x b [inner, columns], b in neighbours of which `b_stride` columns lie in a row;
+// columns and strides are multiples of kTile, and inner of the neighbours. int8 is b's kind: its a has no sign.
+template <typename T, typename A, typename C>
+void multiply(int64_t rows, int64_t columns, int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride,
+              C* c, int64_t c_stride) {
+  if constexpr (!kOwn<T>) {
+    at::native::cpublas::brgemm(rows, columns, inner, a_stride, b_stride, c_stride, false, a, b, c, true);
+    return;
+  } else {
+    constexpr int64_t n = kNeighbours<T>;
+    int64_t at = 0;
+    if constexpr (kRegisters >= 24)
+      for (; at + 4 * kTile <= columns; at += 4 * kTile)
+        multiply_rows<T, kRegisters / 4, 4>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride);
+    if constexpr (kRegisters >= 24)
+      for (; at + 2 * kTile <= columns; at += 2 * kTile)
+        multiply_rows<T, kRegisters / 2, 2>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride);
+    for (; at < columns; at += kTile)
+      multiply_rows<T, 6, 1>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride);
+  }
 }
 
 // Calls work(unit, scratch) for each unit, whoever is free the next one; each thread makes its scratch once.

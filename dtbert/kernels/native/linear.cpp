@@ -1,8 +1,9 @@
 // Products of packed tokens and a weight on a CPU, each finished where it lies in cache: bias and activation, or bias,
 // residual and LayerNorm.
 //
-// Weights are float32 or bfloat16, and lie in panels of kColumns outputs, each with 1 or 2 neighbours along the summed
-// dimension side by side, as the instructions of their kind take them.
+// Weights are of the kind of the tokens' states, float32 or bfloat16, or int8 with a scale per output. For these a token's
+// values are rounded to 8 bit by a step and a zero of its own, and products are summed in int32. Weights lie in panels of
+// kColumns outputs, in neighbours as the instructions of their kind take them.
 
 #include "common.h"
 
@@ -11,11 +12,14 @@ namespace {
 
 constexpr int64_t kRows = 64, kColumns = 64;
 
+// Of a panel with what stands behind it.
+template <typename W>
+int64_t panel_bytes(int64_t inputs) {
+  return kColumns * (inputs * sizeof(W) + (std::is_same_v<W, int8_t> ? sizeof(float) + sizeof(int32_t) : 0));
+}
+
 // In the order of `ACTIVATIONS` in __init__.py.
 enum Activation : int64_t { kIdentity, kGelu, kGeluTanh, kRelu, kSilu };
-
-template <typename T>
-constexpr int64_t kNeighbours = 4 / sizeof(T);
 
 // exp(-x) for x >= 0.
 inline Vector decay(Vector x) { return exp2_of(x * -1.44269502f); }
@@ -47,74 +51,125 @@ inline Vector activate(Vector x) {
   return x;
 }
 
-template <typename T>
+// T is the kind of the states, W that of the weight.
+template <typename T, typename W>
 struct Weight {
-  const T* panels;
+  const W* panels;
   const T* bias;  // [outputs]
   int64_t inputs, outputs;
   Activation activation;
 
   int64_t panel_count() const { return (outputs + kColumns - 1) / kColumns; }
+  const W* panel(int64_t index) const { return panels + index * panel_bytes<W>(inputs) / sizeof(W); }
 };
 
+// Behind an int8 panel: the scale of each of its outputs, and the sum of its values.
+struct Columns {
+  float scale[kColumns];
+  int32_t sum[kColumns];
+};
+
+typedef uint8_t Bytes __attribute__((vector_size(kTile), aligned(1)));
+
 // Some rows of x as a product takes them, and room for its results.
-template <typename T>
+template <typename T, typename W>
 struct Scratch {
-  std::vector<T> copied;
-  std::vector<float> results;
-  const T* rows;
+  using A = std::conditional_t<std::is_same_v<W, int8_t>, uint8_t, T>;
+  using C = std::conditional_t<std::is_same_v<W, int8_t>, int32_t, float>;
+  std::vector<A> copied;
+  std::vector<C> results;
+  float step[kRows];   // between two neighbouring values of a row in 8 bit
+  int32_t zero[kRows];
+  const A* rows;
   int64_t stride;
 
   Scratch(int64_t inputs, int64_t columns) : copied(kRows * inputs), results(kRows * columns) {}
 
   // Takes `count` rows, as many as `padded` of which are computed.
   void take(const T* x, int64_t x_stride, int64_t count, int64_t padded, int64_t inputs) {
-    rows = count == padded ? x : copied.data();
-    stride = count == padded ? x_stride : inputs;
-    if (count == padded) return;
-    for (int64_t row = 0; row < count; ++row) std::copy_n(x + row * x_stride, inputs, copied.data() + row * inputs);
+    rows = copied.data();
+    stride = inputs;
+    if constexpr (std::is_same_v<W, int8_t>) {
+      for (int64_t row = 0; row < count; ++row) quantize(x + row * x_stride, inputs, row);
+    } else if (count == padded) {
+      rows = x;
+      stride = x_stride;
+    } else {
+      for (int64_t row = 0; row < count; ++row) std::copy_n(x + row * x_stride, inputs, copied.data() + row * inputs);
+    }
+  }
+
+  // As `dtbert.kernels.int8.quantize_tokens`.
+  void quantize(const T* x, int64_t inputs, int64_t row) {
+    Vector least{}, most{};
+    for (int64_t i = 0; i < inputs; i += kTile) {
+      const Vector part = load(x + i);
+      most = larger(most, part);
+      least = larger(least, -part);
+    }
+    const float low = largest_of(least), range = largest_of(most) + low, inverse = range > 0 ? 255.0f / range : 0.0f;
+    zero[row] = static_cast<int32_t>(std::nearbyint(low * inverse));
+    step[row] = range / 255.0f;
+    uint8_t* to = copied.data() + row * inputs;
+    constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+    const Integers offset = Integers{} + (zero[row] - std::bit_cast<int32_t>(kMagic));
+    for (int64_t i = 0; i < inputs; i += kTile) {
+      const Integers whole = (Integers)(load(x + i) * inverse + kMagic) + offset;
+      // Both ends of the range may have been rounded up.
+      *reinterpret_cast<Bytes*>(to + i) = __builtin_convertvector(whole > 255 ? Integers{} + 255 : whole, Bytes);
+    }
   }
 };
 
 // results [padded, kColumns], `stride` apart, = rows x a panel.
-template <typename T>
-void multiply_panel(const Weight<T>& weight, int64_t panel, int64_t padded, Scratch<T>& s, float* results, int64_t stride) {
-  const T* b = weight.panels + panel * weight.inputs * kColumns;
-  if constexpr (std::is_same_v<T, float>)
-    multiply(padded, kColumns, weight.inputs, s.rows, s.stride, b, kColumns, results, stride);
-  else
-    at::native::cpublas::brgemm(padded, kColumns, weight.inputs, s.stride, kColumns, stride, false, s.rows, b, results, true);
+template <typename T, typename W>
+void multiply_panel(const Weight<T, W>& weight, int64_t panel, int64_t padded, Scratch<T, W>& s,
+                    typename Scratch<T, W>::C* results, int64_t stride) {
+  multiply(padded, kColumns, weight.inputs, s.rows, s.stride, weight.panel(panel), kColumns, results, stride);
 }
 
-template <typename T, Activation activation>
-void store_panel(const Weight<T>& weight, int64_t panel, int64_t count, const Scratch<T>& s, T* to) {
+// kTile values of a product, from `column` of a panel on, with their bias.
+template <typename T, typename W>
+inline Vector finished(const Weight<T, W>& weight, int64_t panel, int64_t column, const Scratch<T, W>& s, int64_t row,
+                       const typename Scratch<T, W>::C* results) {
+  const Vector bias = load(weight.bias + panel * kColumns + column);
+  if constexpr (std::is_same_v<W, int8_t>) {
+    const Columns& of = *reinterpret_cast<const Columns*>(weight.panel(panel) + weight.inputs * kColumns);
+    const Integers whole = load(results) - s.zero[row] * load(of.sum + column);
+    return __builtin_convertvector(whole, Vector) * (load(of.scale + column) * s.step[row]) + bias;
+  } else {
+    return load(results) + bias;
+  }
+}
+
+template <typename T, typename W, Activation activation>
+void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t count, const Scratch<T, W>& s, T* to) {
   const int64_t first = panel * kColumns, columns = std::min(kColumns, weight.outputs - first);
   for (int64_t row = 0; row < count; ++row) {
-    const float* results = s.results.data() + row * kColumns;
     T* out = to + row * weight.outputs + first;
     for (int64_t c = 0; c < columns; c += kTile)
-      store(out + c, activate<activation>(load(results + c) + load(weight.bias + first + c)));
+      store(out + c, activate<activation>(finished(weight, panel, c, s, row, s.results.data() + row * kColumns + c)));
   }
 }
 
-template <typename T>
-void store_panel(const Weight<T>& weight, int64_t panel, int64_t count, const Scratch<T>& s, T* to) {
+template <typename T, typename W>
+void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t count, const Scratch<T, W>& s, T* to) {
   switch (weight.activation) {
-    case kGelu: return store_panel<T, kGelu>(weight, panel, count, s, to);
-    case kGeluTanh: return store_panel<T, kGeluTanh>(weight, panel, count, s, to);
-    case kRelu: return store_panel<T, kRelu>(weight, panel, count, s, to);
-    case kSilu: return store_panel<T, kSilu>(weight, panel, count, s, to);
-    case kIdentity: return store_panel<T, kIdentity>(weight, panel, count, s, to);
+    case kGelu: return store_panel<T, W, kGelu>(weight, panel, count, s, to);
+    case kGeluTanh: return store_panel<T, W, kGeluTanh>(weight, panel, count, s, to);
+    case kRelu: return store_panel<T, W, kRelu>(weight, panel, count, s, to);
+    case kSilu: return store_panel<T, W, kSilu>(weight, panel, count, s, to);
+    case kIdentity: return store_panel<T, W, kIdentity>(weight, panel, count, s, to);
   }
 }
 
-template <typename T>
-void linear(const Weight<T>& weight, const T* x, int64_t tokens, int64_t x_stride, T* to) {
+template <typename T, typename W>
+void linear(const Weight<T, W>& weight, const T* x, int64_t tokens, int64_t x_stride, T* to) {
   const int64_t blocks = (tokens + kRows - 1) / kRows, panels = weight.panel_count();
   // Few tokens for many threads: each takes some of the outputs.
   const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / std::max<int64_t>(1, blocks), 1, panels);
   const int64_t part = (panels + parts - 1) / parts;
-  share(blocks * parts, [&] { return Scratch<T>(weight.inputs, kColumns); }, [&](int64_t unit, Scratch<T>& s) {
+  share(blocks * parts, [&] { return Scratch<T, W>(weight.inputs, kColumns); }, [&](int64_t unit, Scratch<T, W>& s) {
     const int64_t start = unit / parts * kRows, count = std::min(kRows, tokens - start), padded = round_up(count, kTile);
     s.take(x + start * x_stride, x_stride, count, padded, weight.inputs);
     const int64_t first = unit % parts * part;
@@ -133,22 +188,23 @@ struct Norm {
   float eps;
 };
 
-template <typename T>
-void add_norm(const Weight<T>& weight, const Norm<T>& norm, const T* x, int64_t tokens, int64_t x_stride, T* to) {
+template <typename T, typename W>
+void add_norm(const Weight<T, W>& weight, const Norm<T>& norm, const T* x, int64_t tokens, int64_t x_stride, T* to) {
   const int64_t panels = weight.panel_count(), outputs = weight.outputs, stride = panels * kColumns;
   const int64_t threads = at::get_num_threads();
   const int64_t block = std::clamp(round_up((tokens + threads - 1) / threads, kTile), kTile, kRows);
-  share((tokens + block - 1) / block, [&] { return Scratch<T>(weight.inputs, stride); }, [&](int64_t unit, Scratch<T>& s) {
+  share((tokens + block - 1) / block, [&] { return Scratch<T, W>(weight.inputs, stride); }, [&](int64_t unit, Scratch<T, W>& s) {
     const int64_t start = unit * block, count = std::min(block, tokens - start), padded = round_up(count, kTile);
     s.take(x + start * x_stride, x_stride, count, padded, weight.inputs);
     for (int64_t panel = 0; panel < panels; ++panel)
       multiply_panel(weight, panel, padded, s, s.results.data() + panel * kColumns, stride);
     for (int64_t row = 0; row < count; ++row) {
-      float* sums = s.results.data() + row * stride;
+      const auto* results = s.results.data() + row * stride;
+      float* sums = reinterpret_cast<float*>(s.results.data() + row * stride);
       const T* residual = norm.residual + (norm.rows == nullptr ? start + row : norm.rows[start + row]) * norm.stride;
       Vector total{}, squares{};
       for (int64_t c = 0; c < outputs; c += kTile) {
-        const Vector sum = load(sums + c) + load(weight.bias + c) + load(residual + c);
+        const Vector sum = finished(weight, c / kColumns, c % kColumns, s, row, results + c) + load(residual + c);
         store(sums + c, sum);
         total += sum;
       }
@@ -165,77 +221,112 @@ void add_norm(const Weight<T>& weight, const Norm<T>& norm, const T* x, int64_t 
   });
 }
 
-template <typename T>
-void pack(const T* weight, int64_t outputs, int64_t inputs, T* to) {
-  constexpr int64_t neighbours = kNeighbours<T>;
-  for (int64_t first = 0; first < outputs; first += kColumns, to += inputs * kColumns)
-    for (int64_t i = 0; i < inputs; ++i)
-      for (int64_t c = 0; c < kColumns; ++c)
-        to[(i / neighbours * kColumns + c) * neighbours + i % neighbours] =
-            first + c < outputs ? weight[(first + c) * inputs + i] : static_cast<T>(0);
+// Where a value of a panel lies in it.
+template <typename W>
+int64_t place(int64_t column, int64_t input) {
+  constexpr int64_t n = kNeighbours<W>;
+  return (input / n * kColumns + column) * n + input % n;
 }
 
-template <typename T>
-void unpack(const T* panels, int64_t outputs, int64_t inputs, T* to) {
-  constexpr int64_t neighbours = kNeighbours<T>;
-  for (int64_t o = 0; o < outputs; ++o) {
-    const T* panel = panels + o / kColumns * inputs * kColumns;
-    for (int64_t i = 0; i < inputs; ++i)
-      to[o * inputs + i] = panel[(i / neighbours * kColumns + o % kColumns) * neighbours + i % neighbours];
+template <typename W>
+void pack(const W* weight, const float* scale, int64_t outputs, int64_t inputs, W* to) {
+  for (int64_t first = 0; first < outputs; first += kColumns, to += panel_bytes<W>(inputs) / sizeof(W)) {
+    Columns of{};
+    for (int64_t c = 0; c < kColumns; ++c) {
+      const bool real = first + c < outputs;
+      for (int64_t i = 0; i < inputs; ++i) {
+        const W value = real ? weight[(first + c) * inputs + i] : static_cast<W>(0);
+        to[place<W>(c, i)] = value;
+        if constexpr (std::is_same_v<W, int8_t>) of.sum[c] += value;
+      }
+      if (real && scale != nullptr) of.scale[c] = scale[first + c];
+    }
+    if constexpr (std::is_same_v<W, int8_t>) std::memcpy(to + inputs * kColumns, &of, sizeof of);
   }
 }
 
-// work(T) for the kind of a tensor.
-template <typename Do>
-void by_kind(const Tensor& tensor, const Do& work) {
-  if (tensor.scalar_type() == at::kBFloat16) work(BFloat16{});
-  else work(float{});
+template <typename W>
+void unpack(const W* panels, int64_t outputs, int64_t inputs, W* to) {
+  for (int64_t o = 0; o < outputs; ++o) {
+    const W* panel = panels + o / kColumns * (panel_bytes<W>(inputs) / sizeof(W));
+    for (int64_t i = 0; i < inputs; ++i) to[o * inputs + i] = panel[place<W>(o % kColumns, i)];
+  }
 }
 
-// [outputs, inputs] to panels.
-Tensor to_panels(const Tensor& weight) {
-  const int64_t outputs = weight.size(0), inputs = weight.size(1);
-  Tensor panels = at::empty({round_up(outputs, kColumns) * inputs}, weight.options());
-  by_kind(weight, [&](auto zero) {
-    using T = decltype(zero);
-    pack(weight.const_data_ptr<T>(), outputs, inputs, panels.mutable_data_ptr<T>());
+// work(T) for a kind.
+template <typename Do>
+void by_kind(at::ScalarType kind, const Do& work) {
+  if (kind == at::kFloat) work(float{});
+  else if (kind == at::kBFloat16) work(BFloat16{});
+  else work(int8_t{});
+}
+
+// [outputs, inputs] to panels; `scale`, float32 [outputs], is of int8.
+Tensor to_panels(const Tensor& weight, const std::optional<Tensor>& scale) {
+  const int64_t outputs = weight.size(0), inputs = weight.size(1), panels = round_up(outputs, kColumns) / kColumns;
+  Tensor to;
+  by_kind(weight.scalar_type(), [&](auto zero) {
+    using W = decltype(zero);
+    to = at::empty({panels * panel_bytes<W>(inputs) / static_cast<int64_t>(sizeof(W))}, weight.options());
+    const float* scales = scale.has_value() ? scale->const_data_ptr<float>() : nullptr;
+    pack(weight.const_data_ptr<W>(), scales, outputs, inputs, to.mutable_data_ptr<W>());
   });
-  return panels;
+  return to;
 }
 
 Tensor from_panels(const Tensor& panels, int64_t outputs, int64_t inputs) {
   Tensor weight = at::empty({outputs, inputs}, panels.options());
-  by_kind(panels, [&](auto zero) {
-    using T = decltype(zero);
-    unpack(panels.const_data_ptr<T>(), outputs, inputs, weight.mutable_data_ptr<T>());
+  by_kind(panels.scalar_type(), [&](auto zero) {
+    using W = decltype(zero);
+    unpack(panels.const_data_ptr<W>(), outputs, inputs, weight.mutable_data_ptr<W>());
   });
   return weight;
 }
 
-template <typename T>
-Weight<T> weight_of(const Tensor& panels, const Tensor& bias, int64_t inputs, int64_t activation) {
-  return {panels.const_data_ptr<T>(), bias.const_data_ptr<T>(), inputs, bias.size(0), static_cast<Activation>(activation)};
+// work(x's values, the weight) for their kinds.
+template <typename Do>
+void with_weight(const Tensor& x, const Tensor& panels, const Tensor& bias, int64_t activation, const Do& work) {
+  by_kind(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    if constexpr (!std::is_same_v<T, int8_t>) {
+      const auto act = static_cast<Activation>(activation);
+      if (panels.scalar_type() == at::kChar) {
+        TORCH_CHECK(kHasInt8, "this processor has no instructions for products in int8");
+        work(x.const_data_ptr<T>(),
+             Weight<T, int8_t>{panels.const_data_ptr<int8_t>(), bias.const_data_ptr<T>(), x.size(1), bias.size(0), act});
+      } else {
+        work(x.const_data_ptr<T>(),
+             Weight<T, T>{panels.const_data_ptr<T>(), bias.const_data_ptr<T>(), x.size(1), bias.size(0), act});
+      }
+    }
+  });
+}
+
+template <typename T, typename W>
+void run_linear(const T* x, const Weight<T, W>& weight, const Tensor& rows, Tensor& out) {
+  linear(weight, x, rows.size(0), rows.stride(0), out.mutable_data_ptr<T>());
 }
 
 Tensor linear_op(const Tensor& x, const Tensor& panels, const Tensor& bias, int64_t activation) {
   Tensor out = at::empty({x.size(0), bias.size(0)}, x.options());
-  by_kind(x, [&](auto zero) {
-    using T = decltype(zero);
-    linear(weight_of<T>(panels, bias, x.size(1), activation), x.const_data_ptr<T>(), x.size(0), x.stride(0),
-           out.mutable_data_ptr<T>());
-  });
+  with_weight(x, panels, bias, activation, [&](const auto* values, const auto& weight) { run_linear(values, weight, x, out); });
   return out;
+}
+
+template <typename T, typename W>
+void run_add_norm(const T* x, const Weight<T, W>& weight, const Tensor& rows, const Tensor& residual, const Tensor& norm_weight,
+                  const Tensor& norm_bias, double eps, const int64_t* chosen, Tensor& out) {
+  Norm<T> norm{residual.const_data_ptr<T>(), norm_weight.const_data_ptr<T>(), norm_bias.const_data_ptr<T>(), chosen,
+               residual.stride(0), static_cast<float>(eps)};
+  add_norm(weight, norm, x, rows.size(0), rows.stride(0), out.mutable_data_ptr<T>());
 }
 
 Tensor add_norm_op(const Tensor& x, const Tensor& panels, const Tensor& bias, const Tensor& residual, const Tensor& norm_weight,
                    const Tensor& norm_bias, double eps, const std::optional<Tensor>& rows) {
   Tensor out = at::empty({x.size(0), bias.size(0)}, x.options());
-  by_kind(x, [&](auto zero) {
-    using T = decltype(zero);
-    Norm<T> norm{residual.const_data_ptr<T>(), norm_weight.const_data_ptr<T>(), norm_bias.const_data_ptr<T>(),
-                 rows.has_value() ? rows->const_data_ptr<int64_t>() : nullptr, residual.stride(0), static_cast<float>(eps)};
-    add_norm(weight_of<T>(panels, bias, x.size(1), kIdentity), norm, x.const_data_ptr<T>(), x.size(0), x.stride(0),
-             out.mutable_data_ptr<T>());
+  const int64_t* chosen = rows.has_value() ? rows->const_data_ptr<int64_t>() : nullptr;
+  with_weight(x, panels, bias, kIdentity, [&](const auto* values, const auto& weight) {
+    run_add_norm(values, weight, x, residual, norm_weight, norm_bias, eps, chosen, out);
   });
   return out;
 }
@@ -244,7 +335,7 @@ Tensor add_norm_op(const Tensor& x, const Tensor& panels, const Tensor& bias, co
 }  // namespace dtbert
 
 TORCH_LIBRARY_FRAGMENT(dtbert_native, library) {
-  library.def("to_panels(Tensor weight) -> Tensor");
+  library.def("to_panels(Tensor weight, Tensor? scale) -> Tensor");
   library.def("from_panels(Tensor panels, int outputs, int inputs) -> Tensor");
   library.def("linear(Tensor x, Tensor panels, Tensor bias, int activation) -> Tensor");
   library.def("add_norm(Tensor x, Tensor panels, Tensor bias, Tensor residual, Tensor norm_weight, Tensor norm_bias, "

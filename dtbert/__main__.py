@@ -1,0 +1,7 @@
+"""`python -m dtbert`: the command line."""
+
+import sys
+
+from dtbert.cli import main
+
+sys.exit(main())
