@@ -12,6 +12,8 @@ from dtbert.evaluation.reader import unpacked
 from dtbert.evaluation.tasks import Task
 from dtbert.files import Json, naming, text_sha256, utf8
 
+_UNPUBLISHED = "; -1 stands for a label that was not published"
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
@@ -87,7 +89,7 @@ def read_task(path: str | PathLike[str], task: Task, labels: Sequence[str] | Non
         examples = []
         for line, text, pair, label in found:
             try:
-                number = _number(label) if task.is_regression else _place(label, names)
+                number = _number(label, *task.numbers) if task.is_regression else _place(label, names)
                 examples.append(LabelledText(line, text, pair, number))
             except ValueError as error:
                 damaged.append(f"line {line}: {error}")
@@ -169,17 +171,22 @@ def _place(label: Any, names: Sequence[str]) -> int:
     name = _name(label)
     if name in names:
         return names.index(name)
-    if name.isdecimal() and int(name) < len(names):
+    # Names that are numbers themselves are not counted.
+    if name.isdecimal() and int(name) < len(names) and not any(map(str.isdecimal, names)):
         return int(name)
-    missing = "; -1 stands for a label that was not published" if name == "-1" else ""
+    missing = _UNPUBLISHED if name == "-1" else ""
     raise ValueError(f"the label is {name[:40]!r}: expected one of {', '.join(names[:20])}{missing}")
 
 
-def _number(label: Any) -> float:
+def _number(label: Any, low: float, high: float) -> float:
     try:
         number = float(label) if not isinstance(label, bool) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
+    shown = json.dumps(label, default=repr)[:40]
     if not math.isfinite(number):
-        raise ValueError(f"the label is {json.dumps(label, default=repr)[:40]}: expected a number")
+        raise ValueError(f"the label is {shown}: expected a number")
+    if not low <= number <= high:
+        missing = _UNPUBLISHED if number == -1 else ""
+        raise ValueError(f"the label is {shown}: expected a number from {low:g} to {high:g}{missing}")
     return number

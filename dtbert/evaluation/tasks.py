@@ -4,6 +4,7 @@ Columns are those of GLUE's official files, and those of the exports as JSON lin
 data set `glue` on the hub has them.
 """
 
+import math
 from dataclasses import dataclass
 
 from dtbert.evaluation.label_metrics import Metric
@@ -23,6 +24,7 @@ class Task:
         metrics: that are reported; their mean is the task's score, as in GLUE.
         label: the names that the label's column may have.
         headless: the columns of its tables that have no line of names.
+        numbers: the lowest and the highest that a text may have.
         optional_pair: whether a file may do without the second text.
     """
 
@@ -32,6 +34,7 @@ class Task:
     metrics: tuple[Metric, ...]
     label: tuple[str, ...] = ("label",)
     headless: tuple[str, ...] = ()
+    numbers: tuple[float, float] = (-math.inf, math.inf)
     optional_pair: bool = False
 
     @property
@@ -46,7 +49,8 @@ _ALL = (
     Task("sst2", (("sentence",),), ("negative", "positive"), ("accuracy",)),
     Task("mrpc", (("sentence1", "#1 String"), ("sentence2", "#2 String")), ("not_equivalent", "equivalent"),
          ("accuracy", "f1"), label=("label", "Quality")),
-    Task("stsb", (("sentence1",), ("sentence2",)), (), ("pearson", "spearman"), label=("label", "score")),
+    Task("stsb", (("sentence1",), ("sentence2",)), (), ("pearson", "spearman"), label=("label", "score"),
+         numbers=(0.0, 5.0)),
     Task("qqp", (("question1",), ("question2",)), ("not_duplicate", "duplicate"), ("accuracy", "f1"),
          label=("label", "is_duplicate")),
     Task("mnli", (_FIRST, _SECOND), ("entailment", "neutral", "contradiction"), ("accuracy",),

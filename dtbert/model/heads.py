@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -102,14 +103,7 @@ class SequenceModel(Bert):
         schedule = self._resolved(schedule)
         if not self.reads_cls:
             return schedule
-        layers = self.config.num_hidden_layers
-        if schedule is None:
-            schedule = LengthSchedule.ratios([1] * layers, scorer="random")
-        schedule.check_layers(layers)
-        one = 1 if schedule.kind == "absolute" else 1 / self.config.max_position_embeddings
-        lengths = (*schedule.length_config[:-1], min(one, schedule.length_config[-1]))
-        # Of one token there is no choice: a score would be work for nothing, and this one is none.
-        return replace(schedule, length_config=lengths, scorer=(*schedule.scorers[:-1], "random"), keep_cls=True)
+        return _cls_alone(schedule, self.config.num_hidden_layers, self.config.max_position_embeddings)
 
     def cls_states(
         self,
@@ -127,6 +121,17 @@ class SequenceModel(Bert):
 
     @abstractmethod
     def _rows(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> Tensor: ...
+
+
+@lru_cache(maxsize=64)  # a schedule is checked where it is made, which takes longer than a launch
+def _cls_alone(schedule: LengthSchedule | None, num_layers: int, positions: int) -> LengthSchedule:
+    if schedule is None:
+        schedule = LengthSchedule.ratios([1] * num_layers, scorer="random")
+    schedule.check_layers(num_layers)
+    one = 1 if schedule.kind == "absolute" else 1 / positions
+    lengths = (*schedule.length_config[:-1], min(one, schedule.length_config[-1]))
+    # Of one token there is no choice: a score would be work for nothing, and this one is none.
+    return replace(schedule, length_config=lengths, scorer=(*schedule.scorers[:-1], "random"), keep_cls=True)
 
 
 class BertForSequenceClassification(SequenceModel):

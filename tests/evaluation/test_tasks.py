@@ -110,6 +110,10 @@ def test_own_files_have_their_own_labels(tmp_path: Path) -> None:
     path = written(tmp_path / "own.tsv", "text\tlabel\na\tspam\nb\tham\nc\tspam\n")
     data = read_task(path, task_named("classification"))
     assert (data.labels, [one.label for one in data.examples]) == (("ham", "spam"), [1, 0, 1])
+    with pytest.raises(
+        ValueError, match="no line has a label that is one; line 2: the label is 'spam': expected one of"
+    ):
+        read_task(path, task_named("classification"), ("1", "2"))
     data = read_task(path, task_named("classification"), ("spam", "ham", "eggs"))
     assert [one.label for one in data.examples] == [0, 1, 0]
     numbers = written(
@@ -141,6 +145,7 @@ def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
         ("mrpc", "sentence\tlabel\na\t1\n", "no column 'sentence1' or '#1 String' for mrpc"),
         ("sst2", "sentence\tlabel\na\t7\n", "no line has a label that is one; line 2: the label is '7'"),
         ("stsb", '{"sentence1": "a", "sentence2": "b", "label": "much"}', 'no line has a label .* is "much": exp'),
+        ("stsb", '{"sentence1": "a", "sentence2": "b", "label": -1.0}', "from 0 to 5; -1 stands for a label that was"),
         ("sst2", '{"sentence": 3, "label": 1}', "no line has all its columns; line 1: sentence: expected a text"),
         ("sst2", '{"sentence": "a", "label": 1}\n{"sentence": ', "line 2: not JSON"),
         ("sst2", "[1]", "expected an object"),
