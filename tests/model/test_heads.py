@@ -74,7 +74,7 @@ def pooled_by(peer: torch.nn.Module, pooling: str, ids: Tensor, mask: Tensor, se
     return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     config=SHAPES,
     num_labels=st.integers(1, 5),
@@ -116,7 +116,7 @@ def draw_texts(data: st.DataObject, seed: int) -> tuple[list[Tensor], list[Tenso
     return ids, [(torch.arange(n) >= n // 3).long() for n in seqlens]
 
 
-@settings(max_examples=30)
+@settings(max_examples=16)
 @given(
     scorer=st.sampled_from(SCORERS),
     data=st.data(),
@@ -164,7 +164,7 @@ PEER = classifier_peer(make_config(layers=4, heads=3, head_size=8), 3, 0)
 MODEL, MEAN = classifier(PEER), sentence_encoder(PEER, "mean")
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data(), seed=st.integers(0, 2**16), last=st.integers(1, 50))
 def test_what_the_last_layer_keeps_beside_cls_changes_no_label(data: st.DataObject, seed: int, last: int) -> None:
     schedule = draw_schedule(data, 4, "cls")
@@ -177,7 +177,7 @@ def test_what_the_last_layer_keeps_beside_cls_changes_no_label(data: st.DataObje
     assert torch.equal(MODEL.forward_packed(batch, other), want)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(data=st.data(), seed=st.integers(0, 2**16))
 def test_a_text_does_not_see_its_batch_mates_nor_padding(data: st.DataObject, seed: int) -> None:
     schedule = draw_schedule(data, 4, "received")
@@ -202,7 +202,7 @@ class WithoutScatter(Backend):
 
 
 @pytest.mark.parametrize("model", [MODEL, MEAN], ids=["classifier", "mean"])
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(data=st.data(), length=st.integers(1, 40), count=st.integers(1, 3), scorer=st.sampled_from([*SCORERS, "random"]))
 def test_nothing_is_restored_and_what_runs_is_what_is_counted(
     model: SequenceModel, data: st.DataObject, length: int, count: int, scorer: str
