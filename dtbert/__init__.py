@@ -19,10 +19,13 @@ if TYPE_CHECKING:
         LayerView,
         LengthSchedule,
         PackedBatch,
+        Policy,
+        Threshold,
+        TopP,
         available_scorers,
         register_scorer,
     )
-    from dtbert.qa import Answer, DocumentAnswer, QuestionAnswerer
+    from dtbert.qa import Answer, DocumentAnswer, QuestionAnswerer, Trace
     from dtbert.text import Label, SentenceEncoder, TextClassifier
     from dtbert.weights import (
         CheckpointError,
@@ -49,9 +52,13 @@ __all__ = [
     "LayerView",
     "LengthSchedule",
     "PackedBatch",
+    "Policy",
     "QuestionAnswerer",
     "SentenceEncoder",
     "TextClassifier",
+    "Threshold",
+    "TopP",
+    "Trace",
     "available_scorers",
     "convert",
     "load_classifier",
@@ -63,7 +70,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "dtbert.qa": ("Answer", "DocumentAnswer", "QuestionAnswerer"),
+    "dtbert.qa": ("Answer", "DocumentAnswer", "QuestionAnswerer", "Trace"),
     "dtbert.text": ("Label", "SentenceEncoder", "TextClassifier"),
     "dtbert.weights": (
         "CheckpointError",

@@ -4,12 +4,10 @@
     python scripts/results.py baseline run/best docs/results.json squad=dev-v1.1.json.gz --limit 2000
     python scripts/results.py scorers run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000 --budgets 0.5
     python scripts/results.py time run/best docs/results.json squad=dev-v1.1.json.gz --threads 1
-    python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --limit 1000
-    python scripts/results.py survival run/best docs/results.json squad=dev-v1.1.json.gz --schedule SPEC
     python scripts/results.py no-answer run/best docs/results.json squad=half-no-answer-dev.json
     python scripts/results.py show docs/results.json --plot docs/results.png
 
-Each row is `dtbert evaluate` with a budget, or, for measure, survival and no-answer, with each --schedule instead;
+Each row is `dtbert evaluate` with a budget, or, for measure and no-answer, with each --schedule instead;
 no-answer needs questions with and without an answer, which scripts/split_squad.py makes. Rows that the
 JSON file has already, of the same weights, dtype and threads, are not measured again, so an interrupted run goes on;
 `time` measures all of its rows anew and replaces them. Processes that write different files may work side by side;
@@ -41,10 +39,9 @@ from dtbert.evaluation import (
     read_squad,
 )
 from dtbert.files import write_whole
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, Policy
 from dtbert.qa import QuestionAnswerer
 from dtbert.search import bootstrap_intervals, constant_ratio
-from dtbert.training.data import TrainingSet
 from dtbert.weights import resolve_source, weights_sha256
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
@@ -60,7 +57,7 @@ SCORERS = {
 }
 _FIELDS = ("what", "questions", "count", "model_sha256", "dtype", "threads", "budget", "schedule")
 # These take each budget, or each schedule that is given instead, as it is.
-_ONE_BY_ONE = ("measure", "survival", "no-answer")
+_ONE_BY_ONE = ("measure", "no-answer")
 _TIMED = 64
 _ROUNDS = 7
 
@@ -97,11 +94,11 @@ def put(rows: list[Row], row: Row) -> None:
     rows[:] = [old for old in rows if place(old) != place(row)] + [row]
 
 
-def plain(schedule: LengthSchedule | None) -> dict[str, Any] | None:
+def plain(schedule: Policy | None) -> dict[str, Any] | None:
     return None if schedule is None else schedule.to_dict()
 
 
-def measured(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
+def measured(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: Policy | None) -> Row:
     """F1, exact match and cost of a schedule, and questions a second."""
     found = measure(answerer, questions, schedule)
     check_readable(found.unreadable)
@@ -118,7 +115,7 @@ def measured(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], sch
     }
 
 
-def no_answer(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
+def no_answer(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: Policy | None) -> Row:
     """How the margin of the best span tells questions with an answer from those without, and F1 at thresholds of it.
 
     AUROC is the probability that a question with an answer has the greater margin of two, one of either kind.
@@ -152,7 +149,7 @@ def no_answer(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], sc
     }
 
 
-def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[float, LengthSchedule | None]]:
+def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[float, Policy | None]]:
     for budget in budgets:
         assert answerer.front is not None
         yield budget, None if budget == 1 else answerer.front.within(budget).schedule
@@ -174,8 +171,8 @@ def competitors(
     answerer: QuestionAnswerer,
     questions: Sequence[SquadQuestion],
     budgets: list[float],
-    schedules: list[LengthSchedule],
-) -> Iterator[tuple[str, float | None, LengthSchedule | None]]:
+    schedules: list[Policy],
+) -> Iterator[tuple[str, float | None, Policy | None]]:
     """What is measured: the action's name for it, the budget and the schedule."""
     if schedules:
         for given in schedules:
@@ -183,8 +180,7 @@ def competitors(
         return
     if what in _ONE_BY_ONE:
         for budget, schedule in chosen(answerer, budgets):
-            if what != "survival" or schedule is not None:
-                yield what, budget, schedule
+            yield what, budget, schedule
         return
     # Tokenized once, for the schedules that are tried differ in their lengths alone.
     sample = PreparedQuestions(answerer, questions[:: max(1, len(questions) // 200)])
@@ -201,34 +197,9 @@ def competitors(
             yield "constant", budget, constant(sample, *like)
 
 
-@torch.no_grad()
-def survival(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], schedule: LengthSchedule | None) -> Row:
-    """The part of the windows with an answer in which its first and its last token are left after each layer."""
-    model = answerer.model
-    backend = model.backend
-    data = TrainingSet.from_questions(questions, answerer.tokenizer, model.config)
-    with_answer = [index for index, label in enumerate(data.labels) if label[1] > 0]
-    left = torch.zeros(model.config.num_hidden_layers)
-    for begin in range(0, len(with_answer), 16):
-        labelled = data.collate(with_answer[begin : begin + 16], model.device)
-        batch = labelled.batch
-        kept = model.encoder(
-            batch,
-            schedule,
-            backend=backend,
-            span_head=model.span_head(backend),
-        ).kept
-        firsts = batch.packing.cu_seqlens[:-1]
-        for layer, rows in enumerate(kept):
-            there = torch.zeros(batch.packing.num_tokens)
-            there[slice(None) if rows is None else rows] = 1
-            left[layer] += (there[firsts + labelled.starts] * there[firsts + labelled.ends]).sum()
-    return {"windows": len(with_answer), "left": [round(value, 3) for value in (left / len(with_answer)).tolist()]}
-
-
 def time_schedules(
     answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], budgets: list[float]
-) -> Iterator[tuple[float, LengthSchedule | None, Row]]:
+) -> Iterator[tuple[float, Policy | None, Row]]:
     """Seconds a question, all budgets and the full model in turns, and what part of the MACs saved is time saved."""
     pairs = [(one.question, one.context) for one in questions]
     prepared = PreparedQuestions(answerer, questions)
@@ -268,7 +239,7 @@ def run(arguments: argparse.Namespace) -> None:
         "threads": arguments.threads,
     }
 
-    def record(row: Row, schedule: LengthSchedule | None) -> None:
+    def record(row: Row, schedule: Policy | None) -> None:
         put(rows, row)
         save(arguments.json, rows)
         print({**row, "schedule": describe_schedule(schedule)}, flush=True)
@@ -284,7 +255,7 @@ def run(arguments: argparse.Namespace) -> None:
             row = {"what": what, **about, "budget": budget, "schedule": plain(schedule)}
             if key(row) in map(key, rows):
                 continue
-            find = {"survival": survival, "no-answer": no_answer}.get(what, measured)
+            find = no_answer if what == "no-answer" else measured
             record(row | find(answerer, questions, schedule), schedule)
 
 
@@ -305,7 +276,7 @@ def name_and_file(text: str) -> tuple[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="what", required=True)
-    for name in ("measure", "baseline", "scorers", "survival", "no-answer", "time"):
+    for name in ("measure", "baseline", "scorers", "no-answer", "time"):
         one = actions.add_parser(name)
         one.add_argument("model")
         one.add_argument("json", type=Path)

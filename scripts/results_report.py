@@ -16,7 +16,6 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "searched": ("questions", "count", "budget", "f1", "executed"),
     "constant": ("questions", "count", "budget", "f1", "executed"),
     "scorers": ("questions", "count", "budget", "scorer", "keep_question", "f1", "executed"),
-    "survival": ("questions", "budget", *_SCHEDULE, "windows", "left"),
     "no-answer": (
         "questions",
         "count",

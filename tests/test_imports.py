@@ -19,6 +19,7 @@ RANKS = {
     "text": 4,
     "evaluation": 5,
     "profiling": 6,
+    "tracing": 6,
     "training": 6,
     "search": 7,
     "cli": 8,

@@ -21,7 +21,7 @@ from dtbert.cli.output import check_output, printable
 from dtbert.files import Json, differing, lock, text_sha256, write_whole
 
 if TYPE_CHECKING:
-    from dtbert.model import LengthSchedule
+    from dtbert.model import Policy
     from dtbert.qa import Answer, QuestionAnswerer
     from dtbert.qa.calls import Asking
 
@@ -178,7 +178,7 @@ def _saying_again(left: Iterator[tuple[list[Line], int]], done: int, total: int)
     return chain([first], left)
 
 
-def asking(arguments: argparse.Namespace, schedule: "LengthSchedule | None") -> "Asking":
+def asking(arguments: argparse.Namespace, schedule: "Policy | None") -> "Asking":
     """What the options say of each question."""
     return {"schedule": schedule, "overlap": arguments.overlap, "no_answer": arguments.no_answer}
 

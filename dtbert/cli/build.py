@@ -59,9 +59,10 @@ def _measure() -> dict[str, float]:
     for dtype in (torch.float32, torch.bfloat16, torch.int8):
         if not native.available(dtype):
             continue
-        others = {"cpu": dtype} if dtype != torch.int8 else {"cpu": torch.float32, "native": torch.float32}
-        models = [load_model(dtype=dtype, backend="native")]
-        models += [load_model(dtype=other, backend=name) for name, other in others.items()]
+        other = torch.float32 if dtype == torch.int8 else dtype
+        models = [load_model(dtype=dtype, backend="native"), load_model(dtype=other, backend="cpu")]
+        if dtype == torch.int8:
+            models.append(load_model(dtype=other, backend="native"))
         times: list[list[float]] = [[] for _ in models]
         with torch.inference_mode():
             for _ in range(_ROUNDS + 2):

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +13,7 @@ from dtbert.cli.output import printable
 from dtbert.files import naming
 
 if TYPE_CHECKING:
-    from dtbert.model import LengthSchedule, OwnScorer
+    from dtbert.model import OwnScorer, Policy
     from dtbert.qa import QuestionAnswerer
 
 REVISION_HELP = "branch, tag or commit of a hub id"
@@ -32,6 +32,12 @@ schedules:
     1,1,0.9,0.6,0.4,0.2      else: parts of the text's own length that stay
     1,1,1,1,1,1              ones alone are parts: nothing is dropped
     {"kind": "ratios", "length_config": [1, 1, 0.9, 0.6, 0.4, 0.2]}
+    {"kind": "threshold", "thresholds": [0, 0, 0.001, 0.002, 0.004, 0.01]}
+    {"kind": "top_p", "parts": [1, 1, 0.95, 0.9, 0.8, 0.6], "floor": 0.1}
+  With the last two the text decides how many tokens stay: those whose part of
+  the significance is at least a threshold, or the fewest that have together
+  such a part of it. Each kind may have "accumulate": true, by which a token's
+  scores are summed over the layers, and "skip_layers": [4], which are left out.
   NAME, the scorer that chooses the tokens, is one of received,
   received_off_diagonal, received_max, cls, from_question, value_norm, answer,
   overlap, answer_overlap, random; or a function of yours, MODULE:FUNCTION, as
@@ -85,21 +91,28 @@ def check_threshold_is_used(arguments: argparse.Namespace, no_answer: bool) -> N
         raise ValueError("--threshold says when there is no answer: give --no-answer with it")
 
 
-def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False) -> None:
+def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False, several: bool = False) -> None:
+    """How many tokens stay and which: one schedule, or as many as are named where `several` may be."""
+    nargs: Any = "+" if several else None
     group = parser.add_argument_group("token dropping")
     if budget:
         group.add_argument(
             "--budget",
             type=_part,
+            nargs=nargs,
             metavar="X",
             help="the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5",
         )
-    group.add_argument("--schedule", metavar="SPEC", help="how many tokens stay after each layer (default: all)")
+    default = "" if several else " (default: all)"
     group.add_argument(
-        "--scorer", metavar="NAME", help="which tokens stay (default: the schedule's own, or the model's)"
+        "--schedule", nargs=nargs, metavar="SPEC", help=f"how many tokens stay after each layer{default}"
     )
+    which = "which tokens stay (default: the schedule's own, or the model's)"
+    group.add_argument("--scorer", nargs=nargs, metavar="NAME", help=which)
     group.add_argument("--keep-cls", action="store_true", help="always keep the first token")
     group.add_argument("--keep-question", action="store_true", help="keep the question before the context")
+    group.add_argument("--accumulate", action="store_true", help="sum a token's scores over the layers so far")
+    group.add_argument("--skip-layers", type=_layers, metavar="A,B", help="layers to leave out, counted from 0")
 
 
 def positive(text: str) -> int:
@@ -117,6 +130,13 @@ def threads(text: str) -> int:
     return number
 
 
+def _layers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers of layers such as 2,4, got {text!r}") from None
+
+
 def _part(text: str) -> float:
     try:
         return float(text)
@@ -124,7 +144,7 @@ def _part(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a part of all MACs, such as 0.7, got {text!r}") from None
 
 
-def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
+def schedule_of(arguments: argparse.Namespace) -> "Policy | None":
     """The schedule that the options describe, or None.
 
     Raises:
@@ -135,15 +155,17 @@ def schedule_of(arguments: argparse.Namespace) -> "LengthSchedule | None":
     if arguments.scorer is not None:
         names = known_scorers("--scorer", arguments.scorer)
         changes["scorer"] = names[0] if len(names) == 1 else tuple(names)
-    changes |= {name: True for name in ("keep_cls", "keep_question") if getattr(arguments, name)}
+    changes |= {name: True for name in ("keep_cls", "keep_question", "accumulate") if getattr(arguments, name)}
+    if arguments.skip_layers is not None:
+        changes["skip_layers"] = arguments.skip_layers
     if arguments.schedule is None:
         # A budget's schedule may name a function that has to be known first.
         of_budget = getattr(arguments, "budget", None) is not None and set(changes) == {"scorer"}
         if changes and not (of_budget and all(":" in name for name in names)):
             option = next(iter(changes)).replace("_", "-")
             raise ValueError(
-                f"--{option} says which tokens stay: it needs --schedule, which says how many; a budget's schedule has "
-                "its own"
+                f"--{option} is part of a schedule: it needs --schedule, which says how many tokens stay; a budget's "
+                "schedule has its own"
             )
         return None
     return replace(parse_schedule(arguments.schedule), **changes)
@@ -178,7 +200,7 @@ def _imported(module: str, function: str) -> Any:
     return getattr(found, function)
 
 
-def resolved(schedules: "Iterable[LengthSchedule]", own: "OwnScorer", *, quiet: bool = False) -> "list[LengthSchedule]":
+def resolved(schedules: "Iterable[Policy]", own: "OwnScorer", *, quiet: bool = False) -> "list[Policy]":
     """The schedules as the model runs them; a line on stderr says by what, where they do not say it themselves."""
     given = list(schedules)
     if not quiet and any(one.scorer is None for one in given):
@@ -188,9 +210,9 @@ def resolved(schedules: "Iterable[LengthSchedule]", own: "OwnScorer", *, quiet: 
     return [one.resolve(own) for one in given]
 
 
-def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
+def parse_schedule(spec: str, option: str = "--schedule") -> "Policy":
     """The schedule of a SPEC, as SCHEDULE_HELP has it; errors name the option."""
-    from dtbert.model import LengthSchedule
+    from dtbert.model import LengthSchedule, Policy
     from dtbert.model.store import is_store, read_store
 
     if _LIST.fullmatch(spec):
@@ -200,6 +222,8 @@ def parse_schedule(spec: str, option: str = "--schedule") -> "LengthSchedule":
     text = ""
     try:
         text = spec if inline else Path(spec).read_text("utf-8")
+        if text.lstrip().startswith("{"):
+            return Policy.from_json(text)
         if not is_store(text):
             return LengthSchedule.parse(text)
         (row,) = rows if len(rows := read_store(text)) == 1 else (None,)
@@ -245,7 +269,7 @@ def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) ->
     return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules, **reading)
 
 
-def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, LengthSchedule | None]":
+def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, Policy | None]":
     """The model that the options name, and the schedule that ``--schedule`` gives or ``--budget`` chooses.
 
     Raises:
@@ -268,12 +292,29 @@ def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer,
     return answerer, resolved([schedule], answerer.own_scorer)[0]
 
 
-def describe_schedule(schedule: "LengthSchedule | None") -> str:
-    """A schedule in a few words: the ratios or lengths, the scorer, and what is always kept."""
+def describe_schedule(schedule: "Policy | None") -> str:
+    """A schedule in a few words: the ratios, lengths or shares, the scorer, and what else it says."""
     if schedule is None:
         return "everything"
+    field, before, after = _KINDS[schedule.kind]
+    rest = [f" +{name}" for name in ("cls", "question") if getattr(schedule, f"keep_{name}")]
+    rest += [" accumulated"] if schedule.accumulate else []
+    # What a kind has none of, and what says nothing, is not told.
+    for name, nothing in (("skip_layers", ()), ("floor", 0), ("ceiling", 1)):
+        if (value := getattr(schedule, name, nothing)) != nothing:
+            rest.append(f" {name} {_numbers(value if isinstance(value, tuple) else (value,))}")
     scorer = ",".join(schedule.scorer) if isinstance(schedule.scorer, tuple) else schedule.scorer or "(the model's own)"
-    kept = [name for name in ("cls", "question") if getattr(schedule, f"keep_{name}")]
-    lengths = " ".join(repr(length).removesuffix(".0") for length in schedule.length_config)
-    lengths += " tokens" if schedule.kind == "absolute" else ""
-    return f"{lengths} {scorer}{''.join(f' +{name}' for name in kept)}"
+    return f"{before}{_numbers(getattr(schedule, field))}{after} {scorer}{''.join(rest)}"
+
+
+# Where the numbers of each kind are, and the words around them.
+_KINDS = {
+    "ratios": ("length_config", "", ""),
+    "absolute": ("length_config", "", " tokens"),
+    "threshold": ("thresholds", "shares from ", ""),
+    "top_p": ("parts", "top ", ""),
+}
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(repr(value).removesuffix(".0") for value in values)

@@ -20,7 +20,7 @@ from dtbert.cli.options import (
 from dtbert.cli.output import check_output, print_json
 
 if TYPE_CHECKING:
-    from dtbert.model import BertForQuestionAnswering, LengthSchedule, OwnScorer, PackedBatch
+    from dtbert.model import BertForQuestionAnswering, OwnScorer, PackedBatch, Policy
 
 SUMMARY = "time each step of a model against the limit of the device"
 DESCRIPTION = """\
@@ -99,7 +99,7 @@ def _profile(
     arguments: argparse.Namespace,
     model: "BertForQuestionAnswering",
     batch: "PackedBatch",
-    schedule: "LengthSchedule | None",
+    schedule: "Policy | None",
 ) -> None:
     from tqdm import tqdm
 

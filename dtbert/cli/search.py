@@ -2,8 +2,8 @@
 
 import argparse
 import json
+import math
 import sys
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,11 @@ from dtbert.cli.options import (
     holds_many,
     known_scorers,
     other_windows,
-    parse_schedule,
     positive,
     resolved,
 )
 from dtbert.cli.output import check_output, print_json, printable
-from dtbert.cli.search_subjects import SCORERS, TEXT_SCORERS, Subject, questions_of, texts_of
+from dtbert.cli.search_subjects import SCORERS, TEXT_SCORERS, Subject, learnt, questions_of, starts_of, texts_of
 from dtbert.cli.tasks import TASK_HELP, add_task_option
 from dtbert.files import differing, text_sha256
 from dtbert.pictures import check_picture
@@ -28,7 +27,7 @@ from dtbert.pictures import check_picture
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from dtbert.model import LengthSchedule
+    from dtbert.model import Policy
     from dtbert.qa import MeasuredSchedule, ScheduleFront
     from dtbert.search import Search
     from dtbert.search.plot import PublishedPoint
@@ -51,6 +50,12 @@ default. A trial is given up when, on its first questions, a schedule that costs
 no more is clearly better. Of schedules that cost the same to 0.5% those that
 are clearly worse are left out.
 
+With --policy threshold a layer keeps the tokens whose share of the significance
+is at least its threshold, with top-p the fewest that have together a part of it:
+the text decides how many. What that takes is counted as it is answered. With
+--learn the first thresholds tried are learnt by gradient on the same questions,
+of what the full model answers, and measured as the others are.
+
 With --task the file has labelled texts, and the accuracy stands in the place of
 F1.
 """
@@ -59,12 +64,12 @@ examples:
   dtbert search held-out.json --model run/best --out run/best/schedules.json
   dtbert search held-out.json --model run/best --out front.json --trials 400 \\
       --scorers cls,answer --budget-range 0.3,0.8 --plot front.png
+  dtbert search held-out.json --policy threshold --out thresholds.json
   dtbert answer --model run/best --budget 0.5 --question Q --context FILE
   dtbert search dev.tsv --task sst2 --model classifier/best --out front.json
 
 {TASK_HELP}"""
 
-_BASELINE = (0.95, 0.88, 0.8)
 # What stands above the front, by what it is of; a label is right or wrong, without a second column.
 _HEADS = {
     "F1": "    MACs    time     F1   95% interval     EM   kept after each layer, scorer",
@@ -88,6 +93,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--objective", choices=("macs", "latency"), default="macs", help="the cost (default: macs)")
     group.add_argument(
         "--sampler", choices=("nsga2", "tpe"), default="tpe", help="Bayesian (tpe, default), or evolution"
+    )
+    group.add_argument(
+        "--policy",
+        choices=("lengths", "threshold", "top-p"),
+        default="lengths",
+        help="parts of the length that stay (default), or shares of the significance, where the text decides",
+    )
+    group.add_argument(
+        "--learn",
+        type=_weights,
+        default=(),
+        metavar="W,W",
+        help="with thresholds: start from those learnt by gradient, one for each weight of the work, such as 1,3",
     )
     group.add_argument(
         "--scorers",
@@ -145,7 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dtbert.weights import resolve_source
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    starts = _starts(arguments.start)
+    starts = starts_of(arguments.start)
     # A schedules.json that is old or damaged is what the search may be there to replace.
     subject = questions_of(arguments) if arguments.task is None else texts_of(arguments)
     if any(one.scorer is None for one in starts):
@@ -172,7 +190,7 @@ def _storage(arguments: argparse.Namespace) -> str:
 
 
 def _run(
-    arguments: argparse.Namespace, subject: Subject, starts: "list[LengthSchedule]"
+    arguments: argparse.Namespace, subject: Subject, starts: "list[Policy]"
 ) -> "tuple[Search, ScheduleFront, list[PublishedPoint]]":
     """Search with a progress bar: the search, its front, and the published points to draw beside it."""
     from tqdm import tqdm
@@ -241,6 +259,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:
         Path(arguments.published).stat()  # FileNotFoundError names it
+    if arguments.learn and arguments.policy != "threshold":
+        raise ValueError("--learn says how thresholds are learnt: it needs --policy threshold")
     if arguments.seed < 0:
         raise ValueError(f"--seed must be 0 or more, not {arguments.seed}")
     dtbert.search.Effort(arguments.rungs, arguments.margin)
@@ -272,9 +292,7 @@ def _check_same(out: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _search(
-    arguments: argparse.Namespace, subject: Subject, model_sha256: str, starts: "list[LengthSchedule]"
-) -> "Search":
+def _search(arguments: argparse.Namespace, subject: Subject, model_sha256: str, starts: "list[Policy]") -> "Search":
     from dtbert import search as room
 
     scorers = tuple(known_scorers("--scorers", arguments.scorers or subject.scorers))
@@ -289,6 +307,8 @@ def _search(
         "objective": arguments.objective,
         "dtype": str(subject.model.dtype),
         **other_windows(arguments),
+        # Studies of lengths have always been without it.
+        **({} if arguments.policy == "lengths" else {"policy": arguments.policy}),
     }
     if arguments.objective == "latency":
         # Times of different devices do not compare.
@@ -297,30 +317,17 @@ def _search(
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
         room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
-        room.SearchSpace(num_layers, scorers, keep_question),
+        room.SPACES[arguments.policy](num_layers, scorers, keep_question),
         subject.evaluator(),
         objective=arguments.objective,
         macs_range=arguments.budget_range,
         effort=room.Effort(arguments.rungs, arguments.margin),
     )
     search.add_starts(starts, "start")
-    # Every combination, for a sampler hardly tries again what it has not seen do well.
-    combinations = product(_BASELINE, [num_layers], scorers, keep_question)
-    search.add_starts([room.constant_ratio(*one) for one in combinations], "constant ratio")
+    if arguments.learn:
+        search.add_starts(learnt(arguments, search, subject.questions), "learnt")
+    search.add_starts(search.space.constants(), search.space.constant)
     return search
-
-
-def _starts(specs: list[str]) -> "list[LengthSchedule]":
-    """The schedules that ``--start`` names."""
-    from dtbert.qa import read_schedules
-
-    schedules = []
-    for spec in specs:
-        if spec.endswith(".json") and holds_many(Path(spec).read_text("utf-8")):
-            schedules += [entry.schedule for entry in read_schedules(spec).schedules if entry.schedule is not None]
-        else:
-            schedules.append(parse_schedule(spec, "--start"))
-    return schedules
 
 
 def _counts(search: "Search") -> dict[str, Any]:
@@ -369,6 +376,16 @@ def _range(text: str) -> tuple[float, float]:
     if not 0 <= low < high <= 1:
         raise argparse.ArgumentTypeError(f"expected two growing numbers from 0 to 1, got {text!r}")
     return low, high
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        weights = ()
+    if not weights or not all(0 < weight < math.inf for weight in weights):
+        raise argparse.ArgumentTypeError(f"expected numbers above 0 such as 1,3, got {text!r}")
+    return weights
 
 
 def _rungs(text: str) -> tuple[int, ...]:

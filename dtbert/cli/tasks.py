@@ -13,7 +13,7 @@ from dtbert.files import write_whole
 
 if TYPE_CHECKING:
     from dtbert.evaluation import LabelledTexts, TextCost
-    from dtbert.model import LengthSchedule
+    from dtbert.model import LengthSchedule, Policy
     from dtbert.text import SentenceEncoder, TextClassifier
 
 TASK_HELP = """\
@@ -60,6 +60,15 @@ def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) 
     return SentenceEncoder.load(source, **placed)
 
 
+def lengths_alone(schedule: "Policy | None") -> "LengthSchedule | None":
+    """The schedule; ValueError for one by which the text decides how much stays."""
+    from dtbert.model import LengthSchedule
+
+    if schedule is not None and not isinstance(schedule, LengthSchedule):
+        raise ValueError("with --task a schedule says how many tokens stay: one by which the text decides has no part")
+    return schedule
+
+
 def read_texts(
     files: Sequence[str], name: str, labels: "Sequence[str] | None", limit: int | None = None
 ) -> "LabelledTexts":
@@ -96,7 +105,7 @@ def evaluate_task(arguments: argparse.Namespace) -> int:
     from dtbert.text import TextClassifier
 
     check_task_options(arguments)
-    task, schedule = task_named(arguments.task), schedule_of(arguments)
+    task, schedule = task_named(arguments.task), lengths_alone(schedule_of(arguments))
     if arguments.predictions is not None:
         check_output("--predictions", Path(arguments.predictions), arguments.file, model=arguments.model)
     model = load_text_model(arguments)
@@ -104,7 +113,7 @@ def evaluate_task(arguments: argparse.Namespace) -> int:
         schedule = _within_budget(arguments, model, schedule)
     if schedule is not None:
         schedule.check_layers(model.config.num_hidden_layers)
-        (schedule,) = resolved([schedule], model.own_scorer)
+        schedule = lengths_alone(*resolved([schedule], model.own_scorer))
     labels = model.labels if isinstance(model, TextClassifier) else None
     data = read_texts([arguments.file], arguments.task, labels, arguments.limit)
     texts = PreparedTexts(model, data)
@@ -148,7 +157,7 @@ def _within_budget(
         raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
     if not isinstance(model, TextClassifier):
         raise ValueError("--budget needs a classifier: for embeddings give --schedule")
-    return model.within_budget(arguments.budget).schedule
+    return lengths_alone(model.within_budget(arguments.budget).schedule)
 
 
 def _cost_fields(cost: "TextCost | None") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.cli.options import describe_schedule, resolved
 from dtbert.cli.output import printable
-from dtbert.cli.tasks import check_task_options, read_texts, warn
+from dtbert.cli.tasks import check_task_options, lengths_alone, read_texts, warn
 from dtbert.files import text_sha256
 from dtbert.training import TrainingOptions
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from dtbert.evaluation import SquadQuestion
-    from dtbert.model import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, LengthSchedule
+    from dtbert.model import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, Policy
     from dtbert.training.data import TrainingData
     from dtbert.training.distillation import Teacher
     from dtbert.training.loop import Measure
@@ -29,15 +29,15 @@ class TrainerParts(NamedTuple):
 
     model: "BertForQuestionAnswering | BertForSequenceClassification"
     data: "TrainingData"
-    schedules: "dict[str, LengthSchedule]"
+    schedules: "Mapping[str, Policy]"
     evaluate: "Measure | None"
     teacher: "Teacher | None"
     known_by: dict[str, str]
 
 
 def _eval_schedules(
-    parsed: "Sequence[LengthSchedule]", options: TrainingOptions, config: "BertConfig", rank: int
-) -> "dict[str, LengthSchedule]":
+    parsed: "Sequence[Policy]", options: TrainingOptions, config: "BertConfig", rank: int
+) -> "Mapping[str, Policy]":
     """The schedules that the model is measured with, by their names; ValueError where one is for other layers."""
     if options.length_drop is not None:
         options.length_drop.bounds(config.num_hidden_layers)
@@ -66,7 +66,7 @@ def question_parts(
     arguments: argparse.Namespace,
     options: TrainingOptions,
     source: Path,
-    parsed: "Sequence[LengthSchedule]",
+    parsed: "Sequence[Policy]",
     rank: int,
 ) -> TrainerParts:
     import torch
@@ -107,7 +107,7 @@ def text_parts(
     arguments: argparse.Namespace,
     options: TrainingOptions,
     source: Path,
-    parsed: "Sequence[LengthSchedule]",
+    parsed: "Sequence[Policy]",
     rank: int,
 ) -> TrainerParts:
     import torch
@@ -134,6 +134,7 @@ def text_parts(
     if any(scorer_named(name).needs_span_head for name in own.scorers):
         model.config = replace(model.config, scorer=None, keep_question=False)
     schedules = _eval_schedules(parsed, options, model.config, rank)
+    lengths = {name: lengths_alone(one) for name, one in schedules.items()}
     classifier = TextClassifier(model, load_tokenizer(model_folder(source)))
     data = TextTrainingSet.from_texts(train, classifier.reader, model.labels)
     if (train.damaged or data.unusable) and arguments.strict:
@@ -143,7 +144,7 @@ def text_parts(
     evaluate = None
     if dev is not None:
         held_out = PreparedTexts(classifier, dev)
-        evaluate = partial(held_out_text_scores, held_out, schedules)
+        evaluate = partial(held_out_text_scores, held_out, lengths)
     if rank == 0:
         warn("--train", "left out: they cannot be trained on", data.unusable)
         unreadable = held_out.unreadable if dev is not None else {}

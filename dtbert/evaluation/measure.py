@@ -1,5 +1,6 @@
 """Predict, score and count: what a model gets right on questions with a schedule, and what that costs."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,8 @@ import torch
 
 from dtbert.evaluation.metric import BestThreshold, Evaluation, Measure, best_threshold, evaluate
 from dtbert.evaluation.reader import SquadQuestion
-from dtbert.model import LengthSchedule, Macs
+from dtbert.evaluation.work import KeptWork
+from dtbert.model import AdaptivePolicy, LengthSchedule, Macs, Policy
 from dtbert.qa import Answer, PairError, Prepared, QuestionAnswerer
 
 T = TypeVar("T")
@@ -25,6 +27,8 @@ class Cost(NamedTuple):
         padded: MACs a question where nothing is dropped and every window is padded to the answerer's ``window``.
         windows: windows a question.
         tokens: tokens a window.
+        executed_p95: executed MACs that 95 of 100 questions do not exceed, where the text decides how many tokens stay;
+            else None.
     """
 
     executed: float
@@ -33,6 +37,7 @@ class Cost(NamedTuple):
     padded: float
     windows: float
     tokens: float
+    executed_p95: float | None = None
 
 
 class PreparedQuestions:
@@ -54,18 +59,35 @@ class PreparedQuestions:
         self._lengths = Counter(self.prepared.window_lengths())
         self._threshold = answerer.threshold if _some_impossible(questions) else None
 
-    def predict(self, schedule: LengthSchedule | None = None, begin: int = 0, end: int | None = None) -> dict[str, str]:
+    def predict(self, schedule: Policy | None = None, begin: int = 0, end: int | None = None) -> dict[str, str]:
         """Answers by id, to the questions number ``begin`` to ``end``; errors of the schedule as the answerer's."""
         answers = self.answerer.answer_prepared(self.prepared[begin:end], schedule=schedule)
         return _predictions(self.questions[begin:end], answers, self._threshold)
 
-    def evaluate(self, schedule: LengthSchedule | None = None, begin: int = 0, end: int | None = None) -> Evaluation:
+    def evaluate(self, schedule: Policy | None = None, begin: int = 0, end: int | None = None) -> Evaluation:
         """The official metric of `predict`; ValueError where there are no questions."""
         return evaluate(self.questions[begin:end], self.predict(schedule, begin, end))
 
-    def cost(self, schedule: LengthSchedule | None = None) -> Cost:
-        """Of the questions that can be read, without answering them; ValueError where there are none."""
-        return _cost(self.answerer, len(self.questions) - len(self.unreadable), self._lengths, self._full, schedule)
+    def cost(self, schedule: Policy | None = None) -> Cost:
+        """Of the questions that can be read; ValueError where there are none.
+
+        They are answered for it where the text decides how many tokens stay, and otherwise not.
+        """
+        done = self.evaluate_and_count(schedule)[1] if isinstance(schedule, AdaptivePolicy) else schedule
+        return _cost(self.answerer, len(self.questions) - len(self.unreadable), self._lengths, self._full, done)
+
+    def evaluate_and_count(
+        self, schedule: AdaptivePolicy, begin: int = 0, end: int | None = None
+    ) -> tuple[Evaluation, list[Macs]]:
+        """`evaluate`, and what answering each of the questions took that can be read."""
+        part, work = self.prepared[begin:end], KeptWork(self.answerer, schedule)
+        answers = self.answerer.answer_prepared(part, schedule=schedule, watch=work.watch(part))
+        questions = self.questions[begin:end]
+        return evaluate(questions, _predictions(questions, answers, self._threshold)), work.of_questions
+
+    def full_work(self, begin: int = 0, end: int | None = None) -> int:
+        """Executed MACs of the questions number ``begin`` to ``end`` where nothing is dropped."""
+        return _macs(self.answerer, Counter(self.prepared[begin:end].window_lengths()), None).executed
 
     @cached_property
     def _full(self) -> Macs:
@@ -98,7 +120,7 @@ class Measurement(NamedTuple):
 def measure(
     answerer: QuestionAnswerer,
     questions: Sequence[SquadQuestion],
-    schedule: LengthSchedule | None = None,
+    schedule: Policy | None = None,
     *,
     no_answer: bool | None = None,
     threshold: float | None = None,
@@ -118,16 +140,19 @@ def measure(
     """
     answers: list[Answer | PairError] = []
     lengths: Counter[tuple[int, int]] = Counter()
+    work = KeptWork(answerer, schedule) if isinstance(schedule, AdaptivePolicy) else None
     start = time.perf_counter()
     for part in answerer.prepare_many(_pairs(questions)):
-        answers += answerer.answer_prepared(part, schedule=schedule)
+        watch = None if work is None else work.watch(part)
+        answers += answerer.answer_prepared(part, schedule=schedule, watch=watch)
         lengths.update(part.window_lengths())
         on_answers(len(part))
     seconds = time.perf_counter() - start
     spans = _predictions(questions, answers)
     margins = {one.id: found.margin for one, found in zip(questions, answers, strict=True) if isinstance(found, Answer)}
     full = _macs(answerer, lengths, None)
-    cost = _cost(answerer, len(spans), lengths, full, schedule) if spans else None
+    done = schedule if work is None else work.of_questions
+    cost = _cost(answerer, len(spans), lengths, full, done) if spans else None
     predictions, best = spans, dict[Measure, BestThreshold]()
     if _some_impossible(questions) if no_answer is None else no_answer:
         predictions = _predictions(questions, answers, answerer.threshold if threshold is None else threshold)
@@ -177,18 +202,25 @@ def _cost(
     num_questions: int,
     lengths: Mapping[tuple[int, int], int],
     full: Macs,
-    schedule: LengthSchedule | None,
+    done: Policy | list[Macs] | None,
 ) -> Cost:
-    """Of windows by their tokens and those of segment 0; those alike are counted once."""
+    """Of windows by their tokens and those of segment 0, where those alike are counted once; or of each question."""
     if not num_questions:
         raise ValueError("the model can read none of the questions: there is no work to count")
-    macs = full if schedule is None else _macs(answerer, lengths, schedule)
+    p95 = None
+    if isinstance(done, list):
+        macs = Macs(*map(sum, zip(*done, strict=True)))
+        # The least that as many do not exceed.
+        p95 = float(sorted(one.executed for one in done)[math.ceil(0.95 * len(done)) - 1])
+    else:
+        assert done is None or isinstance(done, LengthSchedule)
+        macs = full if done is None else _macs(answerer, lengths, done)
     windows = sum(lengths.values())
     tokens = sum(count * length for (length, _), count in lengths.items())
     padding = _macs(answerer, {(answerer.window, answerer.window): 1}, None)
     n = num_questions
     own, padded = full.executed / n, windows * padding.executed / n
-    return Cost(macs.executed / n, macs.published / n, own, padded, windows / n, tokens / windows)
+    return Cost(macs.executed / n, macs.published / n, own, padded, windows / n, tokens / windows, p95)
 
 
 def _macs(answerer: QuestionAnswerer, lengths: Mapping[tuple[int, int], int], schedule: LengthSchedule | None) -> Macs:

@@ -204,12 +204,7 @@ class Backend:
         """
         assert isinstance(significance, Tensor), "parts are for the backend that left them"
         rows = left.rows
-        if left.segments is not None:
-            segments = left.segments if rows is None else left.segments.index_select(0, rows)
-            significance = significance.masked_fill(segments == 0, torch.inf)
-        if left.keep_first:
-            significance = significance.index_fill(0, left.packing.cu_seqlens[:-1].long(), torch.inf)
-        kept = self.select(significance, left.packing, target).rows
+        kept = self.select(left.above_all(significance), left.packing, target).rows
         if rows is None or left.final is None:
             left = left._replace(packing=target, rows=kept, final=states)
         else:

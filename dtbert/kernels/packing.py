@@ -70,6 +70,22 @@ class Left(NamedTuple):
     segments: Tensor | None = None
     keep_first: bool = False
 
+    def forced(self) -> Tensor | None:
+        """bool ``[T]``: the tokens that stay whatever their significance; None where each has to show its own."""
+        stay = None
+        if self.segments is not None:
+            stay = (self.segments if self.rows is None else self.segments.index_select(0, self.rows)) == 0
+        if self.keep_first:
+            if stay is None:
+                stay = torch.zeros(self.packing.num_tokens, dtype=torch.bool, device=self.packing.cu_seqlens.device)
+            stay = stay.index_fill(0, self.packing.cu_seqlens[:-1].long(), True)
+        return stay
+
+    def above_all(self, significance: Tensor) -> Tensor:
+        """The significance ``[T]``, infinite where a token stays whatever it is."""
+        forced = self.forced()
+        return significance if forced is None else significance.masked_fill(forced, torch.inf)
+
 
 class Partials(NamedTuple):
     """Significance in parts, as a backend may leave it for its own `Backend.drop`.

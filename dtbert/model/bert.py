@@ -1,7 +1,7 @@
 """The models: an encoder with what stands on top of it, and the choice of who computes its steps."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
 from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
-from dtbert.model.schedule import LengthSchedule
+from dtbert.model.kept import LayerKept, layers_kept
+from dtbert.model.policy import Policy
 from dtbert.model.scorers import SpanHead
 
 
@@ -22,6 +23,7 @@ class Bert(nn.Module):
 
     def __init__(self, config: BertConfig, backend: BackendName | None = None) -> None:
         super().__init__()
+        survive_forks()
         self.config = config
         self.encoder = Encoder(config)
         self._asked = backend
@@ -88,7 +90,6 @@ class Bert(nn.Module):
         self.backend.prepare(self)
         self._prepared = True
         self._graphs = self._make_graphs()
-        survive_forks()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights as BERT's: normal with ``initializer_range``, biases 0, LayerNorm 1 and 0."""
@@ -128,6 +129,7 @@ class Bert(nn.Module):
         return {**self.__dict__, "_graphs": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        survive_forks()
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepare_again()
 
@@ -148,7 +150,7 @@ class Bert(nn.Module):
     def _needs_gradients(self) -> bool:
         return torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
 
-    def _resolved(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+    def _resolved(self, schedule: Policy | None) -> Policy | None:
         return None if schedule is None else schedule.resolve(self.config.own_scorer)
 
     def _pack(
@@ -177,11 +179,13 @@ class EncoderOutput(NamedTuple):
         pooler_output: ``[B, H]``, or None where the model has no pooler.
         hidden_states: on request, the embeddings' output and each layer's, ``[B, S, H]``, 0 at padding and at
             tokens that had been dropped.
+        kept: on request, which tokens each layer kept.
     """
 
     last_hidden_state: Tensor
     pooler_output: Tensor | None
     hidden_states: tuple[Tensor, ...]
+    kept: tuple[LayerKept, ...] = ()
 
 
 class BertEncoder(Bert):
@@ -196,9 +200,10 @@ class BertEncoder(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         output_hidden_states: bool = False,
+        output_kept: bool = False,
     ) -> EncoderOutput:
         """Encode a padded batch.
 
@@ -209,6 +214,7 @@ class BertEncoder(Bert):
             schedule: tokens that each layer keeps; all by default. The published encoder drops with ``keep_cls=True``.
                 One without a scorer takes the config's own.
             output_hidden_states: return every layer's output too.
+            output_kept: return what every layer kept, too, and what the tokens scored.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
@@ -216,7 +222,8 @@ class BertEncoder(Bert):
         """
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         backend, schedule = self.backend, self._resolved(schedule)
-        encoding = self.encoder(batch, schedule, backend=backend, keep_hidden_states=output_hidden_states)
+        asked = {"keep_hidden_states": output_hidden_states, "output_kept": output_kept}
+        encoding = self.encoder(batch, schedule, backend=backend, **asked)
         pooled = None
         if self.pooler is not None:
             firsts = encoding.states[batch.packing.cu_seqlens[:-1].long()]
@@ -225,7 +232,9 @@ class BertEncoder(Bert):
         for states, kept in zip(encoding.hidden_states, (None, *encoding.kept), strict=False):
             left = rows if kept is None else kept if rows is None else rows[kept]
             hidden_states.append(unpack(states, left, input_ids.shape, 0.0))
-        return EncoderOutput(unpack(encoding.states, rows, input_ids.shape, 0.0), pooled, tuple(hidden_states))
+        kept_by = [one.unpack(rows, input_ids.shape) for one in layers_kept(encoding)] if output_kept else []
+        last = unpack(encoding.states, rows, input_ids.shape, 0.0)
+        return EncoderOutput(last, pooled, tuple(hidden_states), tuple(kept_by))
 
 
 class SpanLogits(NamedTuple):
@@ -233,6 +242,14 @@ class SpanLogits(NamedTuple):
 
     start_logits: Tensor
     end_logits: Tensor
+
+
+class SpanLogitsAndKept(NamedTuple):
+    """`SpanLogits`, and which tokens each layer kept."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+    kept: tuple[LayerKept, ...]
 
 
 class BertForQuestionAnswering(Bert):
@@ -253,8 +270,10 @@ class BertForQuestionAnswering(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
-    ) -> SpanLogits:
+        schedule: Policy | None = None,
+        *,
+        output_kept: bool = False,
+    ) -> SpanLogits | SpanLogitsAndKept:
         """Score a padded batch.
 
         Args:
@@ -262,32 +281,63 @@ class BertForQuestionAnswering(Bert):
             attention_mask: ``[B, S]``, 1 at real tokens, 0 at padding; all real by default.
             token_type_ids: integers ``[B, S]``: 0 for the question, 1 for the context; 0 by default.
             schedule: tokens that each layer keeps; all by default. One without a scorer takes the config's own.
+            output_kept: return which tokens every layer kept, too, and what they scored; no CUDA graph is replayed.
 
         Returns:
-            Start and end logits ``[B, S]`` in the model's dtype, -inf at padding.
+            Start and end logits ``[B, S]`` in the model's dtype, -inf at padding; `SpanLogitsAndKept` on request.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
+        shape, fill = input_ids.shape, -float("inf")
+        if output_kept:
+            start, end, kept = self._logits_and_kept(batch, schedule, self.backend)
+            logits = unpack(start, rows, shape, fill), unpack(end, rows, shape, fill)
+            return SpanLogitsAndKept(*logits, tuple(one.unpack(rows, shape) for one in kept))
         start, end = self._logits(batch, schedule, self.backend)
-        fill = -float("inf")
-        return SpanLogits(unpack(start, rows, input_ids.shape, fill), unpack(end, rows, input_ids.shape, fill))
+        return SpanLogits(unpack(start, rows, shape, fill), unpack(end, rows, shape, fill))
+
+    @overload
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[False] = False,
+    ) -> SpanLogits: ...
+
+    @overload
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[True],
+    ) -> SpanLogitsAndKept: ...
 
     def forward_packed(
-        self, batch: PackedBatch, schedule: LengthSchedule | None = None, *, backend: Backend | None = None
-    ) -> SpanLogits:
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: bool = False,
+    ) -> SpanLogits | SpanLogitsAndKept:
         """Score a packed batch of T tokens: start and end logits ``[T]``; no padding is computed or returned.
 
-        ``backend`` computes the steps in place of the model's own: a profiler's, say.
+        ``backend`` computes the steps in place of the model's own: a profiler's, say. ``output_kept`` as `forward`.
         """
         # A traced graph has no values to look at: there, ids are the caller's promise.
         if not torch.compiler.is_compiling():
             batch.check(self.config)
-        return self._logits(batch, schedule, backend or self.backend)
+        logits = self._logits_and_kept if output_kept else self._logits
+        return logits(batch, schedule, backend or self.backend)
 
-    def _logits(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> SpanLogits:
+    def _logits(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogits:
         logits, schedule = None, self._resolved(schedule)
         # Another backend than the model's own gives gradients, or watches.
         if self._graphs is not None and not torch.compiler.is_compiling() and backend is self._chosen:
@@ -297,10 +347,16 @@ class BertForQuestionAnswering(Bert):
         start, end = logits.unbind(1)
         return SpanLogits(start, end)
 
+    def _logits_and_kept(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogitsAndKept:
+        span_head, schedule = self.span_head(backend), self._resolved(schedule)
+        encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
+        start, end = span_head(encoding.states).unbind(1)
+        return SpanLogitsAndKept(start, end, layers_kept(encoding))
+
     def _forward(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None,
+        schedule: Policy | None,
         backend: Backend,
         targets: Sequence[Packing] | None = None,
     ) -> Tensor:

@@ -10,7 +10,7 @@ from dtbert.kernels.parameters import Embeddings
 from dtbert.model.batch import PackedBatch
 from dtbert.model.config import BertConfig
 from dtbert.model.layer import Layer, TokensLeft
-from dtbert.model.schedule import LengthSchedule
+from dtbert.model.policy import Policy
 from dtbert.model.scorers import SpanHead
 
 
@@ -20,17 +20,23 @@ class PackedEncoding(NamedTuple):
     ``states`` are ``[T, H]``, dropped tokens restored, or ``[K, H]`` of those that are left where nothing is restored,
     and ``packing`` is theirs; ``kept`` holds, per layer, int64 rows of the packed batch that left that layer, or None
     where nothing had been dropped so far; ``hidden_states``, on request, the input of the first layer and the output of
-    each, of the tokens that were left.
+    each, of the tokens that were left; ``significance``, on request, per layer what its tokens scored, as `TokensLeft`
+    holds it, or None where it dropped nothing; ``lengths``, per layer, how many tokens of each sequence left it.
     """
 
     states: Tensor
     packing: Packing
     kept: tuple[Tensor | None, ...]
     hidden_states: tuple[Tensor, ...]
+    lengths: tuple[tuple[int, ...], ...]
+    significance: tuple[Tensor | None, ...] = ()
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers over packed batches, with drop-and-restore; ``skip_layers`` are passed by."""
+    """Embeddings and layers over packed batches, with drop-and-restore.
+
+    ``skip_layers`` are passed by, as are the policy's own.
+    """
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -46,26 +52,30 @@ class Encoder(nn.Module):
     def forward(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         *,
         backend: Backend,
         span_head: SpanHead | None = None,
         keep_hidden_states: bool = False,
         skip_layers: Collection[int] = (),
         targets: Sequence[Packing] | None = None,
+        output_kept: bool = False,
         restores: bool = True,
     ) -> PackedEncoding:
         """Encode; arguments that are not explained here are those of `TokensLeft`."""
-        of_batch = batch, schedule, len(self.layers), backend, span_head, keep_hidden_states, targets, restores
-        tokens = TokensLeft(*of_batch)
+        asked = span_head, keep_hidden_states, targets, output_kept, restores
+        tokens = TokensLeft(batch, schedule, len(self.layers), backend, *asked)
         states = backend.embed(batch.ids, self.embeddings)
-        hidden_states, kept = [states], []
+        hidden_states, kept, lengths = [states], [], []
+        skipped = {*skip_layers, *(() if schedule is None else schedule.skip_layers)}
         for index, layer in enumerate(self.layers):
-            if index not in skip_layers:
+            if index not in skipped:
                 states = layer(states, tokens, backend)
             kept.append(tokens.rows)
+            lengths.append(tokens.left.packing.seqlens)
             if keep_hidden_states:
                 hidden_states.append(states)
+        scores = () if tokens.significance is None else map(tokens.significance.get, range(len(self.layers)))
+        outputs = tuple(hidden_states) if keep_hidden_states else ()
         packing = batch.packing if restores else tokens.left.packing
-        passed = tuple(hidden_states) if keep_hidden_states else ()
-        return PackedEncoding(tokens.restore(states), packing, tuple(kept), passed)
+        return PackedEncoding(tokens.restore(states), packing, tuple(kept), outputs, tuple(lengths), tuple(scores))

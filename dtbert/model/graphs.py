@@ -20,6 +20,7 @@ from dtbert.kernels.parameters import Linear
 from dtbert.model.batch import PackedBatch
 from dtbert.model.encoder import Encoder
 from dtbert.model.padding import Bucket, PaddedInputs, Plan
+from dtbert.model.policy import Policy
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import BUILT_IN_SCORERS
 
@@ -31,7 +32,7 @@ MOST_GRAPHS, _MOST_MET = 32, 1024
 
 logger = logging.getLogger(__name__)
 
-Forward = Callable[[PackedBatch, LengthSchedule | None, Backend, Sequence[Packing] | None], Tensor]
+Forward = Callable[[PackedBatch, Policy | None, Backend, Sequence[Packing] | None], Tensor]
 
 
 class Recording(NamedTuple):
@@ -101,7 +102,7 @@ class Graphs:
         return len(self._graphs)
 
     def __call__(
-        self, forward: Forward, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend
+        self, forward: Forward, batch: PackedBatch, schedule: Policy | None, backend: Backend
     ) -> Tensor | None:
         """What ``forward`` makes of a batch, ``[T, ...]``; None where the batch is not one for graphs.
 
@@ -114,10 +115,12 @@ class Graphs:
             or not 0 < packing.num_tokens <= self._tokens
             or packing.max_seqlen > self._positions
             or batch.input_ids.device != self._device
-            # Somebody's own scorer is checked on the host, which waits for the device.
-            or (schedule is not None and not set(schedule.scorers) <= _BUILT_IN)
             or self._watched()
         ):
+            return None
+        # Somebody's own scorer is checked on the host, which waits for the device; so does a policy by which the text
+        # decides.
+        if schedule is not None and not (isinstance(schedule, LengthSchedule) and set(schedule.scorers) <= _BUILT_IN):
             return None
         plan = Plan.of(packing, schedule, self._positions)
         with self._lock:

@@ -86,10 +86,14 @@ class SequenceModel(Bert):
             ValueError: as `LengthSchedule.macs`.
         """
         layers = self.config.num_hidden_layers
-        given = self._resolved(schedule) or LengthSchedule.ratios([1] * layers, scorer="random")
+        given = self._given(schedule) or LengthSchedule.ratios([1] * layers, scorer="random")
         given.check_layers(layers)
-        rest = self.config, sequence_length, question_length, backend, self.head_macs
-        return Macs(macs_of(given, *rest).published, macs_of(self.executed(given) or given, *rest).executed)
+        published, executed = (
+            macs_of(one, self.config, lengths, one.scores(lengths), question_length, backend, self.head_macs)
+            for one in (given, self.executed(given) or given)
+            for lengths in [(sequence_length, *one.lengths(sequence_length))]
+        )
+        return Macs(published.published, executed.executed)
 
     def executed(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
         """The schedule by which the model runs where it is asked for another.
@@ -98,12 +102,20 @@ class SequenceModel(Bert):
         same, for nobody reads the other tokens. A schedule without a scorer takes the config's own.
 
         Raises:
+            TypeError: another policy than a `LengthSchedule`.
             ValueError: a schedule with another number of layers.
         """
-        schedule = self._resolved(schedule)
+        schedule = self._given(schedule)
         if not self.reads_cls:
             return schedule
         return _cls_alone(schedule, self.config.num_hidden_layers, self.config.max_position_embeddings)
+
+    def _given(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+        if schedule is not None and not isinstance(schedule, LengthSchedule):
+            raise TypeError(
+                f"models of whole texts drop tokens by a LengthSchedule, not by a {type(schedule).__name__}"
+            )
+        return None if schedule is None else schedule.resolve(self.config.own_scorer)
 
     def cls_states(
         self,

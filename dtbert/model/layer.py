@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import Backend, Kept, Left, Packing
+from dtbert.kernels import Backend, Kept, Left, Packing, Partials
 from dtbert.kernels.parameters import LayerNorm, Linear
 from dtbert.model.batch import PackedBatch
 from dtbert.model.config import BertConfig
-from dtbert.model.schedule import LengthSchedule
-from dtbert.model.scorers import LayerView, SpanHead, Text, scorer_named
+from dtbert.model.policy import KnownTargets, Policy
+from dtbert.model.scorers import EarlierScore, LayerView, SpanHead, Text, in_order, scorer_named
 
 _Parts = tuple[Linear, Linear, LayerNorm, Linear, Linear, LayerNorm]
 
@@ -35,7 +36,7 @@ class Layer(nn.Module):
         parts = cast(_Parts, self._modules.values())
         qkv_layer, attention_output, attention_norm, intermediate, output, output_norm = parts
         qkv = backend.linear(states, qkv_layer)
-        if tokens.drops_at(self.index):
+        if tokens.scores_at(self.index):
             context, rows = tokens.drop(self, states, qkv)
         else:
             context, rows = backend.attention(qkv, tokens.left.packing, self.num_heads), None
@@ -55,72 +56,81 @@ class TokensLeft:
         span_head: for scorers that read it; None where there is none.
         spare_inputs: leave the states that enter a layer as they are: somebody else reads them.
         targets: the packing that leaves each layer; of the schedule and the batch's lengths by default.
+        output_kept: hold what the tokens scored, too.
         restores: whether somebody reads the states of dropped tokens; if not, nothing of them is kept or moved.
 
     Attributes:
         left: the tokens; where nothing is restored they are as good as a batch of their own.
         rows: where they stand in the batch, int64; None while all are left.
+        significance: on request, of the layers that dropped, float32 ``[T]``: infinite where a token stays whatever its
+            score, NaN where it had been dropped before.
     """
 
     def __init__(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None,
+        schedule: Policy | None,
         num_layers: int,
         backend: Backend,
         span_head: SpanHead | None = None,
         spare_inputs: bool = False,
         targets: Sequence[Packing] | None = None,
+        output_kept: bool = False,
         restores: bool = True,
     ) -> None:
         self.left = Left(batch.packing)
         self.rows: Tensor | None = None
         self._restores = restores
+        self.significance: dict[int, Tensor] | None = {} if output_kept else None
         self._schedule, self._backend, self._span_head = schedule, backend, span_head
         self._spare_inputs = spare_inputs
-        if schedule is not None:
-            segments = batch.token_type_ids if schedule.keep_question else None
-            self.left = Left(batch.packing, segments=segments, keep_first=schedule.keep_cls)
-            schedule.check_layers(num_layers)
-            self._text = Text(batch)
-            if targets is None:
-                packing = batch.packing
-                targets = Packing.stack(schedule.kept(packing.seqlens), packing.cu_seqlens.device)
-            self._targets = targets
-            self._scorers = [scorer_named(name) for name in schedule.scorers]
-            if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
-                raise ValueError(
-                    f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none, name another scorer"
-                )
+        if schedule is None:
+            return
+        segments = batch.token_type_ids if schedule.keep_question else None
+        self.left = Left(batch.packing, segments=segments, keep_first=schedule.keep_cls)
+        schedule.check_layers(num_layers)
+        self._text = Text(batch)
+        self._scorers = [scorer_named(name) for name in schedule.scorers]
+        if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
+            raise ValueError(
+                f"a scorer of {schedule.scorers} reads the span head: a bare encoder has none, name another scorer"
+            )
+        self._targets = schedule.targets(batch.packing) if targets is None else KnownTargets(batch.packing, targets)
+        # What comes later reads these scores, so that all layers up to the last that drops have some.
+        self._score_until = self._targets.last_drop if schedule.remembers else -1
+        self._reads_scores = output_kept or schedule.remembers or not isinstance(self._targets, KnownTargets)
+        self._accumulates, self._accumulated = schedule.accumulate, cast(Tensor | None, None)
+        self._earlier: list[EarlierScore] | None = [] if any(one.remembers for one in self._scorers) else None
 
-    def drops_at(self, layer: int) -> bool:
-        """Whether some of the tokens that are left do not leave this layer."""
-        return self._schedule is not None and self._targets[layer].seqlens != self.left.packing.seqlens
+    def scores_at(self, layer: int) -> bool:
+        """Whether this layer scores the tokens that are left, some of which may go."""
+        if self._schedule is None:
+            return False
+        return layer <= self._score_until or self._targets.may_drop(layer, self.left.packing)
 
-    def drop(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor]:
+    def drop(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
         """Choose the tokens that a layer keeps: their context ``[K, H]``, and their rows among those that entered it.
 
-        From here on the others' states are final: those that entered the layer.
+        From here on the others' states are final: those that entered the layer. The rows are None where all stay.
         """
         backend, left, num_heads = self._backend, self.left, layer.num_heads
-        scorer, target = self._scorers[layer.index], self._targets[layer.index]
+        context, significance = self._score(layer, states, qkv)
+        target = self._targets.target(layer.index, left, significance)
+        if target.seqlens == left.packing.seqlens:
+            return backend.attention(qkv, left.packing, num_heads) if context is None else context, None
         if left.final is None and self._spare_inputs:
             states = states.clone()
-        if scorer.with_context and scorer.attention is not None:
-            context, significance = backend.partial_attention(qkv, left.packing, num_heads, scorer.attention)
-            rows, self.left, kept_context = backend.drop(left, target, significance, states, context)
-        else:
-            view = LayerView(
-                layer.index, states, qkv, left.packing, num_heads, self._text, self.rows, backend, self._span_head
-            )
-            rows, self.left, _ = backend.drop(left, target, scorer.function(view), states)
-            # The choice did not need every query's attention: compute the kept ones alone.
-            kept_context = backend.attention(qkv, left.packing, num_heads, Kept(rows, target))
-        assert kept_context is not None
+        self._hold(layer.index, significance, states)
+        rows, self.left, kept_context = backend.drop(left, target, in_order(significance, states), states, context)
         if self._restores:
             self.rows = self.left.rows
         else:
             self._forget_others(rows)
+        if self._accumulated is not None:
+            self._accumulated = self._accumulated[rows]
+        if kept_context is None:
+            # The choice did not need every query's attention: compute the kept ones alone.
+            kept_context = backend.attention(qkv, left.packing, num_heads, Kept(rows, target))
         return kept_context, rows
 
     def _forget_others(self, kept: Tensor) -> None:
@@ -129,6 +139,35 @@ class TokensLeft:
         if segments is not None:
             segments = segments.index_select(0, kept)
         self.left = self.left._replace(rows=None, final=None, segments=segments)
+
+    def _score(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor | None, Tensor | Partials]:
+        """The context of all queries, where the scorer needs it, and the significance."""
+        backend, left, scorer = self._backend, self.left, self._scorers[layer.index]
+        context: Tensor | None = None
+        significance: Tensor | Partials
+        if scorer.with_context and scorer.attention is not None:
+            # Parts are for the step that drops, and nobody else reads them.
+            attention = backend.scored_attention if self._reads_scores else backend.partial_attention
+            context, significance = attention(qkv, left.packing, layer.num_heads, scorer.attention)
+        else:
+            at_hand = layer.index, states, qkv, left.packing, layer.num_heads, self._text, self.rows
+            significance = scorer.function(LayerView(*at_hand, backend, self._span_head, self._earlier))
+        if isinstance(significance, Tensor) and self._reads_scores:
+            if self._earlier is not None:
+                self._earlier.append(EarlierScore(significance, self.rows))
+            if self._accumulates:
+                before = self._accumulated
+                self._accumulated = significance = significance if before is None else before + significance
+        return context, significance
+
+    def _hold(self, layer: int, significance: Tensor | Partials, states: Tensor) -> None:
+        if self.significance is None:
+            return
+        assert isinstance(significance, Tensor)
+        held = self.left.above_all(significance.to(torch.promote_types(states.dtype, torch.float32)))
+        if self.rows is not None:
+            held = held.new_full((len(self._text.batch.input_ids),), torch.nan).index_copy(0, self.rows, held)
+        self.significance[layer] = held
 
     def restore(self, states: Tensor) -> Tensor:
         """The final states of all tokens, ``[T, H]``, from those of the tokens that are left."""

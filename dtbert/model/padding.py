@@ -67,7 +67,7 @@ class Plan(NamedTuple):
         if schedule is not None:
             lengths += schedule.kept(packing.seqlens)
             drops = tuple(before != after for before, after in zip(lengths, lengths[1:], strict=False))
-            if not any(drops):
+            if not any(drops) and not schedule.skip_layers:
                 lengths, drops, schedule = lengths[:1], (), None
         sequences = 1 << (len(packing.seqlens) - 1).bit_length()
         tokens = packing.num_tokens + (schedule is not None)

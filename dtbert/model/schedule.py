@@ -1,41 +1,36 @@
 """How many tokens each layer keeps, by which scorer, and what that costs."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, Unpack
 
-from dtbert.files import Json
-from dtbert.kernels import BackendName
-from dtbert.model.config import BertConfig, OwnScorer
-from dtbert.model.scorers import available_scorers, unknown_scorer
-from dtbert.model.work import Macs, macs_of
+from dtbert.kernels import BackendName, Packing
+from dtbert.model.adaptive import AdaptiveOptions, Threshold
+from dtbert.model.config import BertConfig
+from dtbert.model.policy import KnownTargets, Policy, PolicyOptions, per_layer, tokens_of, up_to_last
+from dtbert.model.work import Macs
 
 
 @dataclass(frozen=True)
-class LengthSchedule:
+class LengthSchedule(Policy, kinds=("absolute", "ratios")):
     """Tokens that each layer keeps: made by `absolute` or `ratios`, immutable, a pure function of the length.
+
+    The other attributes are those of `Policy`.
 
     Attributes:
         kind: ``"absolute"`` or ``"ratios"``.
         length_config: one entry per layer, not increasing: tokens, or parts of the sequence's own length.
-        scorer: one name for all layers, or one per layer. None is the model's own, and goes with its
-            ``keep_question``: see `resolve`.
-        keep_cls: keep the first token whatever its score.
-        keep_question: keep the tokens of segment 0 before all others; where a layer has room for fewer, the first.
     """
 
-    kind: Literal["absolute", "ratios"]
+    kind: Literal["absolute", "ratios"]  # type: ignore[misc]  # one of two, where other policies have one
     length_config: tuple[float, ...]
-    scorer: str | tuple[str, ...] | None = None
-    keep_cls: bool = False
-    keep_question: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("absolute", "ratios"):
             raise ValueError(f"kind must be 'absolute' or 'ratios', not {self.kind!r}")
-        config = _as_tuple("length_config", self.length_config)
+        config = per_layer("length_config", self.length_config)
         if not config:
             raise ValueError("length_config is empty: give one length per layer")
         for value in config:
@@ -56,51 +51,40 @@ class LengthSchedule:
         if self.kind == "ratios":
             config = tuple(float(value) for value in config)
         object.__setattr__(self, "length_config", config)
-        if not isinstance(self.scorer, str | None):
-            names = _as_tuple("scorer", self.scorer)
-            if len(names) != len(config):
-                raise ValueError(f"{len(names)} scorers for {len(config)} layers: give one name, or one per layer")
-            object.__setattr__(self, "scorer", names)
-        for name in self.scorers:
-            if name not in available_scorers():
-                raise ValueError(unknown_scorer(name))
-        for name in ("keep_cls", "keep_question"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        super().__post_init__()
 
     @classmethod
-    def absolute(
-        cls,
-        lengths: Sequence[int],
-        *,
-        scorer: str | Sequence[str] | None = None,
-        keep_cls: bool = False,
-        keep_question: bool = False,
-    ) -> "LengthSchedule":
+    def absolute(cls, lengths: Sequence[int], **options: Unpack[PolicyOptions]) -> "LengthSchedule":
         """Tokens after each layer, as the literature's ``length_config``; a shorter sequence keeps all it has.
 
+        Args:
+            lengths: one per layer.
+            options: the attributes of `Policy`, by name.
+
         Raises:
-            ValueError: no entries, an entry below 1 or not whole, growing lengths, or an unknown scorer.
+            ValueError: no entries, an entry below 1 or not whole, growing lengths, an unknown scorer, or a layer that
+                there is not.
         """
-        scorers = scorer if isinstance(scorer, str | None) else _as_tuple("scorer", scorer)
-        return cls("absolute", _as_tuple("lengths", lengths), scorers, keep_cls, keep_question)
+        return cls("absolute", per_layer("lengths", lengths), **options)  # type: ignore[arg-type]  # lists become tuples
 
     @classmethod
-    def ratios(
-        cls,
-        ratios: Sequence[float],
-        *,
-        scorer: str | Sequence[str] | None = None,
-        keep_cls: bool = False,
-        keep_question: bool = False,
-    ) -> "LengthSchedule":
+    def ratios(cls, ratios: Sequence[float], **options: Unpack[PolicyOptions]) -> "LengthSchedule":
         """Parts of the sequence's own length that stay after each layer, rounded up to whole tokens.
 
+        Args:
+            ratios: one per layer.
+            options: the attributes of `Policy`, by name.
+
         Raises:
-            ValueError: no entries, an entry outside (0, 1], growing ratios, or an unknown scorer.
+            ValueError: no entries, an entry outside (0, 1], growing ratios, an unknown scorer, or a layer that there is
+                not.
         """
-        scorers = scorer if isinstance(scorer, str | None) else _as_tuple("scorer", scorer)
-        return cls("ratios", _as_tuple("ratios", ratios), scorers, keep_cls, keep_question)
+        return cls("ratios", per_layer("ratios", ratios), **options)  # type: ignore[arg-type]  # lists become tuples
+
+    @staticmethod
+    def thresholds(thresholds: Sequence[float], **options: Unpack[AdaptiveOptions]) -> Threshold:
+        """Not a schedule, for the text decides how many tokens stay: `Threshold`, whose arguments these are."""
+        return Threshold(per_layer("thresholds", thresholds), **options)  # type: ignore[arg-type]  # lists become tuples
 
     @classmethod
     def parse(cls, text: str) -> "LengthSchedule":
@@ -127,31 +111,17 @@ class LengthSchedule:
     def num_layers(self) -> int:
         return len(self.length_config)
 
-    @property
-    def scorers(self) -> tuple[str, ...]:
-        """The scorer of each layer; before `resolve`, of a schedule that names none, ``received``."""
-        scorer = OwnScorer().scorer if self.scorer is None else self.scorer
-        return (scorer,) * self.num_layers if isinstance(scorer, str) else scorer
-
-    def resolve(self, own: OwnScorer) -> "LengthSchedule":
-        """The schedule as a model runs it: itself, or by the model's own scorer where it names none.
-
-        Args:
-            own: of `BertConfig.own_scorer`, or of the model's `schedules.json`; every model resolves what it is given.
-
-        Raises:
-            ValueError: the model's own scorer is unknown, or has another number of layers.
-        """
-        if self.scorer is not None:
-            return self
-        return replace(self, scorer=own.scorer, keep_question=self.keep_question or own.keep_question)
-
     def lengths(self, sequence_length: int) -> tuple[int, ...]:
         """Tokens that each layer keeps of a sequence of ``sequence_length`` tokens."""
         if self.kind == "absolute":
-            return tuple(min(int(length), sequence_length) for length in self.length_config)
-        # Rounded first, so that 0.07 of 100 is 7 and not the 8 that binary fractions make of it.
-        return tuple(max(1, math.ceil(round(ratio * sequence_length, 6))) for ratio in self.length_config)
+            lengths = [min(int(length), sequence_length) for length in self.length_config]
+        else:
+            lengths = [tokens_of(ratio, sequence_length) for ratio in self.length_config]
+        return self._passing(sequence_length, lengths)
+
+    def targets(self, packing: Packing) -> KnownTargets:
+        """The packing that leaves each layer."""
+        return KnownTargets(packing, Packing.stack(self.kept(packing.seqlens), packing.cu_seqlens.device))
 
     def kept(self, seqlens: Sequence[int]) -> list[tuple[int, ...]]:
         """Tokens that each layer keeps of each of several sequences: by layer, one number a sequence."""
@@ -171,14 +141,7 @@ class LengthSchedule:
             return tuple(min(tokens, most) for most in of_each)
         # Rounded up, a sequence keeps less than one token above its part; `lengths` rounds to a millionth first.
         parts = (math.floor(ratio * tokens + 1.00001 * sequences) for ratio in self.length_config)
-        return tuple(min(tokens, most, part) for most, part in zip(of_each, parts, strict=True))
-
-    def check_layers(self, num_layers: int) -> None:
-        """Raise ValueError unless the schedule has one entry per layer of the model."""
-        if self.num_layers != num_layers:
-            raise ValueError(
-                f"the schedule has {self.num_layers} entries, the model {num_layers} layers: they must match"
-            )
+        return self._passing(tokens, [min(tokens, most, part) for most, part in zip(of_each, parts, strict=True)])
 
     def macs(
         self,
@@ -202,44 +165,19 @@ class LengthSchedule:
             ValueError: the schedule does not fit the config, or a length below 1.
         """
         self.check_layers(config.num_hidden_layers)
-        if sequence_length < 1:
-            raise ValueError(f"sequence_length must be at least 1, not {sequence_length}")
-        return macs_of(self.resolve(config.own_scorer), config, sequence_length, question_length, backend)
+        kept = self.lengths(sequence_length)
+        return self.macs_of_kept(config, sequence_length, kept, question_length=question_length, backend=backend)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `from_dict` reads them."""
-        return {
-            "kind": self.kind,
-            "length_config": list(self.length_config),
-            "scorer": list(self.scorer) if isinstance(self.scorer, tuple) else self.scorer,
-            "keep_cls": self.keep_cls,
-            "keep_question": self.keep_question,
-        }
+    def scores(self, lengths: Sequence[int]) -> list[bool]:
+        drops = [after < before for before, after in pairwise(lengths)]
+        return up_to_last(drops) if self.remembers else drops
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "LengthSchedule":
-        """The schedule of `to_dict`.
-
-        Raises:
-            ValueError: unknown or missing fields, or as `absolute` and `ratios`.
-        """
-        if not isinstance(fields, dict):
-            raise ValueError(f"a schedule must be a JSON object, not {type(fields).__name__}")
-        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
-        missing = sorted({"kind", "length_config"} - set(fields))
-        if unknown or missing:
-            raise ValueError(
-                f"a schedule has the fields {', '.join(cls.__dataclass_fields__)}: missing {missing}, unknown {unknown}"
-            )
-        return cls(**fields)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> "LengthSchedule":
-        """The schedule of `to_json`; ValueError as `from_dict`, or when the text is not JSON."""
-        return cls.from_dict(Json.parse(text).value)
+    def _passing(self, entered: int, kept: Sequence[int]) -> tuple[int, ...]:
+        """Tokens that leave each layer, where those left out let all pass."""
+        passed = list(kept)
+        for layer in self.skip_layers:
+            passed[layer] = passed[layer - 1] if layer else entered
+        return tuple(passed)
 
 
 def _number(entry: str) -> float:
@@ -247,10 +185,3 @@ def _number(entry: str) -> float:
         return float(entry)
     except ValueError:
         raise ValueError(f"{entry!r} is not a number") from None
-
-
-def _as_tuple(name: str, values: Any) -> tuple[Any, ...]:
-    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-        raise ValueError(f"{name} must be a list with one entry per layer, not {values!r}")
-    # NumPy and torch scalars become Python's own numbers.
-    return tuple(value.item() if hasattr(value, "item") else value for value in values)

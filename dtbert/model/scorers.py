@@ -7,14 +7,14 @@ register_scorer("shortest_first", shortest_first)
 schedule = LengthSchedule.ratios([1, 1, 0.8, 0.6, 0.4, 0.2], scorer="shortest_first")
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Packing, ScoreCost
+from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Packing, Partials, ScoreCost
 from dtbert.model.batch import PackedBatch
 
 SpanHead = Callable[[Tensor], Tensor]
@@ -41,6 +41,23 @@ class LayerView:
     rows: Tensor | None = field(repr=False)
     backend: Backend = field(repr=False)
     span_head: SpanHead | None = field(repr=False)
+    earlier: "Sequence[EarlierScore] | None" = field(default=None, repr=False)
+
+    @property
+    def earlier_scores(self) -> tuple[Tensor, ...]:
+        """What the layers before said of the tokens that are left, in their order: ``[T]`` each.
+
+        Raises:
+            ValueError: the scorer was not registered as one that remembers.
+        """
+        if self.earlier is None:
+            raise ValueError("earlier scores are not kept: register the scorer with remembers=True")
+        return tuple(self._left(score.of_batch(self.text.batch)) for score in self.earlier)
+
+    @property
+    def accumulated(self) -> Tensor:
+        """The sum of `earlier_scores`, float ``[T]``; 0 where there are none."""
+        return sum(self.earlier_scores, self.hidden_states.new_zeros(len(self.hidden_states), dtype=torch.float32))
 
     @property
     def batch(self) -> PackedBatch:
@@ -92,6 +109,19 @@ class LayerView:
         return values if self.rows is None else values[self.rows]
 
 
+class EarlierScore(NamedTuple):
+    """What a layer said of the tokens that entered it: ``[T]``, and where these stand in the batch; None: all."""
+
+    values: Tensor
+    rows: Tensor | None
+
+    def of_batch(self, batch: PackedBatch) -> Tensor:
+        """The values where their tokens stand in the batch, 0 elsewhere."""
+        if self.rows is None:
+            return self.values
+        return self.values.new_zeros(batch.packing.num_tokens).index_put_((self.rows,), self.values)
+
+
 class Text:
     """A batch as it entered the network, and what scorers ask of the whole of it, computed when first asked for."""
 
@@ -129,6 +159,8 @@ class Scorer:
         with_context: whether it needs every query of the layer, so that it comes with the context, in one pass.
         needs_span_head: whether it reads the span head.
         macs: multiply-accumulates that it takes beside the context's, on a backend.
+        logarithmic: whether it is the logarithm of what policies share out among tokens.
+        remembers: whether it reads what was said in the layers before.
     """
 
     function: Callable[[LayerView], Tensor]
@@ -136,6 +168,8 @@ class Scorer:
     with_context: bool = False
     needs_span_head: bool = False
     macs: Callable[[ScoredTokens, ScoreCost], int] = lambda sizes, cost: 0
+    logarithmic: bool = False
+    remembers: bool = False
 
 
 def _answer(view: LayerView) -> Tensor:
@@ -188,21 +222,27 @@ _TABLE: dict[str, Scorer] = {
         lambda sizes, cost: _again(sizes, cost) + sizes.tokens * sizes.hidden_size,
         with_context=True,
     ),
-    "answer": Scorer(_answer, needs_span_head=True, macs=_of_span_head),
+    "answer": Scorer(_answer, needs_span_head=True, macs=_of_span_head, logarithmic=True),
     "overlap": Scorer(LayerView.question_overlap),
-    "answer_overlap": Scorer(_answer_overlap, needs_span_head=True, macs=_of_span_head),
+    "answer_overlap": Scorer(_answer_overlap, needs_span_head=True, macs=_of_span_head, logarithmic=True),
     "random": Scorer(_random),
 }
 BUILT_IN_SCORERS: tuple[str, ...] = tuple(_TABLE)
 
 
-def register_scorer(name: str, function: Callable[[LayerView], Tensor]) -> None:
+def register_scorer(
+    name: str, function: Callable[[LayerView], Tensor], *, logarithmic: bool = False, remembers: bool = False
+) -> None:
     """Make a scorer available to schedules under a name.
 
     Args:
         name: how schedules refer to it; registering it again replaces the function.
         function: takes a `LayerView` and returns a float (or an integer) per token, ``[T]``; the highest stay. A
             token's score must not depend on other sequences of the batch.
+        logarithmic: whether the scores are logarithms, which a policy that shares their sum out, such as `Threshold`,
+            exponentiates; otherwise such a policy wants them to be at least 0.
+        remembers: whether it reads `LayerView.earlier_scores`, or their sum `LayerView.accumulated`: then all layers up
+            to the last that drops are scored, those that drop nothing included.
 
     Raises:
         ValueError: the name is empty or a built-in scorer's.
@@ -214,12 +254,19 @@ def register_scorer(name: str, function: Callable[[LayerView], Tensor]) -> None:
         raise ValueError(f"{name!r} is built in: register yours under another name")
     if not callable(function):
         raise TypeError(f"the scorer {name!r} must be a function of a LayerView, not {type(function).__name__}")
-    _TABLE[name] = Scorer(lambda view: _checked(name, function(view), view))
+    _TABLE[name] = Scorer(
+        lambda view: _checked(name, function(view), view), logarithmic=logarithmic, remembers=remembers
+    )
 
 
 def available_scorers() -> tuple[str, ...]:
     """Names of the built-in and the registered scorers."""
     return tuple(_TABLE)
+
+
+def is_logarithmic(name: str) -> bool:
+    """Whether a scorer's significance is the logarithm of what policies share out; ValueError where there is none."""
+    return scorer_named(name).logarithmic
 
 
 def unknown_scorer(name: str) -> str:
@@ -241,8 +288,16 @@ def scorer_named(name: str) -> Scorer:
     return _TABLE[name]
 
 
+def in_order(significance: Tensor | Partials, states: Tensor) -> Tensor | Partials:
+    """Significance as a backend takes it: of what float32 would round, numbers of the same order."""
+    if isinstance(significance, Partials) or significance.dtype == torch.promote_types(states.dtype, torch.float32):
+        return significance
+    # Their ranks have the same order, and the same equals.
+    return significance.unique(return_inverse=True)[1].float()
+
+
 def _checked(name: str, score: Tensor, view: LayerView) -> Tensor:
-    """What somebody's function returned, in float32; ValueError where that is no float per token."""
+    """What somebody's function returned; ValueError where that is no float per token."""
     tokens = len(view.hidden_states)
     if not isinstance(score, Tensor) or score.shape != (tokens,) or score.device != view.qkv.device:
         came = f"{list(score.shape)} on {score.device}" if isinstance(score, Tensor) else type(score).__name__
@@ -251,7 +306,6 @@ def _checked(name: str, score: Tensor, view: LayerView) -> Tensor:
         )
     if score.isnan().any():
         raise ValueError(f"the scorer {name!r} returned NaN for {int(score.isnan().sum())} of {tokens} tokens")
-    if score.dtype in (torch.float32, torch.bfloat16, torch.float16):
-        return score.float().contiguous()
-    # float32 would round them: their ranks have the same order, and the same equals.
-    return score.unique(return_inverse=True)[1].float()
+    if score.dtype == torch.bool:
+        score = score.long()  # of which sums are counts
+    return score.float().contiguous() if score.dtype in (torch.bfloat16, torch.float16) else score.contiguous()

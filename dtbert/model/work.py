@@ -8,6 +8,7 @@ the ideal: each input read once, each output written once, nothing between store
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -29,7 +30,7 @@ from dtbert.model.config import BertConfig
 from dtbert.model.scorers import ScoredTokens, scorer_named
 
 if TYPE_CHECKING:
-    from dtbert.model.schedule import LengthSchedule
+    from dtbert.model.policy import Policy
 
 _INDEX_BYTES = 8
 _SCORE_BYTES = 4
@@ -48,30 +49,40 @@ class Macs(NamedTuple):
 
 
 def macs_of(
-    schedule: "LengthSchedule",
+    policy: "Policy",
     config: BertConfig,
-    sequence_length: int,
+    lengths: Sequence[int],
+    scored: Sequence[bool],
     question_length: int | None = None,
     backend: BackendName = "cpu",
     head: int | None = None,
 ) -> Macs:
-    """`LengthSchedule.macs`, of arguments that fit each other; ``head``: the head's own, by default the span head's."""
+    """`LengthSchedule.macs`, of arguments that fit each other.
+
+    Args:
+        policy: its scorers, and the layers that it leaves out, which cost nothing.
+        config: the model's sizes.
+        lengths: tokens that enter the first layer, then those that leave each.
+        scored: whether each layer asks the scorer.
+        question_length, backend: as `LengthSchedule.macs`.
+        head: the head's own; by default the span head's.
+    """
     d, f = config.hidden_size, config.intermediate_size
     if head is None:
-        head = 2 * (d + 1) * sequence_length
-    published = executed = d * sequence_length + head
-    before = sequence_length
-    for name, kept in zip(schedule.scorers, schedule.lengths(sequence_length), strict=True):
+        head = 2 * (d + 1) * lengths[0]
+    published = executed = d * lengths[0] + head
+    for layer, (before, kept) in enumerate(pairwise(lengths)):
+        if layer in policy.skip_layers:
+            continue
         shared = 2 * kept * d * f + d * (before + kept)
         published += 4 * before * d * d + 2 * before * before * d + shared
         executed += (3 * before + kept) * d * d + shared
-        scorer = scorer_named(name)
+        scorer = scorer_named(policy.scorers[layer])
         queries = before if kept == before or scorer.with_context else kept
         executed += 2 * queries * before * d
-        if kept < before:
+        if scored[layer]:
             question = before if question_length is None else question_length
             executed += scorer.macs(ScoredTokens(before, question, d), SCORE_COSTS[backend])
-        before = kept
     return Macs(published, executed)
 
 

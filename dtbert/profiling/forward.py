@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.model import BertForQuestionAnswering, PackedBatch, Policy
 from dtbert.model.work import Work
 from dtbert.profiling.ceilings import Bound, Ceilings
 from dtbert.profiling.watch import STEP_NAMES, Clock, StepName, Stopwatch, watched_forward
@@ -93,7 +93,7 @@ class ForwardProfile:
         peak_bytes: memory of tensors that the forward allocated, at its peak; weights not included.
     """
 
-    schedule: LengthSchedule | None
+    schedule: Policy | None
     tokens: tuple[int, ...]
     steps: dict[StepKey, Calls]
     seconds: tuple[float, ...]
@@ -117,7 +117,7 @@ class ForwardProfile:
 def profile_forwards(
     model: BertForQuestionAnswering,
     batch: PackedBatch,
-    schedules: Sequence[LengthSchedule | None],
+    schedules: Sequence[Policy | None],
     repeats: int,
     progress: Callable[[], object] = lambda: None,
 ) -> list[ForwardProfile]:
@@ -136,10 +136,11 @@ def profile_forwards(
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, not {repeats}")
     schedules = [None if one is None else one.resolve(model.config.own_scorer) for one in schedules]
-    clock, num_layers = Clock(model.device), model.config.num_hidden_layers
+    clock = Clock(model.device)
     runs: list[list[tuple[float, float, Stopwatch]]] = [[] for _ in schedules]
     with torch.inference_mode():
         peaks = [peak_memory(model, batch, schedule) for schedule in schedules]
+        tokens = [_tokens(model, batch, schedule) for schedule in schedules]
         for schedule in [*schedules] * _WARM_UP:
             _run_twice(model, batch, schedule, clock)
         for _ in range(repeats):
@@ -147,15 +148,15 @@ def profile_forwards(
                 found.append(_run_twice(model, batch, schedule, clock))
             progress()
     profiles = []
-    for schedule, found, peak in zip(schedules, runs, peaks, strict=True):
+    for schedule, left, found, peak in zip(schedules, tokens, runs, peaks, strict=True):
         whole, watched, watches = zip(*found, strict=True)
         steps = _steps(watches, watched)
-        profiles.append(ForwardProfile(schedule, _tokens(batch, schedule, num_layers), steps, whole, watched, peak))
+        profiles.append(ForwardProfile(schedule, left, steps, whole, watched, peak))
     return profiles
 
 
 def _run_twice(
-    model: BertForQuestionAnswering, batch: PackedBatch, schedule: LengthSchedule | None, clock: Clock
+    model: BertForQuestionAnswering, batch: PackedBatch, schedule: Policy | None, clock: Clock
 ) -> tuple[float, float, Stopwatch]:
     """Seconds of a forward that is left alone, and of one that is watched; and that one's watch."""
     watch = Stopwatch(clock)
@@ -163,7 +164,7 @@ def _run_twice(
     return whole, clock.time(lambda: watched_forward(model, batch, schedule, watch)), watch
 
 
-def peak_memory(model: BertForQuestionAnswering, batch: PackedBatch, schedule: LengthSchedule | None) -> int:
+def peak_memory(model: BertForQuestionAnswering, batch: PackedBatch, schedule: Policy | None) -> int:
     """Bytes of tensors that one forward allocates at its peak.
 
     On a GPU the caching allocator's own count. On a CPU the count of torch's allocator; what oneDNN and BLAS take for
@@ -190,7 +191,7 @@ def peak_memory(model: BertForQuestionAnswering, batch: PackedBatch, schedule: L
 
 
 def write_trace(
-    model: BertForQuestionAnswering, batch: PackedBatch, schedules: Sequence[LengthSchedule | None], path: Path
+    model: BertForQuestionAnswering, batch: PackedBatch, schedules: Sequence[Policy | None], path: Path
 ) -> None:
     """Write a Chrome trace of 3 forwards at each schedule, with a named range for each forward, layer and step.
 
@@ -221,12 +222,9 @@ class _Ranges:
         return record_function(name if layer is None else f"layer {layer}: {name}")
 
 
-def _tokens(batch: PackedBatch, schedule: LengthSchedule | None, num_layers: int) -> tuple[int, ...]:
-    entered = batch.packing.num_tokens
-    if schedule is None:
-        return (entered,) * (num_layers + 1)
-    kept = zip(*(schedule.lengths(length) for length in batch.packing.seqlens), strict=True)
-    return (entered, *map(sum, kept))
+def _tokens(model: BertForQuestionAnswering, batch: PackedBatch, schedule: Policy | None) -> tuple[int, ...]:
+    kept = model.forward_packed(batch, schedule, output_kept=True).kept
+    return (batch.packing.num_tokens, *(sum(layer.lengths) for layer in kept))
 
 
 def _steps(watches: Sequence[Stopwatch], watched: Sequence[float]) -> dict[StepKey, Calls]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
 import torch
 
 from dtbert.kernels import SCORE_COSTS, Backend
-from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch, SpanLogits
+from dtbert.model import BertForQuestionAnswering, PackedBatch, Policy, SpanLogits
 from dtbert.model.work import StepWork, Work
 
 # In the order in which a forward runs them; "other" is the time between steps: index lists, gathers.
@@ -90,7 +90,7 @@ def _known(work: Work) -> Work:
 
 
 def watched_forward(
-    model: BertForQuestionAnswering, batch: PackedBatch, schedule: LengthSchedule | None, watch: Watch
+    model: BertForQuestionAnswering, batch: PackedBatch, schedule: Policy | None, watch: Watch
 ) -> SpanLogits:
     """`BertForQuestionAnswering.forward_packed` under a watch; call it in inference mode."""
     return model.forward_packed(batch, schedule, backend=cast(Backend, _Watched(model.backend, watch)))

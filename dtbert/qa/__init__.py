@@ -6,6 +6,7 @@ from dtbert.qa.documents import DocumentAnswer
 from dtbert.qa.spans import Answer
 from dtbert.qa.thresholds import ChosenThreshold, read_threshold, write_threshold
 from dtbert.qa.tokenize import check_pair, load_tokenizer
+from dtbert.qa.trace import Trace, TracedLayer, TracedToken, TracedWindow
 from dtbert.qa.windows import PairError, Prepared, Window
 
 __all__ = [
@@ -18,6 +19,10 @@ __all__ = [
     "Prepared",
     "QuestionAnswerer",
     "ScheduleFront",
+    "Trace",
+    "TracedLayer",
+    "TracedToken",
+    "TracedWindow",
     "Window",
     "check_pair",
     "load_tokenizer",

@@ -3,18 +3,19 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import torch
 from tokenizers import Tokenizer
 
-from dtbert.model import BertForQuestionAnswering, LengthSchedule, OwnScorer
-from dtbert.qa.answering import best_answers
+from dtbert.model import BertForQuestionAnswering, OwnScorer, Policy
+from dtbert.qa.answering import Watch, best_answers
 from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, own_scorer, schedules_of
 from dtbert.qa.calls import (
     Asking,
     Named,
     Question,
+    Reading,
     Request,
     Texts,
     check_choice,
@@ -28,21 +29,14 @@ from dtbert.qa.reading import Pair, read_examples, without_errors
 from dtbert.qa.spans import Answer, BestAnswers
 from dtbert.qa.thresholds import check_threshold, threshold_of
 from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, tokenize
+from dtbert.qa.trace import Trace, trace_example
 from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, windows
 from dtbert.weights import load_model, model_folder, resolve_source
 
+P = TypeVar("P", bound=Policy)
+
 # `answer_many` reads ahead until it has this many characters per token of a batch.
 BUFFER_CHARACTERS_PER_TOKEN = 32
-
-
-class Reading(TypedDict, total=False):
-    """How an answerer reads: see `QuestionAnswerer`, which has the defaults."""
-
-    window: int
-    stride: int
-    max_answer_tokens: int
-    batch_tokens: int | None
-    threshold: float | None
 
 
 class QuestionAnswerer:
@@ -180,7 +174,7 @@ class QuestionAnswerer:
             threshold: of the margin, for ``no_answer``; by default the attribute of this name.
 
         Raises:
-            TypeError: not strings, not a `LengthSchedule`, a number that is none; or an option that there is not.
+            TypeError: not strings, not a `Policy`, a number that is none; or an option that there is not.
             ValueError: a text is empty, blank, without tokens or with lone surrogates; a question too long for the
                 window; a schedule with another number of layers than the model; as `within_budget`.
         """
@@ -321,24 +315,35 @@ class QuestionAnswerer:
         return (Prepared(tuple(examples)) for examples in buffers)
 
     def answer_prepared(
-        self, prepared: Prepared, *, schedule: LengthSchedule | None = None
+        self, prepared: Prepared, *, schedule: Policy | None = None, watch: Watch | None = None
     ) -> list[Answer | PairError]:
-        """The best answer to each of the prepared questions, or its error; errors of the schedule are raised."""
-        return self._answer_readable(prepared, Request(1, self.resolve(schedule)))
+        """The best answer to each of the prepared questions, or its error; errors of the schedule are raised.
 
-    def resolve(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+        ``watch`` is told what the layers keep, as `dtbert.qa.answering.best_answers` says; errors have no row there.
+        """
+        return self._answer_readable(prepared, Request(1, self.resolve(schedule)), watch)
+
+    def trace(
+        self, question: str, context: str, *, schedule: Policy | None = None, budget: float | None = None
+    ) -> Trace:
+        """Which tokens each layer drops, and what becomes of the answer; else as calling the answerer."""
+        request = self._request(1, schedule=schedule, budget=budget)
+        example = self._example(question, context)
+        return trace_example(self, example, (self._cls, self._sep), request.schedule, budget)
+
+    def resolve(self, schedule: P | None) -> P | None:
         """The schedule as it is run: one without a scorer takes the model's own; None stays None.
 
         Raises:
-            TypeError: not a `LengthSchedule`.
+            TypeError: not a `Policy`.
             ValueError: another number of layers than the model's, or the model's own scorer is unknown.
         """
         if schedule is None:
             return None
-        if not isinstance(schedule, LengthSchedule):
+        if not isinstance(schedule, Policy):
             raise TypeError(
                 f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
-                "LengthSchedule.absolute or LengthSchedule.ratios"
+                "LengthSchedule.absolute or LengthSchedule.ratios, or let the text decide by Threshold or TopP"
             )
         schedule.check_layers(self.config.num_hidden_layers)
         return schedule.resolve(self.own_scorer)
@@ -384,13 +389,13 @@ class QuestionAnswerer:
     def _answer_pairs(self, pairs: Iterable[Pair], request: Request) -> Iterator[Any]:
         return (one for part in self.prepare_many(pairs) for one in self._answer_readable(part, request))
 
-    def _answer_readable(self, prepared: Prepared, request: Request) -> list[Any]:
+    def _answer_readable(self, prepared: Prepared, request: Request, watch: Watch | None = None) -> list[Any]:
         """An answer to each question, or a list of them where the request is for several, or its error."""
         examples = prepared.examples
-        answers = iter(self._answer([one for one in examples if isinstance(one, Example)], request))
+        answers = iter(self._answer([one for one in examples if isinstance(one, Example)], request, watch))
         found = [next(answers).answers(request.threshold) if isinstance(one, Example) else one for one in examples]
         return [one[0] if isinstance(one, list) and request.k == 1 else one for one in found]
 
-    def _answer(self, examples: Sequence[Example], request: Request) -> list[BestAnswers]:
+    def _answer(self, examples: Sequence[Example], request: Request, watch: Watch | None = None) -> list[BestAnswers]:
         special = self._cls, self._sep
-        return best_answers(self.model, examples, request, special, self.max_answer_tokens, self.batch_tokens)
+        return best_answers(self.model, examples, request, special, self.max_answer_tokens, self.batch_tokens, watch)

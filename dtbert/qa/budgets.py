@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dtbert.files import Json, naming, write_whole
-from dtbert.model import BertConfig, LengthSchedule, Macs, OwnScorer
+from dtbert.model import BertConfig, Macs, OwnScorer, Policy
 from dtbert.weights import model_folder, weights_sha256
 
 SCHEDULES_FILE = "schedules.json"
@@ -43,7 +43,7 @@ class MeasuredSchedule:
         latency: None where it was not measured.
     """
 
-    schedule: LengthSchedule | None
+    schedule: Policy | None
     macs_fraction: float
     macs: Macs
     f1: float
@@ -84,7 +84,7 @@ class MeasuredSchedule:
         schedule, latency = entry.get("schedule"), entry.get("latency")
         return entry.made(
             cls,
-            None if schedule is None else schedule.made(LengthSchedule.from_dict, schedule.value),
+            None if schedule is None else schedule.made(Policy.from_dict, schedule.value),
             entry.field("macs_fraction").of(float),
             entry.field("macs").record(Macs),
             entry.field("f1").of(float),

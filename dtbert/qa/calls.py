@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from dtbert.model import LengthSchedule
+from dtbert.model import Policy
 from dtbert.qa.thresholds import check_threshold
 
 Texts = str | Sequence[str] | None
@@ -28,10 +28,20 @@ _ELSEWHERE = {
 }
 
 
+class Reading(TypedDict, total=False):
+    """How an answerer reads: see `QuestionAnswerer`, which has the defaults."""
+
+    window: int
+    stride: int
+    max_answer_tokens: int
+    batch_tokens: int | None
+    threshold: float | None
+
+
 class Asking(TypedDict, total=False):
     """What a call may say beside its texts: see `QuestionAnswerer.__call__`."""
 
-    schedule: LengthSchedule | None
+    schedule: Policy | None
     budget: float | None
     overlap: bool
     no_answer: bool
@@ -43,7 +53,7 @@ class Request:
     """What a call asks for, checked: ``threshold`` is None where there is always an answer."""
 
     k: int = 1
-    schedule: LengthSchedule | None = None
+    schedule: Policy | None = None
     overlap: bool = False
     threshold: float | None = None
 
@@ -70,7 +80,7 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
-def request_of(k: int, schedule: LengthSchedule | None, asking: Asking, threshold: float) -> Request:
+def request_of(k: int, schedule: Policy | None, asking: Asking, threshold: float) -> Request:
     """What a call asks for, with the schedule that it chose and the threshold that holds where it gives none.
 
     Raises:

@@ -51,6 +51,10 @@ class Tokens(NamedTuple):
     offsets: NDArray[np.int64]
     edges: NDArray[np.int64]
 
+    def within(self, start: int, end: int) -> NDArray[np.int64]:
+        """The tokens that share a character with a span of the text, ascending."""
+        return np.flatnonzero((self.offsets[:, 0] < end) & (self.offsets[:, 1] > start))
+
     def characters(self, first: int, last: int) -> tuple[int, int]:
         """Where the tokens ``first`` to ``last`` begin and end in the text, in characters; no grapheme is cut.
 

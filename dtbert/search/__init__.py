@@ -11,18 +11,33 @@ from dtbert.search import plot
 from dtbert.search.evaluation import Evaluator, QuestionEvaluator, TextEvaluator, ids_sha256, in_search_order
 from dtbert.search.front import bootstrap_intervals, front_of
 from dtbert.search.records import Record, is_beaten, pareto, records_of
-from dtbert.search.space import SearchSpace, constant_ratio
+from dtbert.search.space import (
+    SPACES,
+    AdaptiveSpace,
+    PolicyName,
+    SearchSpace,
+    Space,
+    ThresholdSpace,
+    TopPSpace,
+    constant_ratio,
+)
 from dtbert.search.storage import naming_storage, open_study, sqlite_url
 from dtbert.search.study import Effort, Search
 
 __all__ = [
+    "SPACES",
+    "AdaptiveSpace",
     "Effort",
     "Evaluator",
+    "PolicyName",
     "QuestionEvaluator",
     "Record",
     "Search",
     "SearchSpace",
+    "Space",
     "TextEvaluator",
+    "ThresholdSpace",
+    "TopPSpace",
     "bootstrap_intervals",
     "constant_ratio",
     "front_of",

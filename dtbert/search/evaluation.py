@@ -4,18 +4,36 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeVar
 
 import torch
 
-from dtbert.evaluation import PreparedQuestions, PreparedTexts, Score, SquadQuestion, check_readable
+from dtbert.evaluation import Cost, PreparedQuestions, PreparedTexts, Score, SquadQuestion, check_readable
 from dtbert.files import text_sha256
-from dtbert.model import LengthSchedule, Macs
+from dtbert.model import AdaptivePolicy, LengthSchedule, Macs, Policy
 from dtbert.model.bert import Bert
 from dtbert.qa import Latency, QuestionAnswerer
 
 _TIMED_QUESTIONS = 32
 _TIMED_ROUNDS = 3
+# Questions by which it is first told what a policy takes by which the text decides.
+_COUNTED = 100
+
+
+@dataclass
+class _Answered:
+    """What a policy made of the first questions: scores, work, and what the full model would have taken for them."""
+
+    schedule: AdaptivePolicy | None
+    scores: list[Score] = field(default_factory=list)
+    work: list[Macs] = field(default_factory=list)
+    full: int = 0
+
+    def macs(self, full: Cost) -> Macs:
+        """In the mean over all questions, as the full model's is."""
+        part = full.executed / self.full
+        return Macs(*(round(part * sum(counts)) for counts in zip(*self.work, strict=True)))
 
 
 class Identified(Protocol):
@@ -50,18 +68,18 @@ class Evaluator(ABC):
     def num_questions(self) -> int: ...
 
     @abstractmethod
-    def macs(self, schedule: LengthSchedule | None) -> Macs:
+    def macs(self, schedule: Policy | None) -> Macs:
         """Multiply-accumulates a question, in the mean over all questions; quick, for nothing is answered."""
 
     @abstractmethod
-    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
         """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
 
     @abstractmethod
-    def answer_first(self, count: int, schedule: LengthSchedule | None) -> object:
+    def answer_first(self, count: int, schedule: Policy | None) -> object:
         """Answer the first questions, and wait for the answers."""
 
-    def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
+    def latencies(self, schedules: Sequence[Policy]) -> list[Latency]:
         """Seconds a question of each schedule, and the full model's beside it.
 
         Medians of rounds in which the schedules and the full model take turns on the first questions.
@@ -81,7 +99,7 @@ class Evaluator(ABC):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return name, dtype, torch.get_num_threads()
 
-    def _seconds(self, count: int, schedule: LengthSchedule | None) -> float:
+    def _seconds(self, count: int, schedule: Policy | None) -> float:
         start = time.perf_counter()
         self.answer_first(count, schedule)
         return time.perf_counter() - start
@@ -106,20 +124,43 @@ class QuestionEvaluator(Evaluator):
         self.model, self.answerer = answerer.model, answerer
         self._questions = PreparedQuestions(answerer, questions)
         check_readable(self._questions.unreadable)
+        self._answered = _Answered(None)
 
     @property
     def num_questions(self) -> int:
         return len(self._questions.questions)
 
-    def macs(self, schedule: LengthSchedule | None) -> Macs:
+    def macs(self, schedule: Policy | None) -> Macs:
+        """Multiply-accumulates a question, in the mean over all questions; quick, for nothing is answered.
+
+        Where the text decides how many tokens stay, the first questions are answered; from those that are answered so
+        far it is estimated, as a part of the full model's, what all would take.
+        """
+        cost = self._questions.cost(None)
+        if isinstance(schedule, AdaptivePolicy):
+            return self._answer(schedule, min(_COUNTED, self.num_questions)).macs(cost)
         cost = self._questions.cost(schedule)
         return Macs(round(cost.published), round(cost.executed))
 
-    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
+        if isinstance(schedule, AdaptivePolicy):
+            return self._answer(schedule, end).scores[begin:end]
         return list(self._questions.evaluate(schedule, begin, end).per_question.values())
 
-    def answer_first(self, count: int, schedule: LengthSchedule | None) -> object:
+    def answer_first(self, count: int, schedule: Policy | None) -> object:
         return self.answerer.answer_prepared(self._questions.prepared[:count], schedule=schedule)
+
+    def _answer(self, schedule: AdaptivePolicy, end: int) -> "_Answered":
+        """What was found of the questions up to this one; those of the last schedule are answered once."""
+        if self._answered.schedule != schedule:
+            self._answered = _Answered(schedule)
+        answered = self._answered
+        if (begin := len(answered.scores)) < end:
+            scores, work = self._questions.evaluate_and_count(schedule, begin, end)
+            answered.scores += scores.per_question.values()
+            answered.work += work
+            answered.full += self._questions.full_work(begin, end)
+        return answered
 
 
 class TextEvaluator(Evaluator):
@@ -145,17 +186,22 @@ class TextEvaluator(Evaluator):
     def num_questions(self) -> int:
         return len(self._texts)
 
-    def macs(self, schedule: LengthSchedule | None) -> Macs:
-        cost = self._texts.cost(schedule)
+    def macs(self, schedule: Policy | None) -> Macs:
+        cost = self._texts.cost(_lengths(schedule))
         assert cost is not None
         return Macs(round(cost.published), round(cost.executed))
 
-    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
-        right = self._texts.predict(schedule, begin, end) == self._texts.gold[begin:end]
+    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
+        right = self._texts.predict(_lengths(schedule), begin, end) == self._texts.gold[begin:end]
         return [Score(one, one) for one in right.astype(float).tolist()]
 
-    def answer_first(self, count: int, schedule: LengthSchedule | None) -> object:
-        return self._texts.predict(schedule, 0, count)
+    def answer_first(self, count: int, schedule: Policy | None) -> object:
+        return self._texts.predict(_lengths(schedule), 0, count)
+
+
+def _lengths(schedule: Policy | None) -> LengthSchedule | None:
+    assert schedule is None or isinstance(schedule, LengthSchedule), "a search of texts is over lengths"
+    return schedule
 
 
 def in_search_order(questions: Sequence[Q]) -> list[Q]:

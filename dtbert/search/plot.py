@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.files import naming
-from dtbert.model import LengthSchedule
+from dtbert.model import Policy
 from dtbert.model.store import read_store
 from dtbert.pictures import picture
 from dtbert.search.evaluation import Evaluator
@@ -103,19 +103,19 @@ def _draw_trials(axes: Any, search: "Search") -> None:
 
 
 def _draw_baseline(axes: Any, search: "Search", front: "ScheduleFront") -> None:
-    """The constant ratios by what most of the front drops by."""
+    """What does the same in every layer, by what most of the front drops by."""
 
-    def drops_by(schedule: LengthSchedule) -> tuple[str, bool]:
+    def drops_by(schedule: Policy) -> tuple[str, bool]:
         return str(schedule.scorer), schedule.keep_question
 
     ((most, _),) = Counter(drops_by(entry.schedule) for entry in front.schedules if entry.schedule).most_common(1)
     points = sorted(
         (x, y)
         for record, x, y in _places(search)
-        if record.origin == "constant ratio" and drops_by(record.schedule) == most
+        if record.origin == search.space.constant and drops_by(record.schedule) == most
     )
     if any(y >= axes.get_ylim()[0] for _, y in points):
-        label = f"constant ratio, {most[0]}{' +question' * most[1]}"
+        label = f"{search.space.constant}, {most[0]}{' +question' * most[1]}"
         axes.plot(*zip(*points, strict=True), "s--", color="0.45", markersize=4, linewidth=1, label=label, zorder=4)
 
 

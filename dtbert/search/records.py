@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from dtbert.model import LengthSchedule, Macs
+from dtbert.model import Macs, Policy
 from dtbert.qa import Latency
 
 # What a trial's user attributes are called.
@@ -27,13 +27,14 @@ class Record:
 
     Attributes:
         cost: what the search brings down: the part of the full model's MACs, or of its time.
+        macs, macs_fraction: where the text decides how many tokens stay, of the questions answered.
         f1: of each question it answered, from 0 to 1, in the order of evaluation.
         exact_matches: how many of them were matched exactly.
         origin: of a start, what it is; empty for a schedule that the sampler drew.
     """
 
     number: int
-    schedule: LengthSchedule
+    schedule: Policy
     macs: Macs
     macs_fraction: float
     cost: float
@@ -95,7 +96,7 @@ def _record(trial: FrozenTrial) -> Record:
     latency = attributes.get(LATENCY)
     return Record(
         trial.number,
-        LengthSchedule.from_dict(attributes[SCHEDULE]),
+        Policy.from_dict(attributes[SCHEDULE]),
         Macs(*attributes[MACS]),
         attributes[MACS_FRACTION],
         attributes[COST],

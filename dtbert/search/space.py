@@ -1,34 +1,41 @@
-"""The schedules that a search chooses from, as parameters of an Optuna trial."""
+"""The policies that a search chooses from, as parameters of an Optuna trial."""
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, ClassVar, Literal
 
 from optuna import Trial
 
-from dtbert.model import LengthSchedule
+from dtbert.model import AdaptivePolicy, LengthSchedule, Policy, Threshold, TopP, is_logarithmic
+
+PolicyName = Literal["lengths", "threshold", "top-p"]
 
 # A layer keeps at least this part of the tokens that reach it, and of the sequence: 2 tokens of a window of 384.
 LEAST_KEPT = 0.05
 LEAST_RATIO = 0.005
-# Above 1 the draw means "keep all", so that layers that drop nothing, which cost no scoring, are tried often.
-_TOP = 1.1
+# Above 1 a draw means "keep all", so that layers that drop nothing, which cost no scoring, are tried often.
+_TOP_CUBE, _TOP = 1.1, 1.2
 
 
 @dataclass(frozen=True)
-class SearchSpace:
-    """Schedules of ratios: each layer keeps a factor of what reached it, so that lengths never grow.
-
-    A factor is drawn as its cube, uniformly, so that gentle drops are tried more often than harsh ones.
+class Space(ABC):
+    """What all spaces have in common: a scorer for all layers, the question, and a number for each layer.
 
     Attributes:
         num_layers: of the model.
-        scorers: names to choose from; one scorer serves all layers of a schedule.
+        scorers: names to choose from; one scorer serves all layers of a policy.
         keep_question: whether to keep the question first: the choices.
     """
 
     num_layers: int
     scorers: tuple[str, ...]
     keep_question: tuple[bool, ...] = (False, True)
+
+    # What the policies are called that do the same in every layer.
+    constant: ClassVar[str]
 
     def __post_init__(self) -> None:
         if not self.scorers or not self.keep_question:
@@ -38,44 +45,175 @@ class SearchSpace:
         for scorer in self.scorers:
             constant_ratio(0.5, self.num_layers, scorer)  # names an unknown scorer
 
-    def suggest(self, trial: Trial) -> LengthSchedule:
-        """The schedule of a trial."""
+    def suggest(self, trial: Trial) -> Policy:
+        """The policy of a trial."""
         scorer = trial.suggest_categorical("scorer", self.scorers)
         keep_question = trial.suggest_categorical("keep_question", self.keep_question)
+        drawn = [self._draw(trial, layer) for layer in range(self.num_layers)]
+        return self._make(drawn, scorer, keep_question)
+
+    def parameters_of(self, policy: Policy) -> dict[str, Any]:
+        """The parameters whose trial has this policy, to four digits of its numbers.
+
+        Raises:
+            ValueError: the policy is not one of this space.
+        """
+        policy.check_layers(self.num_layers)
+        numbers = self._numbers(policy)
+        if policy.scorer not in self.scorers:
+            raise ValueError(f"the scorer {policy.scorer!r} is not among {', '.join(self.scorers)}")
+        if policy.keep_cls or policy.keep_question not in self.keep_question:
+            raise ValueError("keep_cls or keep_question differs from the choices of the search")
+        for name, nothing in (("accumulate", False), ("skip_layers", ()), ("floor", 0), ("ceiling", 1)):
+            if (value := getattr(policy, name, nothing)) != nothing:
+                raise ValueError(f"{name} is {value}: the search leaves it out")
+        return {"scorer": policy.scorer, "keep_question": policy.keep_question, **numbers}
+
+    def constants(self) -> list[Policy]:
+        """Some policies that do the same in every layer, of every combination, from gentle to harsh.
+
+        A sampler hardly tries again what it has not seen do well.
+        """
+        return [self._constant(*one) for one in product(range(3), self.scorers, self.keep_question)]
+
+    @abstractmethod
+    def _draw(self, trial: Trial, layer: int) -> float: ...
+
+    @abstractmethod
+    def _make(self, drawn: Sequence[float], scorer: str, keep_question: bool) -> Policy: ...
+
+    @abstractmethod
+    def _numbers(self, policy: Policy) -> dict[str, float]:
+        """What `_draw` draws for a policy, by the parameter's name."""
+
+    @abstractmethod
+    def _constant(self, harshness: int, scorer: str, keep_question: bool) -> Policy: ...
+
+
+class SearchSpace(Space):
+    """Schedules of ratios: each layer keeps a factor of what reached it, so that lengths never grow.
+
+    A factor is drawn as its cube, uniformly, so that gentle drops are tried more often than harsh ones.
+    """
+
+    constant = "constant ratio"
+
+    def _draw(self, trial: Trial, layer: int) -> float:
+        return trial.suggest_float(f"keep_{layer}_cubed", LEAST_KEPT**3, _TOP_CUBE)
+
+    def _make(self, drawn: Sequence[float], scorer: str, keep_question: bool) -> LengthSchedule:
         ratio, ratios = 1.0, []
-        for layer in range(self.num_layers):
-            cube = trial.suggest_float(_name(layer), LEAST_KEPT**3, _TOP)
+        for cube in drawn:
             ratio *= min(1.0, cube ** (1 / 3))
             ratios.append(max(round(ratio, 4), LEAST_RATIO))
         return LengthSchedule.ratios(ratios, scorer=scorer, keep_question=keep_question)
 
-    def parameters_of(self, schedule: LengthSchedule) -> dict[str, Any]:
-        """The parameters whose trial has this schedule, to four digits of its ratios.
-
-        Raises:
-            ValueError: the schedule is not one of this space.
-        """
-        schedule.check_layers(self.num_layers)
-        if schedule.kind != "ratios":
+    def _numbers(self, policy: Policy) -> dict[str, float]:
+        if not isinstance(policy, LengthSchedule):
+            raise ValueError(f"a {type(policy).__name__} has no lengths: the search is over ratios; see --policy")
+        if policy.kind != "ratios":
             raise ValueError("lengths are absolute: the search is over ratios of the sequence's own length")
-        if schedule.scorer is None:
-            raise ValueError(f"the schedule names no scorer: give it one of {', '.join(self.scorers)}")
-        if schedule.scorer not in self.scorers:
-            raise ValueError(f"the scorer {schedule.scorer!r} is not among {', '.join(self.scorers)}")
-        if schedule.keep_cls or schedule.keep_question not in self.keep_question:
-            raise ValueError("keep_cls or keep_question differs from the choices of the search")
-        parameters: dict[str, Any] = {"scorer": schedule.scorer, "keep_question": schedule.keep_question}
-        before = 1.0
-        for layer, ratio in enumerate(schedule.length_config):
+        numbers, before = {}, 1.0
+        for layer, ratio in enumerate(policy.length_config):
             factor = ratio / before
             if factor < LEAST_KEPT or ratio < LEAST_RATIO:
                 raise ValueError(
                     f"layer {layer} keeps {factor:.3f} of its tokens and {ratio} of the sequence, the search tries at "
                     f"least {LEAST_KEPT} and {LEAST_RATIO}"
                 )
-            parameters[_name(layer)] = _TOP if factor == 1 else factor**3
+            numbers[f"keep_{layer}_cubed"] = _TOP_CUBE if factor == 1 else factor**3
             before = ratio
-        return parameters
+        return numbers
+
+    def _constant(self, harshness: int, scorer: str, keep_question: bool) -> LengthSchedule:
+        return constant_ratio((0.95, 0.88, 0.8)[harshness], self.num_layers, scorer, keep_question)
+
+
+class AdaptiveSpace(Space):
+    """What `ThresholdSpace` and `TopPSpace` have in common: the logarithm of a share is drawn, uniformly.
+
+    A draw is from 0, the harshest, to 1, the gentlest, and above that all is kept. The shares of logarithmic scores lie
+    further apart than others.
+    """
+
+    made: ClassVar[type[AdaptivePolicy]]
+    # Decimal digits of the share: at the harshest, and beyond that to the gentlest, of scores and of logarithmic ones.
+    digits: ClassVar[tuple[float, float, float]]
+
+    def _draw(self, trial: Trial, layer: int) -> float:
+        return trial.suggest_float(f"gentle_{layer}", 0, _TOP)
+
+    def _make(self, drawn: Sequence[float], scorer: str, keep_question: bool) -> AdaptivePolicy:
+        least, span = self._span(scorer)
+        shares = [0.0 if one > 1 else float(f"{10 ** -(least + span * one):.4g}") for one in drawn]
+        return self._of_shares(shares, scorer=scorer, keep_question=keep_question)
+
+    def _numbers(self, policy: Policy) -> dict[str, float]:
+        if not isinstance(policy, self.made):
+            raise ValueError(
+                f"a {type(policy).__name__} is no {self.made.__name__}, which the search is over: see --policy"
+            )
+        least, span = self._span(policy.scorers[0])
+        numbers = {}
+        for layer, share in enumerate(self._shares(policy)):
+            gentle = _TOP if share == 0 else (-math.log10(share) - least) / span
+            # The fourth digit of a share may lie beyond the end.
+            if share and not -1e-3 < gentle < 1.001:
+                ends = [f"{10 ** -(least + span * end):.3g}" for end in (1, 0)]
+                raise ValueError(
+                    f"layer {layer} has the share {share:g}, the search tries {' to '.join(ends)}, or none"
+                )
+            numbers[f"gentle_{layer}"] = min(max(gentle, 0.0), 1.0) if share else _TOP
+        return numbers
+
+    def _constant(self, harshness: int, scorer: str, keep_question: bool) -> AdaptivePolicy:
+        return self._make([(0.8, 0.55, 0.3)[harshness]] * self.num_layers, scorer, keep_question)
+
+    def _span(self, scorer: str) -> tuple[float, float]:
+        least, plain, logarithmic = self.digits
+        return least, logarithmic if is_logarithmic(scorer) else plain
+
+    @abstractmethod
+    def _of_shares(self, shares: Sequence[float], **options: Any) -> AdaptivePolicy: ...
+
+    @abstractmethod
+    def _shares(self, policy: AdaptivePolicy) -> Sequence[float]: ...
+
+
+class ThresholdSpace(AdaptiveSpace):
+    """`Threshold` with thresholds of 0.03 to 0.0001, or to 1e-11 where scores are logarithmic."""
+
+    constant, made, digits = "constant threshold", Threshold, (1.5, 2.5, 9.5)
+
+    def nearest(self, policy: Threshold) -> Threshold:
+        """The policy with thresholds that the search tries: none below the least, none above the greatest."""
+        least, span = self._span(policy.scorers[0])
+        low, high = (float(f"{10 ** -(least + span * end):.4g}") for end in (1, 0))
+        return replace(policy, thresholds=tuple(0.0 if one < low else min(one, high) for one in policy.thresholds))
+
+    def _of_shares(self, shares: Sequence[float], **options: Any) -> Threshold:
+        return Threshold(tuple(shares), **options)
+
+    def _shares(self, policy: AdaptivePolicy) -> Sequence[float]:
+        assert isinstance(policy, Threshold)
+        return policy.thresholds
+
+
+class TopPSpace(AdaptiveSpace):
+    """`TopP` with parts that leave out shares of 0.6 to 0.006, or to 6e-10 where scores are logarithmic."""
+
+    constant, made, digits = "constant part", TopP, (0.2, 2.0, 9.0)
+
+    def _of_shares(self, shares: Sequence[float], **options: Any) -> TopP:
+        # To a digit more than the least share has.
+        return TopP(tuple(round(1 - share, 14) for share in shares), **options)
+
+    def _shares(self, policy: AdaptivePolicy) -> Sequence[float]:
+        assert isinstance(policy, TopP)
+        return [float(f"{1 - part:.4g}") for part in policy.parts]
+
+
+SPACES: dict[PolicyName, type[Space]] = {"lengths": SearchSpace, "threshold": ThresholdSpace, "top-p": TopPSpace}
 
 
 def constant_ratio(
@@ -84,7 +222,3 @@ def constant_ratio(
     """The baseline: every layer keeps the same part of the tokens that reach it."""
     ratios = [max(round(factor ** (layer + 1), 4), LEAST_RATIO) for layer in range(num_layers)]
     return LengthSchedule.ratios(ratios, scorer=scorer, keep_question=keep_question)
-
-
-def _name(layer: int) -> str:
-    return f"keep_{layer}_cubed"

@@ -14,13 +14,13 @@ from optuna import Study, Trial
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from dtbert.model import LengthSchedule, Macs
+from dtbert.model import Macs, Policy
 from dtbert.qa import Latency
 from dtbert.search import records
 from dtbert.search.evaluation import Evaluator
 from dtbert.search.processes import has_ended, this_process
 from dtbert.search.records import Record, estimated_f1, is_beaten, records_of
-from dtbert.search.space import SearchSpace
+from dtbert.search.space import Space
 from dtbert.search.storage import STORAGE_ERRORS
 
 Objective = Literal["macs", "latency"]
@@ -104,7 +104,7 @@ class Search:
     def __init__(
         self,
         study: Study,
-        space: SearchSpace,
+        space: Space,
         evaluator: Evaluator,
         *,
         objective: Objective = "macs",
@@ -118,7 +118,7 @@ class Search:
         self.objective, self.macs_range, self.effort = objective, macs_range, effort or Effort()
         self.full_model = self._full_model()
 
-    def add_starts(self, schedules: Sequence[LengthSchedule], origin: str) -> int:
+    def add_starts(self, schedules: Sequence[Policy], origin: str) -> int:
         """Put schedules in line to be tried first, those inside the range and not yet in the study; how many.
 
         The cheapest come first: a bad schedule ends early only where one that costs no more was there before it.
@@ -128,15 +128,16 @@ class Search:
         """
         tried = [trial.params for trial in self.study.get_trials(deepcopy=False)]
         tried += [trial.system_attrs.get("fixed_params", {}) for trial in self.study.get_trials(deepcopy=False)]
-        added = 0
-        costs = [self._macs_fraction(self.evaluator.macs(schedule)) for schedule in schedules]
-        for index in sorted(range(len(costs)), key=costs.__getitem__):
-            parameters = self.space.parameters_of(schedules[index])
-            if self._is_inside(costs[index]) and parameters not in tried:
-                self.study.enqueue_trial(parameters, user_attrs={records.ORIGIN: origin})
+        new = []
+        for schedule in schedules:
+            parameters = self.space.parameters_of(schedule)
+            if parameters not in tried:
                 tried.append(parameters)
-                added += 1
-        return added
+                cost = self._macs_fraction(self.evaluator.macs(schedule))
+                new += [(cost, parameters)] if self._is_inside(cost) else []
+        for _, parameters in sorted(new, key=lambda one: one[0]):
+            self.study.enqueue_trial(parameters, user_attrs={records.ORIGIN: origin})
+        return len(new)
 
     def run(self, num_trials: int, on_trial: Callable[[], None] = lambda: None) -> None:
         """Go on until the study has so many trials, other processes' and earlier ones included.
@@ -243,9 +244,7 @@ class Search:
         What is measured is stored with the trial.
         """
         schedule = self.space.suggest(trial)
-        macs = self.evaluator.macs(schedule)
-        fraction = self._macs_fraction(macs)
-        trial.set_user_attr(records.MACS_FRACTION, fraction)
+        fraction = self._count(trial, schedule)
         if not self._is_inside(fraction):
             return None, False
         for peer in self._peers(trial):
@@ -253,7 +252,6 @@ class Search:
                 trial.set_user_attr(records.SAME_AS, peer.number)
                 return (peer.estimated_f1(self.full_model.f1), peer.cost), False
         trial.set_user_attr(records.SCHEDULE, schedule.to_dict())
-        trial.set_user_attr(records.MACS, list(macs))
         cost = fraction
         if self.objective == "latency":
             (latency,) = self.evaluator.latencies([schedule])
@@ -261,12 +259,17 @@ class Search:
             cost = latency.seconds / latency.full_model_seconds
         trial.set_user_attr(records.COST, cost)
         f1 = self._climb(trial, schedule, cost)
+        # Where the text decides how many tokens stay, its answers told what it takes.
+        fraction = self._count(trial, schedule)
+        if self.objective == "macs":
+            cost = fraction
+            trial.set_user_attr(records.COST, cost)
         return (estimated_f1(f1, self.full_model.f1), cost), True
 
     def _peers(self, trial: Trial) -> list[Record]:
         return [record for record in records_of(self.study) if record.number != trial.number]
 
-    def _climb(self, trial: Trial, schedule: LengthSchedule, cost: float) -> NDArray[np.float64]:
+    def _climb(self, trial: Trial, schedule: Policy, cost: float) -> NDArray[np.float64]:
         """F1 of the questions up to the rung where the trial was beaten, or of all."""
         f1: list[float] = []
         exact_matches = 0.0
@@ -280,6 +283,14 @@ class Search:
             if not last and is_beaten(np.array(f1), cost, self._peers(trial), self.effort.margin):
                 break
         return np.array(f1)
+
+    def _count(self, trial: Trial, schedule: Policy) -> float:
+        """The part of the full model's MACs, which is stored with the trial."""
+        macs = self.evaluator.macs(schedule)
+        fraction = self._macs_fraction(macs)
+        trial.set_user_attr(records.MACS, list(macs))
+        trial.set_user_attr(records.MACS_FRACTION, fraction)
+        return fraction
 
     def _macs_fraction(self, macs: Macs) -> float:
         return macs.executed / self.full_model.macs.executed

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dtbert.model import LengthSchedule, OwnScorer, PackedBatch, SequenceModel
+from dtbert.model import LengthSchedule, OwnScorer, PackedBatch, Policy, SequenceModel
 from dtbert.qa.calls import check_count
 from dtbert.text.reading import TextReader, TextTokens
 
@@ -37,7 +37,7 @@ class TextModel:
         """What drops tokens where a schedule names no scorer; ``received`` where the config does not say."""
         return self.config.own_scorer
 
-    def resolve(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
+    def resolve(self, schedule: Policy | None) -> LengthSchedule | None:
         """The schedule as it is run: one without a scorer takes the model's own; None stays None.
 
         Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dtbert.files import Json, file_sha256, text_sha256
 from dtbert.model import BertConfig
-from dtbert.weights.bounds import is_dense, unpacks
+from dtbert.weights.bounds import Place, find_places, is_dense, unpacks
 from dtbert.weights.header import read_header
 from dtbert.weights.kinds import unpickler_says, what_else
 from dtbert.weights.names import (
@@ -44,9 +44,6 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
-
-# Mapped pages count as memory of the process until the file is unmapped: map it anew after this many bytes.
-_REMAP_BYTES = 16 * 2**20
 
 _INDEX = ".index.json"
 
@@ -83,6 +80,9 @@ class Source(NamedTuple):
 class TensorFile(ABC):
     """Named tensors in a file, of which one is in memory at a time.
 
+    The file is read, not mapped: one that is cut off meanwhile then ends early, where a mapped one would end the
+    process.
+
     Raises:
         OSError: the file cannot be read.
         CheckpointError: it is not what it claims to be, or it changed while it was read.
@@ -91,8 +91,6 @@ class TensorFile(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._state = self._stat()
-        self._mapped = True
-        self._bytes_read = 0
         self._open()
 
     @abstractmethod
@@ -103,18 +101,19 @@ class TensorFile(ABC):
     def _open(self) -> None: ...
 
     @abstractmethod
-    def _view(self, name: str) -> Tensor: ...
-
     def read(self, name: str) -> Tensor:
-        """A tensor on the CPU as stored, once; it may be a view on the mapped file: copy it."""
-        if self._mapped and self._bytes_read > _REMAP_BYTES:
-            if self._stat() != self._state:
-                raise CheckpointError(f"{self.path} changed while it was read: load it again")
-            self._open()
-            self._bytes_read = 0
-        tensor = self._view(name)
-        self._bytes_read += tensor.nbytes
-        return tensor
+        """A tensor on the CPU as stored, once."""
+
+    def _values(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        """The values ``[n]`` between two bytes of the file."""
+        # Memory of its own, which goes back to the machine at once, where malloc would keep it.
+        values = mmap(-1, max(end - begin, 1))
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            received = file.readinto(values)
+        if received < end - begin or self._stat() != self._state:
+            raise CheckpointError(f"{self.path} changed while it was read: load it again")
+        return torch.frombuffer(values, dtype=torch.uint8)[: end - begin].view(dtype)
 
     def _stat(self) -> tuple[int, int, int]:
         stat = self.path.stat()
@@ -123,7 +122,6 @@ class TensorFile(ABC):
 
 class SafetensorsFile(TensorFile):
     def _open(self) -> None:
-        self._mapped = False
         try:
             self._entries = read_header(self.path)
         except ValueError as error:
@@ -136,31 +134,30 @@ class SafetensorsFile(TensorFile):
             for name, entry in self._entries.items()
         ]
 
-    def _view(self, name: str) -> Tensor:
+    def read(self, name: str) -> Tensor:
         entry = self._entries[name]
-        size = entry.end - entry.begin
-        # Memory of its own, which goes back to the machine at once, where malloc would keep it.
-        values = mmap(-1, max(size, 1))
-        with self.path.open("rb") as file:
-            file.seek(entry.begin)
-            received = file.readinto(values)
-        if received < size or self._stat() != self._state:
-            raise CheckpointError(f"{self.path} changed while it was read: load it again")
-        dtype = getattr(torch, _SAFETENSORS_DTYPES[entry.dtype])
-        return torch.frombuffer(values, dtype=torch.uint8)[:size].view(dtype).view(entry.shape)
+        return self._values(entry.begin, entry.end, getattr(torch, _SAFETENSORS_DTYPES[entry.dtype])).view(entry.shape)
 
 
 class PickleFile(TensorFile):
     """A ``pytorch_model.bin``, read by torch's unpickler that runs no code."""
 
     def _open(self) -> None:
-        # Files from before torch 1.6 are no archives and cannot be mapped: they are read once, and let go by tensor.
         with self.path.open("rb") as file:
-            self._mapped = file.read(2) == b"PK"
-        if self._mapped and unpacks(self.path):
+            archive = file.read(2) == b"PK"
+        if archive and unpacks(self.path):
             raise CheckpointError(f"{self.path} is compressed, as torch writes no file: unpack it, and save it anew")
+        # What is not laid out as torch does, files from before torch 1.6 too, is read whole and let go by tensor.
+        places = find_places(self.path) if archive else None
+        self._held: dict[str, Tensor] | dict[str, Place] = self._read_whole() if places is None else places
+        # Tensors may share their values, as the words and the head of pretraining do, but not all of them.
+        taken, size = sum(one.nbytes for one in self._held.values()), self.path.stat().st_size
+        if taken > 4 * size:
+            raise CheckpointError(f"{self.path} holds {size:,} bytes, its tensors would take {taken:,}")
+
+    def _read_whole(self) -> dict[str, Tensor]:
         try:
-            content: Any = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            content: Any = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle makes the unpickler raise nearly anything
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what a seek to before the start gives
                 raise
@@ -172,28 +169,26 @@ class PickleFile(TensorFile):
             isinstance(name, str) and is_dense(tensor) for name, tensor in content.items()
         ):
             raise CheckpointError(f"{self.path} must hold a dictionary of names and dense tensors, and does not")
-        # Tensors may share their values, as the words and the head of pretraining do, but not all of them.
-        taken, held = sum(tensor.nbytes for tensor in content.values()), self.path.stat().st_size
-        if taken > 4 * held:
-            raise CheckpointError(f"{self.path} holds {held:,} bytes, its tensors would take {taken:,}")
-        self._tensors: dict[str, Tensor] = content
+        return content
 
     def describe(self) -> list[StoredTensor]:
         return [
-            StoredTensor(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in self._tensors.items()
+            StoredTensor(name, tuple(one.shape), str(one.dtype).removeprefix("torch."))
+            for name, one in self._held.items()
         ]
 
-    def _view(self, name: str) -> Tensor:
-        return self._tensors.pop(name).detach()
+    def read(self, name: str) -> Tensor:
+        held = self._held[name]
+        if isinstance(held, Place):
+            return self._values(held.begin, held.end, held.dtype).as_strided(held.shape, held.stride)
+        del self._held[name]
+        return held.detach()
 
 
 class ShardedFile(TensorFile):
     """Several files of weights, found by the index that lists them."""
 
     def _open(self) -> None:
-        # Each file maps itself anew.
-        self._mapped = False
         self._shards: dict[str, TensorFile] = {}
         self._described: list[StoredTensor] = []
         listed = shard_names(self.path)
@@ -214,7 +209,7 @@ class ShardedFile(TensorFile):
     def describe(self) -> list[StoredTensor]:
         return self._described
 
-    def _view(self, name: str) -> Tensor:
+    def read(self, name: str) -> Tensor:
         return self._shards[name].read(name)
 
 

@@ -25,7 +25,7 @@ from dtbert.weights.pooling import read_pooling
 from dtbert.weights.quantize import dequantize_rows, layer_linears, quantize_rows
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_BLOCK = 2**18  # values
+_BLOCK = 2**20  # values
 
 logger = logging.getLogger(__name__)
 
@@ -317,6 +317,12 @@ def _int8_of(file: TensorFile, source: Source) -> tuple[Tensor, Tensor]:
 def _copy(file: TensorFile, source: Source, target: Tensor, precision: torch.dtype) -> None:
     values = file.read(source.name)
     scale = None if source.scale is None else file.read(source.scale)
+    if precision == target.dtype and (scale is None or precision == torch.float32):
+        # Two operations: where other processes have the cores, each waits for all threads that share it.
+        target.copy_(values)
+        if scale is not None:
+            target.mul_(scale.to(target)[:, None])
+        return
     # By blocks, so that what is computed on the way stays small.
     rows = max(1, _BLOCK * len(values) // values.numel())
     for start in range(0, len(values), rows):

@@ -36,3 +36,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return Outcome(status, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def command(model_folder: Path, tmp_path: Path) -> tuple[str, ...]:
+    files = ("--input", str(tmp_path / "q.jsonl"), "--output", str(tmp_path / "a.jsonl"))
+    return ("answer", "--model", str(model_folder), *files)

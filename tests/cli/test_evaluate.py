@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dtbert.evaluation import evaluate, read_squad
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, TopP
 from dtbert.qa import QuestionAnswerer, read_threshold
 from tests.cli.conftest import Run
 
@@ -60,6 +60,15 @@ def test_evaluate_prints_a_table(run: Run, model_folder: Path, questions_file: P
     assert "executed" not in plain
     assert "executed" in dropping
     assert all(len(line) <= 80 for line in dropping.splitlines())
+
+
+def test_evaluate_tells_what_95_of_100_texts_take_where_they_decide(
+    run: Run, model_folder: Path, questions_file: Path
+) -> None:
+    policy = TopP([1, 0.6], scorer="cls", floor=(0, 0.1), skip_layers=[0])
+    out = run("evaluate", questions_file, "--model", model_folder, "--schedule", policy.to_json()).out
+    assert out.startswith("schedule: top 1 0.6 cls skip_layers 0 floor 0 0.1\n")
+    assert "\n    95% up to " in out
 
 
 def test_evaluate_counts_a_question_that_is_too_long_as_wrong(run: Run, model_folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.cli.conftest import Run
 
 # Python's own buffering, whatever the surroundings ask for.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-COMMANDS = ["answer", "evaluate", "convert", "profile", "train", "search", "build"]
+COMMANDS = ["answer", "evaluate", "trace", "convert", "profile", "train", "search", "build"]
 MAIN = "import sys; from dtbert.cli import main; sys.exit(main())"
 
 
@@ -62,7 +62,7 @@ def test_help_does_not_wait_for_torch() -> None:
         (["answer", "--top", "0"], "argument --top: "),
         (["answer", "--threads", "100000"], "expected at most 4096 threads, got 100000"),
         (["answer", "--top", "two"], "got 'two'"),
-        (["answer", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["answer", "--dtype", "int4"], "invalid choice: 'int4'"),
         (["evaluate"], "required: FILE"),
         (["convert", "x"], "required: DEST"),
     ],

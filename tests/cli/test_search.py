@@ -3,14 +3,18 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from dtbert.evaluation import Score, read_squad
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, Threshold
 from dtbert.qa import QuestionAnswerer, read_schedules
+from dtbert.training import learnt_thresholds
+from dtbert.training.learnt_thresholds import ThresholdLearning
 from tests.cli.conftest import Run
 from tests.training.conftest import write_model, write_questions
 
@@ -148,6 +152,43 @@ def test_study_is_of_one_model_set_of_questions_and_options(run: Run, folder: Pa
         study(*latency, "--threads", 2),
     ]
     assert len({first, *others}) == 7
+
+
+def test_what_the_text_decides_is_searched_and_used_as_a_schedule_is(run: Run, folder: Path) -> None:
+    start = Threshold([0, 0.005], scorer="cls")
+    options = ("--policy", "threshold", "--scorers", "cls", "--keep-question", "no", "--start", start.to_json())
+    status, out, err = run(*SEARCH, *options, "--trials", 2, "--rungs", "none", "--budget-range", "0.2,0.99")
+    assert (status, err) == (0, "")
+    assert "shares from " in out
+    (entry, *_) = read_schedules("model/schedules.json").schedules
+    assert isinstance(entry.schedule, Threshold)
+    report = json.loads(run("evaluate", "squad.json", "--model", "model", "--budget", 0.99, "--json").out)
+    chosen = QuestionAnswerer.load("model").within_budget(0.99)
+    assert report["ratio_to_own_length"]["executed"] == pytest.approx(chosen.macs_fraction, abs=1e-4)
+    assert report["macs_per_question"]["executed"] <= report["macs_per_question"]["executed_p95"]
+
+
+def test_learnt_thresholds_are_tried_first_and_learnt_once(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ThresholdLearning] = []
+    options = ("--policy", "threshold", "--scorers", "cls", "--keep-question", "no", "--budget-range", "0,1")
+    learns = (*SEARCH, *options, "--trials", 1, "--learn", "0.5", "--json")
+    learn = learnt_thresholds.learn_thresholds
+
+    def learn_little(*given: Any) -> Threshold:
+        made.append(given[3])
+        return learn(*given[:3], replace(given[3], steps=2))
+
+    monkeypatch.setattr(learnt_thresholds, "learn_thresholds", learn_little)
+    report = json.loads(run(*learns).out)
+    (entry,) = report["front"]["schedules"]
+    assert entry["schedule"]["kind"] == "threshold"
+    assert [one.work_weight for one in made] == [0.5]
+    assert json.loads(run(*learns).out) == report
+    assert len(made) == 1
+    status, _, err = run(*SEARCH, "--learn", "1")
+    assert (status, "--learn says how thresholds are learnt: it needs --policy threshold" in err) == (2, True)
 
 
 @pytest.mark.parametrize("where", ["full_model", "trial"])

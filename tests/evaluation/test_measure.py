@@ -22,7 +22,7 @@ from dtbert.evaluation import (
     measure,
     score_prediction,
 )
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, PackedBatch, Threshold
 from dtbert.qa import QuestionAnswerer, load_tokenizer, reading
 from dtbert.weights import resolve_source
 from tests.qa.conftest import make_model
@@ -118,6 +118,37 @@ def test_cost_sums_over_windows_and_averages_over_questions(
     expected = expected_cost(answerer, schedule)
     assert PreparedQuestions(answerer, QUESTIONS).cost(schedule) == expected
     assert measure(answerer, QUESTIONS, schedule).cost == expected
+
+
+def test_cost_of_what_the_text_decides_is_that_of_what_it_kept(answerer: QuestionAnswerer) -> None:
+    policy = Threshold([0, 0.02], scorer="cls", keep_question=True)
+    executed, published = [], []
+    for one in QUESTIONS:
+        counts = []
+        for window in answerer.windows(one.question, one.context):
+            batch = PackedBatch.from_lists([window.input_ids], [window.token_type_ids])
+            kept = [layer.lengths[0] for layer in answerer.model.forward_packed(batch, policy, output_kept=True).kept]
+            counts.append(
+                policy.macs_of_kept(
+                    answerer.config, len(window.input_ids), kept, question_length=window.token_type_ids.count(0)
+                )
+            )
+        executed.append(sum(macs.executed for macs in counts))
+        published.append(sum(macs.published for macs in counts))
+    plain = PreparedQuestions(answerer, QUESTIONS).cost()
+    expected = plain._replace(
+        executed=sum(executed) / 9, published=sum(published) / 9, executed_p95=float(max(executed))
+    )
+    assert expected.executed < plain.executed
+    questions = [QUESTIONS[0], *UNREADABLE, *QUESTIONS[1:]]
+    assert PreparedQuestions(answerer, questions).cost(policy) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "BUFFER_PAIRS", 2)
+        assert measure(answerer, questions, policy).cost == expected
+    many = measure(answerer, [QUESTIONS[number // 3] for number in range(24)], policy).cost
+    assert many is not None
+    # 23 of 24 are the least that are 95%.
+    assert many.executed_p95 == sorted(executed[number // 3] for number in range(24))[22]
 
 
 def test_cost_without_a_schedule_is_the_plain_models(answerer: QuestionAnswerer) -> None:

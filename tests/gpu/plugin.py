@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 # Of a worker that ends itself; pytest-xdist starts another.
 LEFT = 70
@@ -48,6 +47,8 @@ class BrokenDevice:
 
 def device_is_broken() -> bool:
     """Whether an earlier error of the device stays, as an illegal address does."""
+    import torch  # here: the process that gives workers their tests needs none
+
     try:
         torch.cuda.synchronize()
     except RuntimeError:

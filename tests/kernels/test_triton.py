@@ -10,13 +10,15 @@ import pytest
 
 FOLDER = Path(__file__).parent / "triton"
 FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+# Few processes: to start one takes as long as most files' tests. More than one: they run side by side.
+SHARES = [FILES[first::3] for first in range(3)]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_kernels_pass_interpreted(file: str) -> None:
+@pytest.mark.parametrize("files", SHARES, ids=lambda files: "-".join(file[5:-3] for file in files))
+def test_kernels_pass_interpreted(files: list[str]) -> None:
     # Collected elsewhere, these files would be left out: their conftest.py reads the variable.
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", FOLDER / file]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(FOLDER / file for file in files)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=FOLDER.parents[2])
     assert result.returncode == 0, result.stdout + result.stderr
 

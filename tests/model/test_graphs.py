@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dtbert.kernels import Backend, Kept, Packing
 from dtbert.kernels.parameters import Linear
-from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, register_scorer
+from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, TopP, register_scorer
 from dtbert.model.graphs import Graphs
 from dtbert.model.padding import Bucket, PaddedInputs, Plan
 from dtbert.model.scorers import BUILT_IN_SCORERS
@@ -42,11 +42,11 @@ def make_model(**options: Any) -> BertForQuestionAnswering:
     return model.eval().requires_grad_(False)
 
 
-def with_graphs(model: BertForQuestionAnswering, most: int = 32) -> StandIn:
+def with_graphs(model: BertForQuestionAnswering, most: int = 32, tokens: int = 2048) -> StandIn:
     """Give a model graphs that stand-ins make; a bucket's batches must have the same lengths, which `Padded` reads."""
     recorder = StandIn()
     model._chosen = Padded()
-    model._graphs = Graphs(model.encoder, model.span, 2048, recorder, most)
+    model._graphs = Graphs(model.encoder, model.span, tokens, recorder, most)
     return recorder
 
 
@@ -99,23 +99,23 @@ def padded_logits(model: BertForQuestionAnswering, batch: PackedBatch, schedule:
 
 
 SCHEDULES = st.builds(
-    lambda numbers, absolute, scorer, keep_cls, keep_question: LengthSchedule(
+    lambda numbers, absolute, **options: LengthSchedule(
         "absolute" if absolute else "ratios",
         tuple(sorted((max(1, round(90 * x)) if absolute else x for x in numbers), reverse=True)),
-        scorer,
-        keep_cls,
-        keep_question,
+        **options,
     ),
     st.lists(st.floats(1e-8, 1), min_size=3, max_size=3),
     st.booleans(),
-    st.sampled_from(BUILT_IN_SCORERS),
-    st.booleans(),
-    st.booleans(),
+    scorer=st.sampled_from(BUILT_IN_SCORERS),
+    keep_cls=st.booleans(),
+    keep_question=st.booleans(),
+    accumulate=st.booleans(),
+    skip_layers=st.sampled_from([(), (1,), (0, 2)]),
 )
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=9)
 
 
-@given(lengths=LENGTHS, schedule=st.none() | SCHEDULES)
+@given(lengths=st.lists(st.integers(1, 50), min_size=1, max_size=6), schedule=st.none() | SCHEDULES)
 @example([64], LengthSchedule.ratios([0.8, 0.5, 0.2], keep_cls=True))
 @example([20, 24, 20], LengthSchedule.ratios([0.8, 0.5, 0.2], scorer="cls", keep_cls=True))
 def test_padding_changes_no_bit_of_the_plain_steps(lengths: list[int], schedule: LengthSchedule | None) -> None:
@@ -129,7 +129,7 @@ def test_padding_changes_no_bit_of_the_plain_steps(lengths: list[int], schedule:
 def test_a_bucket_has_room_for_all_its_batches(lengths: list[int], fewer: list[int], schedule: LengthSchedule) -> None:
     for one in (lengths, fewer, [max(1, length // 2) for length in lengths]):
         bucket, kept = Plan.of(packing(one), schedule, POSITIONS)
-        assert (bucket.schedule is None) == (not any(bucket.drops))
+        assert (bucket.schedule is None) == (not any(bucket.drops) and not schedule.skip_layers)
         assert len(bucket.sizes) == len(kept)
         assert bucket.sequences >= len(one)
         spare = bucket.schedule is not None
@@ -176,6 +176,16 @@ def test_a_bucket_is_met_recorded_and_replayed() -> None:
     # The padded interface takes them too.
     model(torch.ones(2, 20, dtype=torch.int64))
     assert recorder.replayed == 4
+
+
+@torch.inference_mode()
+def test_what_the_layers_kept_is_told_without_graphs() -> None:
+    model = make_model()
+    recorder = with_graphs(model)
+    for _ in range(3):
+        got = model.forward_packed(batch_of([20, 9]), RATIOS, output_kept=True)
+    assert [one.mask.sum().item() for one in got.kept] == [24, 15, 6]
+    assert (recorder.recorded, recorder.replayed) == (0, 0)
 
 
 @torch.inference_mode()
@@ -293,14 +303,15 @@ def test_graphs_stay_out_of_the_way_of_who_watches(watch: Callable[..., Callable
 
 def test_graphs_are_for_the_models_own_backend_and_small_batches() -> None:
     model, batch = make_model(), batch_of([20])
-    recorder = with_graphs(model)
-    large = batch_of([500] * 5)
+    recorder = with_graphs(model, tokens=64)
+    large = batch_of([30, 35])
     register_scorer("of_the_test", lambda view: view.position_ids)
     schedule = LengthSchedule.ratios([0.9, 0.5, 0.1], scorer="of_the_test")
     for _ in range(3):
         model.forward_packed(batch, backend=Backend())
         model.forward_packed(large)
         model.forward_packed(batch, schedule)
+        model.forward_packed(batch, TopP([0.9, 0.5, 0.1]))  # asks the device
     assert len(model._graphs) == recorder.recorded == 0
     assert not model._graphs._met
 

@@ -1,6 +1,7 @@
 """Heads of whole texts against transformers, with and without dropping tokens; what they do without."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from dtbert.model import (
     LengthSchedule,
     PackedBatch,
     SequenceModel,
+    Threshold,
 )
 from dtbert.model.scorers import BUILT_IN_SCORERS
 from dtbert.profiling.watch import Clock, Stopwatch, watched_forward
@@ -140,7 +142,7 @@ def test_dropping_agrees_with_an_oracle_of_transformers_modules(
         return [left[0] for _, left, _, _ in found], [left.mean(0) for _, left, _, _ in found], gap
 
     # A head of [CLS] keeps it, whether it is asked to or not.
-    kept = LengthSchedule(schedule.kind, schedule.length_config, scorer, True, schedule.keep_question)
+    kept = replace(schedule, keep_cls=True)
     truth = exactly(peer)
     first, _, first_gap = shown(truth, kept)
     _, mean, mean_gap = shown(truth, schedule)
@@ -173,7 +175,7 @@ def test_what_the_last_layer_keeps_beside_cls_changes_no_label(data: st.DataObje
     want = MODEL.forward_packed(batch, schedule)
     whole = schedule.length_config[2]
     lengths = (*schedule.length_config[:3], min(whole, last if schedule.kind == "absolute" else last / 50))
-    other = LengthSchedule(schedule.kind, lengths, "cls", True, schedule.keep_question)
+    other = replace(schedule, length_config=lengths, keep_cls=True)
     assert torch.equal(MODEL.forward_packed(batch, other), want)
 
 
@@ -260,8 +262,9 @@ def test_half_precision_rounds_like_the_model() -> None:
             lambda: MODEL(torch.zeros(1, 5).long(), None, None, LengthSchedule.ratios([0.5] * 4, scorer="answer")),
             "span head",
         ),
+        (lambda: MODEL(torch.zeros(1, 5).long(), None, None, Threshold([0.1] * 4)), "LengthSchedule, not by a Thr"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused(make: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         make()

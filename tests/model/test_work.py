@@ -28,7 +28,7 @@ def test_products_read_weights_once() -> None:
     # 3 x 4 in, 4 x 5 weights, 5 biases, 3 x 5 out.
     assert CPU.linear(zeros(3, 4), Linear(4, 5)) == Work(2 * 3 * 4 * 5, 4 * (12 + 20 + 5 + 15))
     # In half the bytes: the same FLOPs, twice the intensity.
-    half = CPU.linear(zeros(3, 4).half(), Linear(4, 5))
+    half = CPU.linear(zeros(3, 4).half(), Linear(4, 5).half())
     assert half.intensity == 2 * CPU.linear(zeros(3, 4), Linear(4, 5)).intensity
 
 

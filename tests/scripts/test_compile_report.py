@@ -2,11 +2,10 @@
 
 import importlib
 import itertools
-import os
 import pkgutil
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -16,18 +15,13 @@ from triton.runtime.jit import JITFunction
 from dtbert.kernels import triton as kernels
 from dtbert.kernels.triton import configs
 from dtbert.kernels.triton.launch import ARCHITECTURES, architecture
+from scripts import compile_report
 from scripts.compile_report import cases, recording
-
-REPORT = Path(__file__).parents[2] / "scripts/compile_report.py"
-
-
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, REPORT, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def test_every_kernel_compiles_for_every_architecture() -> None:
-    result = run("--brief", "--processes", "2")
+    command = [sys.executable, compile_report.__file__, "--brief", "--processes", "2"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = result.stdout.splitlines()
     kernels = ("embed", "attention", "cls logits", "cls sum", "combine_partials", "select", "add_norm", "fused_linear")
@@ -88,21 +82,16 @@ def test_nothing_is_pretended_after_a_recording() -> None:
     assert knobs.runtime.jit_cache_hook is hook
 
 
-def test_problems_are_told_and_fail_the_report(tmp_path: Path) -> None:
-    script = tmp_path / "report.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(REPORT.parent)!r})\n"
-        "import compile_report as report\n"
-        "row = lambda **figures: report.Row('sm_80', 'some kernel', True, 4, 2, 255, **figures)\n"
-        "rows = [row(spilled=8, shared=0), row(spilled=0, shared=200_000), row(error='no such type')]\n"
-        "rows.append(row(spilled=0, shared=0, barrier='no barrier'))\n"
-        "report.report = lambda *_: rows\n"
-        "sys.argv = ['compile_report.py']\n"
-        "sys.exit(report.main())\n"
-    )
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True)
-    assert result.returncode == 1, result.stderr
+def test_problems_are_told_and_fail_the_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = partial(compile_report.Row, "sm_80", "some kernel", True, 4, 2, 255)
+    rows = [row(spilled=8, shared=0), row(spilled=0, shared=200_000), row(error="no such type")]
+    rows.append(row(spilled=0, shared=0, barrier="no barrier"))
+    monkeypatch.setattr(compile_report, "report", lambda *_: rows)
+    monkeypatch.setattr(sys, "argv", ["compile_report.py"])
+    assert compile_report.main() == 1
+    out = capsys.readouterr().out
     for problem in (
         "spills",
         "needs more than 166912 bytes of shared memory",
@@ -110,13 +99,27 @@ def test_problems_are_told_and_fail_the_report(tmp_path: Path) -> None:
         "no barrier",
         "4 with a problem",
     ):
-        assert problem in result.stdout
+        assert problem in out
 
 
-def test_the_report_refuses_the_interpreter_and_an_unknown_case() -> None:
-    result = run(TRITON_INTERPRET="1")
-    assert result.returncode == 2
-    assert "interpreted kernels cannot be compiled" in result.stderr
-    result = run("--only", "no such kernel")
-    assert result.returncode == 2
-    assert "no case's name holds 'no such kernel'" in result.stderr
+@pytest.mark.parametrize(
+    ("interpreted", "arguments", "message"),
+    [
+        (True, [], "interpreted kernels cannot be compiled"),
+        (False, ["--only", "no such kernel"], "no case's name holds 'no such kernel'"),
+    ],
+)
+def test_the_report_refuses_the_interpreter_and_an_unknown_case(
+    interpreted: bool,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(compile_report, "INTERPRETED", interpreted)
+    monkeypatch.setattr(sys, "argv", ["compile_report.py", *arguments])
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")  # which the report sets
+    with pytest.raises(SystemExit) as exited:
+        compile_report.main()
+    assert exited.value.code == 2
+    assert message in capsys.readouterr().err

@@ -157,13 +157,13 @@ def test_a_pool_replaces_the_worker_that_a_job_broke() -> None:
         [sys.executable, "-c", WORKER],
         lambda job, answer: found.update({job["place"]: answer}),
         workers=1,
-        job_s=15,
+        job_s=5,
         deadline=time.monotonic() + 100,
         environment={"PYTHONPATH": str(ROOT / "scripts")},
     )
     assert found[2]["error"] == "the process ended with code 7"
     assert "illegal memory access" in found[4]["error"]
-    assert found[6]["error"] == "not finished in 15 s"
+    assert found[6]["error"] == "not finished in 5 s"
     processes = [found[place]["process"] for place in (0, 1, 3, 5, 7)]
     assert processes[0] == processes[1]
     assert len(set(processes)) == 4

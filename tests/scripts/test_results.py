@@ -192,29 +192,26 @@ def test_new_schedules_of_the_same_weights_take_the_place_of_the_old(
 def test_schedules_may_be_given_instead_of_budgets(results: Results, model: Path, questions: str) -> None:
     (model / "schedules.json").unlink()
     spec = LengthSchedule.ratios([1, 0.3], scorer="overlap", keep_question=True)
-    (row,) = results("survival", model, questions, "--schedule", spec.to_json())
-    assert (row["budget"], row["schedule"], row["left"][0]) == (None, spec.to_dict(), 1)
-    measured = results("measure", model, questions, "--schedule", spec.to_json(), "--schedule", "1,1")[1:]
-    assert [row["schedule"]["length_config"] for row in measured] == [[1, 0.3], [1, 1]]
+    measured = results("measure", model, questions, "--schedule", spec.to_json(), "--schedule", "1,1")
+    assert measured[0]["schedule"] == spec.to_dict()
+    assert [(row["budget"], row["schedule"]["length_config"]) for row in measured] == [(None, [1, 0.3]), (None, [1, 1])]
     assert measured[0]["executed"] < measured[1]["executed"] == 1
 
 
 def test_all_kinds_of_rows_are_shown(
     results: Results, model: Path, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for what in ("measure", "baseline", "scorers", "survival", "time"):
+    for what in ("measure", "baseline", "scorers", "time"):
         rows = results(what, model, questions, "--budgets", 0.5)
     assert [row["what"] for row in rows].count("scorers") == 7
-    (left,) = (row["left"] for row in rows if row["what"] == "survival")
-    assert 1 >= left[0] >= left[1] >= 0
     searched, constant = (row for row in rows if row["what"] in ("searched", "constant"))
     assert constant["executed"] == pytest.approx(searched["executed"], abs=0.05)
     capsys.readouterr()
     results("show", tmp_path / "results.json", "--plot", tmp_path / "results.png")
     shown = capsys.readouterr().out
-    for what in ("measure", "searched", "constant", "scorers", "survival", "time"):
+    for what in ("measure", "searched", "constant", "scorers", "time"):
         assert f"\n{what}\n| model | " in shown
-    assert f"| {weights_sha256(model)[:8]} | squad | 0.5 |" in shown
+    assert f"| {weights_sha256(model)[:8]} | squad | 4 | 0.5 |" in shown
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 

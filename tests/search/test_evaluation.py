@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from dtbert.evaluation import GoldAnswer, SquadQuestion, score_prediction
-from dtbert.model import LengthSchedule
+from dtbert.evaluation import GoldAnswer, PreparedQuestions, SquadQuestion, score_prediction
+from dtbert.model import LengthSchedule, TopP
 from dtbert.qa import QuestionAnswerer, load_tokenizer
 from dtbert.search import QuestionEvaluator
 from dtbert.weights import resolve_source
@@ -69,6 +69,30 @@ def test_scores_are_those_of_the_answers_one_by_one(
     ]
     assert evaluator.scores(schedule, 0, 3) == expected
     assert evaluator.scores(schedule, 1, 2) == expected[1:2]
+
+
+def test_what_the_text_decides_is_counted_as_it_is_answered(
+    evaluator: QuestionEvaluator, answerer: QuestionAnswerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, prepared, full = TopP([1, 0.6], scorer="cls"), PreparedQuestions(answerer, QUESTIONS), evaluator.macs(None)
+    (first,) = prepared.evaluate_and_count(policy, 0, 1)[1]
+    monkeypatch.setattr("dtbert.search.evaluation._COUNTED", 1)
+    # Of the first question alone it is told what all would take.
+    guess = evaluator.macs(policy).executed
+    assert guess == pytest.approx(full.executed * first.executed / prepared.full_work(0, 1), abs=1)
+    answered = []
+    answer = answerer.answer_prepared
+    monkeypatch.setattr(
+        answerer, "answer_prepared", lambda part, **options: answered.append(len(part)) or answer(part, **options)
+    )
+    assert evaluator.scores(policy, 0, 1) + evaluator.scores(policy, 1, 3) == [
+        score_prediction(answerer(one.question, one.context, schedule=policy).text, [one.answers[0].text])
+        for one in QUESTIONS
+    ]
+    assert answered == [2]
+    cost = prepared.cost(policy)
+    assert evaluator.macs(policy) == (round(cost.published), round(cost.executed))
+    assert guess != round(cost.executed) < full.executed
 
 
 def test_latency_is_the_schedules_own_and_the_full_models_beside_it(

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
-from dtbert.model import LengthSchedule
-from dtbert.search import SearchSpace, constant_ratio
+from dtbert.model import LengthSchedule, Threshold, TopP
+from dtbert.search import AdaptiveSpace, SearchSpace, ThresholdSpace, TopPSpace, constant_ratio
 
 SPACE = SearchSpace(4, ("received", "cls"))
 CUBES = st.floats(0.05**3, 1.1)
@@ -80,3 +80,48 @@ def test_space_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         SearchSpace(2, scorers, keep_question)
+
+
+SHARES = [ThresholdSpace(4, ("received", "answer_overlap")), TopPSpace(4, ("received", "answer_overlap"))]
+
+
+@given(
+    st.sampled_from(SHARES),
+    st.lists(st.floats(0, 1.2), min_size=4, max_size=4),
+    st.sampled_from(SHARES[0].scorers),
+    st.booleans(),
+)
+def test_any_share_that_is_drawn_can_be_a_start(
+    space: AdaptiveSpace, drawn: list[float], scorer: str, keep_question: bool
+) -> None:
+    parameters = {f"gentle_{layer}": gentle for layer, gentle in enumerate(drawn)}
+    policy = space.suggest(FixedTrial(parameters | {"scorer": scorer, "keep_question": keep_question}))
+    assert (policy.scorer, policy.keep_question) == (scorer, keep_question)
+    assert [not policy.chooses(layer) for layer in range(4)] == [gentle > 1 for gentle in drawn]
+    assert space.suggest(FixedTrial(space.parameters_of(policy))) == policy
+
+
+def test_gentler_draws_keep_more_and_logarithms_reach_further() -> None:
+    made = [SHARES[0]._make([gentle] * 4, scorer, False) for scorer in SHARES[0].scorers for gentle in (0, 1)]
+    assert [policy.thresholds[0] for policy in made] == [0.03162, 1e-4, 0.03162, 1e-11]
+    made = [SHARES[1]._make([gentle] * 4, scorer, False) for scorer in SHARES[1].scorers for gentle in (0, 1)]
+    assert [policy.parts[0] for policy in made] == [0.369, 0.99369, 0.369, 1 - 6.31e-10]
+    assert len({*SHARES[0].constants()}) == 3 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (LengthSchedule.ratios([1, 1, 1, 0.5]), "LengthSchedule is no Threshold, .* --policy"),
+        (TopP([0.5] * 4), "TopP is no Threshold"),
+        (Threshold([0.5] * 4), "layer 0 has the share 0.5, the search tries 0.0001 to 0.0316, or none"),
+        (Threshold([0.01] * 4, floor=0.1), "floor is 0.1: the search leaves it out"),
+        (Threshold([0.01] * 4, accumulate=True), "accumulate is True"),
+        (Threshold([0.01] * 4, skip_layers=[1]), r"skip_layers is \(1,\)"),
+    ],
+)
+def test_what_is_not_a_share_of_the_space_is_refused(policy: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SHARES[0].parameters_of(policy)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no lengths"):
+        SPACE.parameters_of(Threshold([0.01] * 4))

@@ -1,10 +1,11 @@
 """Files that ask for what no machine has: refused before it is taken, by a documented error."""
 
+import os
 import resource
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,26 +126,74 @@ def test_compressed_pickle_is_not_unpacked(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+FILES = pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+
+
+@FILES
 @pytest.mark.parametrize("cut", [0, 4, 100, 4096, 9000])
-def test_file_cut_while_it_is_read_is_an_error(tmp_path: Path, cut: int) -> None:
-    file = write(tmp_path, make_tensors()) / "model.safetensors"
+def test_file_cut_while_it_is_read_is_an_error(tmp_path: Path, cut: int, name: str) -> None:
+    file = write(tmp_path, make_tensors(), name) / name
     opened = open_checkpoint(tmp_path)
     opened.file.read(WORDS)
     with file.open("r+b") as writing:
         writing.truncate(cut)
-    for name in opened.stored:
+    for tensor in opened.stored:
         with pytest.raises(CheckpointError, match="changed while it was read"):
-            opened.file.read(name)
+            opened.file.read(tensor)
 
 
-def test_file_overwritten_while_it_is_read_is_an_error(tmp_path: Path) -> None:
-    file = write(tmp_path, make_tensors()) / "model.safetensors"
+@FILES
+def test_file_overwritten_while_it_is_read_is_an_error(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path, make_tensors(), name) / name
     opened = open_checkpoint(tmp_path)
     opened.file.read(WORDS)
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="changed while it was read"):
         opened.file.read("qa_outputs.bias")
+
+
+def rewrite(file: Path, order: Callable[[str], Any] = str, left_out: tuple[str, ...] = ()) -> None:
+    """The parts of an archive in another order, one right behind the other."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in sorted(parts, key=order):
+            if name.rpartition("/")[2] not in left_out:
+                archive.writestr(name, parts[name])
+
+
+def as_older(file: Path) -> None:
+    """As torch wrote them before it noted how: by the text of their numbers."""
+    rewrite(file, left_out=(".format_version", ".storage_alignment", "byteorder"))
+
+
+def backwards(file: Path) -> None:
+    rewrite(file, lambda name: name[::-1])
+
+
+def swap(file: Path) -> None:
+    """Two tensors of one size change places, and lie as torch lays them."""
+    first, second = b"/data/9", b"/data/7"
+    file.write_bytes(file.read_bytes().replace(first, b"/data/_").replace(second, first).replace(b"/data/_", second))
+
+
+@pytest.mark.parametrize(
+    ("change", "one_by_one"), [(as_older, True), (rewrite, False), (backwards, False), (swap, False)]
+)
+def test_pickle_is_read_where_its_tensors_lie(tmp_path: Path, change: Callable[[Path], None], one_by_one: bool) -> None:
+    turned = {"bert.pooler.dense.weight": torch.randn(16, 16).T, "bert.pooler.dense.bias": torch.randn(3, 16)[1]}
+    file = write(tmp_path, make_tensors() | turned, "pytorch_model.bin") / "pytorch_model.bin"
+    change(file)
+    opened, again = open_checkpoint(tmp_path), open_checkpoint(tmp_path)
+    for name, tensor in torch.load(file, weights_only=True).items():
+        assert torch.equal(opened.file.read(name), tensor), name
+    os.truncate(file, 9000)
+    if one_by_one:
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            again.file.read(WORDS)
+    else:
+        again.file.read(WORDS)  # all were read
 
 
 @pytest.mark.parametrize("int8", [True, False])

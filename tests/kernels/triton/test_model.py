@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dtbert.kernels.triton import Triton
-from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, Threshold, TopP
 from dtbert.model.scorers import BUILT_IN_SCORERS, register_scorer
 from tests.model.test_agreement import assert_logits_agree, exactly, oracle, random_batch
 from tests.model.test_heads import classifier, classifier_peer, sentence_encoder
@@ -98,6 +98,20 @@ def test_scores_that_lie_apart_are_read_as_they_are(small: tuple) -> None:
     assert [rows.tolist() for rows in kept] == [rows.tolist() for rows in wanted]
 
 
+def test_what_was_kept_and_scored_is_told(small: tuple) -> None:
+    peer, model = small
+    # In parts, for the kernel that drops, unless somebody wants to see it.
+    schedule = LengthSchedule.ratios([0.6, 0.3], scorer="received_max", keep_cls=True)
+    batch = PackedBatch.from_lists([list(range(12)), list(range(30, 35))])
+    got, want = (
+        one.forward_packed(batch, schedule, output_kept=True).kept
+        for one in (model, make_dtbert(peer, backend="reference"))
+    )
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine.mask, theirs.mask)
+        torch.testing.assert_close(mine.significance, theirs.significance, atol=1e-5, rtol=1e-5, equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision_error_is_at_most_twice_transformers_own(dtype: torch.dtype, small: tuple) -> None:
     peer, model = small
@@ -154,3 +168,18 @@ def test_heads_of_whole_texts_restore_nothing_and_agree_with_plain_steps(
     for make in (classifier, partial(sentence_encoder, pooling="mean"), partial(sentence_encoder, pooling="cls")):
         got, wanted = (make(peer, backend=name).forward_packed(batch, schedule) for name in ("triton", "reference"))
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scorer", ["received", "answer_overlap"])
+def test_the_text_decides_as_on_the_reference(small: tuple, scorer: str) -> None:
+    peer, model = small
+    options = {"scorer": scorer, "keep_question": True, "accumulate": True}
+    batch = PackedBatch.from_lists([list(range(14)), list(range(30, 37))], [[0] * 5 + [1] * 9, [0] * 3 + [1] * 4])
+    for policy in (Threshold([0.03, 0.06], **options), TopP([0.9, 0.7], **options)):
+        got, want = (
+            one.forward_packed(batch, policy, output_kept=True)
+            for one in (model, make_dtbert(peer, backend="reference"))
+        )
+        assert [layer.lengths for layer in got.kept] == [layer.lengths for layer in want.kept]
+        assert got.kept[-1].lengths < (14, 7)
+        torch.testing.assert_close(got.start_logits, want.start_logits, atol=1e-5, rtol=1e-5)
