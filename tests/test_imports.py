@@ -18,6 +18,7 @@ RANKS = {
     "qa": 3,
     "text": 4,
     "evaluation": 5,
+    "export": 5,
     "profiling": 6,
     "tracing": 6,
     "training": 6,
@@ -66,7 +67,7 @@ def test_triton_is_imported_only_by_its_own_kernels() -> None:
 
 
 def test_import_of_dtbert_loads_neither_triton_nor_transformers() -> None:
-    listed = "; print(sorted({'triton', 'transformers', 'huggingface_hub', 'matplotlib'} & sys.modules.keys()))"
+    listed = "; print(sorted({'triton', 'transformers', 'huggingface_hub', 'matplotlib', 'onnx'} & sys.modules.keys()))"
     # A GPU build of torch may import triton itself: compare with what torch alone loads.
     alone = run("import sys, torch" + listed)
     assert run("import sys, dtbert; dtbert.QuestionAnswerer; dtbert.load_model" + listed) == alone
