@@ -16,14 +16,15 @@ RANKS = {
     "model": 1,
     "weights": 2,
     "qa": 3,
-    "evaluation": 4,
-    "export": 4,
-    "profiling": 5,
-    "tracing": 5,
-    "training": 5,
-    "search": 6,
-    "serve": 6,
-    "cli": 7,
+    "text": 4,
+    "evaluation": 5,
+    "export": 5,
+    "profiling": 6,
+    "tracing": 6,
+    "training": 6,
+    "search": 7,
+    "serve": 7,
+    "cli": 8,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
