@@ -1,4 +1,4 @@
-"""Accuracy and work: SQuAD's reader and official metric, and what a model gets right at what cost."""
+"""Accuracy and work: readers and metrics of SQuAD and of GLUE's tasks, and what a model gets right at what cost."""
 
 from dtbert.evaluation.measure import Cost, Measurement, PreparedQuestions, check_readable, evenly_spaced, measure
 from dtbert.evaluation.metric import (
@@ -13,16 +13,26 @@ from dtbert.evaluation.metric import (
     score_prediction,
 )
 from dtbert.evaluation.reader import GoldAnswer, SquadQuestion, read_squad
+from dtbert.evaluation.task_reader import LabelledText, LabelledTexts, read_task
+from dtbert.evaluation.tasks import TASKS, Task, task_named
+from dtbert.evaluation.text_measure import PreparedTexts, TextCost, TextMeasurement, measure_texts
 
 __all__ = [
+    "TASKS",
     "BestThreshold",
     "Cost",
     "Evaluation",
     "GoldAnswer",
+    "LabelledText",
+    "LabelledTexts",
     "Measurement",
     "PreparedQuestions",
+    "PreparedTexts",
     "Score",
     "SquadQuestion",
+    "Task",
+    "TextCost",
+    "TextMeasurement",
     "best_threshold",
     "check_readable",
     "evaluate",
@@ -30,7 +40,10 @@ __all__ = [
     "exact_match",
     "f1",
     "measure",
+    "measure_texts",
     "normalize_answer",
     "read_squad",
+    "read_task",
     "score_prediction",
+    "task_named",
 ]

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 import torch
 
@@ -14,6 +14,8 @@ from dtbert.evaluation.reader import SquadQuestion
 from dtbert.evaluation.work import KeptWork
 from dtbert.model import AdaptivePolicy, LengthSchedule, Macs, Policy
 from dtbert.qa import Answer, PairError, Prepared, QuestionAnswerer
+
+T = TypeVar("T")
 
 
 class Cost(NamedTuple):
@@ -166,7 +168,7 @@ def check_readable(unreadable: Mapping[str, str]) -> None:
         raise ValueError(f"question {identifier}: {reason}; take it out of the file")
 
 
-def evenly_spaced(questions: Sequence[SquadQuestion], limit: int | None) -> Sequence[SquadQuestion]:
+def evenly_spaced(questions: Sequence[T], limit: int | None) -> Sequence[T]:
     """``limit`` of the questions, at even distances, so that all parts of the file are heard; all for None."""
     if limit is None or limit >= len(questions):
         return questions
