@@ -22,7 +22,7 @@ from dtbert.files import Json, differing, lock, text_sha256, write_whole
 
 if TYPE_CHECKING:
     from dtbert.model import Policy
-    from dtbert.qa import Answer, QuestionAnswerer
+    from dtbert.qa import Answer, Cascade, QuestionAnswerer
     from dtbert.qa.calls import Asking
 
 # Questions go through the model a chunk at a time, about what one batch holds: an interruption costs no more. Where
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         "revision": arguments.revision,
         "model_sha256": _model_sha256(model, answerer),
         "dtype": arguments.dtype,
-        "schedule": None if schedule is None else schedule.to_dict(),
+        **_chosen(schedule),
         "top": arguments.top,
         **other_windows(arguments),
         **_other_answers(arguments, answerer.threshold),
@@ -178,9 +178,21 @@ def _saying_again(left: Iterator[tuple[list[Line], int]], done: int, total: int)
     return chain([first], left)
 
 
-def asking(arguments: argparse.Namespace, schedule: "Policy | None") -> "Asking":
+def asking(arguments: argparse.Namespace, schedule: "Policy | Cascade | None") -> "Asking":
     """What the options say of each question."""
-    return {"schedule": schedule, "overlap": arguments.overlap, "no_answer": arguments.no_answer}
+    if arguments.budget == "auto":
+        return {"budget": "auto", "agreement": arguments.agreement}
+    of_all: Any = schedule  # of a cascade, auto alone
+    return {"schedule": of_all, "overlap": arguments.overlap, "no_answer": arguments.no_answer}
+
+
+def _chosen(schedule: "Policy | Cascade | None") -> dict[str, Any]:
+    """What the answers are made with, for the output is compared by it."""
+    if not isinstance(schedule, tuple):
+        return {"schedule": None if schedule is None else schedule.to_dict()}
+    # A cascade without a schedule answers as the full model does.
+    first = None if schedule.schedule is None else schedule.schedule.to_dict()
+    return {"schedule": first, **({"unsure_to": schedule.unsure_to} if first else {})}
 
 
 def _other_answers(arguments: argparse.Namespace, threshold: float) -> dict[str, Any]:

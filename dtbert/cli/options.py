@@ -14,7 +14,7 @@ from dtbert.files import naming
 
 if TYPE_CHECKING:
     from dtbert.model import OwnScorer, Policy
-    from dtbert.qa import QuestionAnswerer
+    from dtbert.qa import Cascade, QuestionAnswerer
 
 REVISION_HELP = "branch, tag or commit of a hub id"
 THREADS_HELP = "CPU threads (default: torch's choice)"
@@ -96,13 +96,14 @@ def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = Fals
     nargs: Any = "+" if several else None
     group = parser.add_argument_group("token dropping")
     if budget:
-        group.add_argument(
-            "--budget",
-            type=_part,
-            nargs=nargs,
-            metavar="X",
-            help="the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5",
-        )
+        chosen = "the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5"
+        if several:
+            group.add_argument("--budget", type=_part, nargs=nargs, metavar="X", help=chosen)
+        else:
+            more = "; or auto: a small one, then all of it where that was unsure, by the model's cascade.json"
+            group.add_argument("--budget", type=_budget, metavar="X", help=chosen + more)
+            promised = "for --budget auto: the part of the answers that are to be the full model's (0.98)"
+            group.add_argument("--agreement", type=_part, metavar="A", help=promised)
     default = "" if several else " (default: all)"
     group.add_argument(
         "--schedule", nargs=nargs, metavar="SPEC", help=f"how many tokens stay after each layer{default}"
@@ -141,7 +142,16 @@ def _part(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a part of all MACs, such as 0.7, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected a part, such as 0.7, got {text!r}") from None
+
+
+def _budget(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a part of all MACs, such as 0.7, or auto, got {text!r}") from None
 
 
 def schedule_of(arguments: argparse.Namespace) -> "Policy | None":
@@ -269,27 +279,47 @@ def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) ->
     return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules, **reading)
 
 
-def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, Policy | None]":
+def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, Policy | Cascade | None]":
     """The model that the options name, and the schedule that ``--schedule`` gives or ``--budget`` chooses.
 
+    Where ``--budget`` is ``auto`` it is the cascade that keeps the promised agreement.
+
     Raises:
-        ValueError, OSError: as `schedule_of`, `load_answerer` and `QuestionAnswerer.within_budget`; or the schedule
-            does not fit the model.
+        ValueError, OSError: as `schedule_of`, `load_answerer`, `QuestionAnswerer.within_budget` and `within_agreement`;
+            or the schedule does not fit the model.
     """
-    schedule, budget = schedule_of(arguments), arguments.budget
+    schedule, budget, agreement = schedule_of(arguments), arguments.budget, arguments.agreement
+    if agreement is not None:
+        from dtbert.qa.cascade import check_agreement
+
+        check_agreement(agreement)
+        if budget != "auto":
+            raise ValueError("--agreement is what --budget auto promises: give it with that")
     if budget is not None:
         if schedule is not None:
             raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
         from dtbert.qa.budgets import check_budget
 
-        check_budget(budget)
+        if budget == "auto":
+            _check_auto(arguments)
+        else:
+            check_budget(budget)
     answerer = load_answerer(arguments)
+    if budget == "auto":
+        return answerer, answerer.within_agreement(*([] if agreement is None else [agreement]))
     if budget is not None:
         schedule = answerer.within_budget(budget).schedule
     if schedule is None:
         return answerer, None
     schedule.check_layers(answerer.config.num_hidden_layers)
     return answerer, resolved([schedule], answerer.own_scorer)[0]
+
+
+def _check_auto(arguments: argparse.Namespace) -> None:
+    given = {"--top": getattr(arguments, "top", 1) > 1, "--overlap": getattr(arguments, "overlap", False)}
+    given["--no-answer"] = arguments.no_answer
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(f"--budget auto promises the best span: give it without {' and '.join(names)}")
 
 
 def describe_schedule(schedule: "Policy | None") -> str:
@@ -305,6 +335,14 @@ def describe_schedule(schedule: "Policy | None") -> str:
             rest.append(f" {name} {_numbers(value if isinstance(value, tuple) else (value,))}")
     scorer = ",".join(schedule.scorer) if isinstance(schedule.scorer, tuple) else schedule.scorer or "(the model's own)"
     return f"{before}{_numbers(getattr(schedule, field))}{after} {scorer}{''.join(rest)}"
+
+
+def describe_cascade(cascade: "Cascade") -> str:
+    """A cascade in a few words."""
+    if cascade.schedule is None:
+        return describe_schedule(None)
+    again = f"all again where it is sure to {cascade.unsure_to:g} at most"
+    return f"{describe_schedule(cascade.schedule)}; {again}"
 
 
 # Where the numbers of each kind are, and the words around them.

@@ -1,6 +1,15 @@
 """Accuracy and work: SQuAD's reader and official metric, and what a model gets right at what cost."""
 
-from dtbert.evaluation.measure import Cost, Measurement, PreparedQuestions, check_readable, evenly_spaced, measure
+from dtbert.evaluation.calibrate import calibrate
+from dtbert.evaluation.measure import (
+    Cascading,
+    Cost,
+    Measurement,
+    PreparedQuestions,
+    check_readable,
+    evenly_spaced,
+    measure,
+)
 from dtbert.evaluation.metric import (
     BestThreshold,
     Evaluation,
@@ -12,10 +21,11 @@ from dtbert.evaluation.metric import (
     normalize_answer,
     score_prediction,
 )
-from dtbert.evaluation.reader import GoldAnswer, SquadQuestion, read_squad
+from dtbert.evaluation.reader import GoldAnswer, SquadQuestion, ids_sha256, read_squad
 
 __all__ = [
     "BestThreshold",
+    "Cascading",
     "Cost",
     "Evaluation",
     "GoldAnswer",
@@ -24,11 +34,13 @@ __all__ = [
     "Score",
     "SquadQuestion",
     "best_threshold",
+    "calibrate",
     "check_readable",
     "evaluate",
     "evenly_spaced",
     "exact_match",
     "f1",
+    "ids_sha256",
     "measure",
     "normalize_answer",
     "read_squad",

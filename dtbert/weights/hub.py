@@ -12,7 +12,7 @@ from dtbert.weights.download import HubError, ask, check_revision, download, not
 SHIPPED = Path(__file__).parent / "shipped"
 
 # What is downloaded beside config and weights, and nothing else.
-_COMPANIONS = (*TOKENIZER_FILES, "schedules.json")
+_COMPANIONS = (*TOKENIZER_FILES, "schedules.json", "cascade.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 # What a disk answers that is full, or not to be written.
