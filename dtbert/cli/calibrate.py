@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dtbert.qa import ScheduleFront
 
 # The first answers are at the best schedule within each. Few: each has its share of the 5% in which a promise may fail.
-_BUDGETS = (0.25, 0.33, 0.42, 0.5, 0.6, 0.7, 0.8, 0.85)
+_BUDGETS = (0.26, 0.32, 0.38, 0.5, 0.7, 0.85)
 _SHOWN = (0.9, 0.95, 0.98, 0.99)
 
 
@@ -41,7 +41,7 @@ def calibrate(arguments: argparse.Namespace, questions: "Sequence[SquadQuestion]
     taken = ("budget", "agreement", "schedule", "scorer", "predictions", "choose_threshold", "no_answer", "threshold")
     if given := [name for name in taken if getattr(arguments, name) not in (None, False)]:
         raise ValueError(
-            f"--calibrate-cascade measures the schedules of the model's schedules.json: give it without "
+            "--calibrate-cascade measures the schedules of the model's schedules.json: give it without "
             f"--{given[0].replace('_', '-')}"
         )
     if not questions:
@@ -57,7 +57,7 @@ def calibrate(arguments: argparse.Namespace, questions: "Sequence[SquadQuestion]
     found = CalibratedCascade(stages, name, len(questions), sha256, dtype, weights, __version__)
     file = model_folder(path) / CASCADE_FILE
     write_cascade(file, found)
-    print(f"dtbert: {file}: {len(stages)} schedules on {len(questions):,} questions", file=sys.stderr)
+    print(f"dtbert: {file}: of {len(stages)} schedules and {len(questions):,} questions", file=sys.stderr)
     promises = [found.within(agreement) for agreement in _SHOWN]
     if arguments.json:
         fields: list[dict[str, Any]] = [

@@ -306,7 +306,7 @@ def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer,
             check_budget(budget)
     answerer = load_answerer(arguments)
     if budget == "auto":
-        return answerer, answerer.within_agreement(*([] if agreement is None else [agreement]))
+        return answerer, answerer.within_agreement(agreement)
     if budget is not None:
         schedule = answerer.within_budget(budget).schedule
     if schedule is None:

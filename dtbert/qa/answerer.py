@@ -367,29 +367,21 @@ class QuestionAnswerer(Reader):
         """
         return within_budget(self.front, budget)
 
-    def within_agreement(self, agreement: float = DEFAULT_AGREEMENT) -> Cascade:
-        """How ``budget="auto"`` answers: the cascade of the least work that keeps a promise.
+    def within_agreement(self, agreement: float | None = None) -> Cascade:
+        """How ``budget="auto"`` answers: `dtbert.qa.CalibratedCascade.within`, for 0.98 by default.
 
-        Of questions like those that it was calibrated on, with a confidence of 95%, at least this part of the answers
-        are the same spans as the full model's; see `dtbert.qa.CalibratedCascade.within`.
-
-        Args:
-            agreement: above 0 and at most 1.
-
-        Returns:
-            Where none keeps the promise for less work, the full model alone, with a warning in the log.
-
-        Raises:
-            TypeError: not a number.
-            ValueError: out of range, or the model has no `cascade.json`.
+        Where that is the full model alone, a warning in the log says so; ValueError also where there is no
+        `cascade.json`.
         """
-        return within_agreement(self.cascade, agreement)
+        return within_agreement(self.cascade, DEFAULT_AGREEMENT if agreement is None else agreement)
 
     def _request(self, k: int, **asking: Unpack[Asking]) -> Request:
-        schedule, budget, cascade = asking.get("schedule"), asking.get("budget"), None
+        schedule, budget, agreement = asking.get("schedule"), asking.get("budget"), asking.get("agreement")
+        cascade = None
         if budget == AUTO:
-            agreement = asking.get("agreement")
-            cascade = self.within_agreement(DEFAULT_AGREEMENT if agreement is None else agreement)
+            cascade = self.within_agreement(agreement)
+        elif agreement is not None:
+            raise ValueError(f"agreement is what budget={AUTO!r} promises: give it with that")
         elif budget is not None and schedule is None:
             schedule = self.within_budget(budget).schedule
         return request_of(k, self.resolve(schedule), asking, self.threshold, cascade)

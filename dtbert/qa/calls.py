@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from dtbert.model import Policy
-from dtbert.qa.cascade import AUTO, Cascade
+from dtbert.qa.cascade import Cascade
 from dtbert.qa.thresholds import check_threshold
 
 Texts = str | Sequence[str] | None
@@ -97,8 +97,6 @@ def request_of(
     check_names(asking, Asking.__annotations__)
     if asking.get("budget") is not None and asking.get("schedule") is not None:
         raise ValueError("schedule and budget exclude each other: a budget chooses a schedule; give one of them")
-    if asking.get("agreement") is not None and asking.get("budget") != AUTO:
-        raise ValueError("agreement is what budget='auto' promises: give it with that")
     no_answer, overlap, given = asking.get("no_answer", False), asking.get("overlap", False), asking.get("threshold")
     for name, value in (("no_answer", no_answer), ("overlap", overlap)):
         if not isinstance(value, bool):
