@@ -12,17 +12,12 @@ from dtbert.weights import resolve_source
 from tests.evaluation.test_measure import CONTEXTS
 from tests.qa.conftest import make_model
 
+GOLD = (GoldAnswer("Ada", 0),)
 QUESTIONS = [
-    SquadQuestion(
-        f"q{row}",
-        "t",
-        f"who wrote it {'and where ' * (row % 7)}?",
-        CONTEXTS[row % 3],
-        (GoldAnswer(CONTEXTS[row % 3][:3], 0),),
-    )
+    SquadQuestion(f"q{row}", "t", f"who wrote it {'and where ' * (row % 7)}?", CONTEXTS[row % 3], GOLD)
     for row in range(15)
 ]
-TOO_LONG = SquadQuestion("long", "t", "who " * 200, CONTEXTS[0], (GoldAnswer("Ada", 0),))
+TOO_LONG = SquadQuestion("long", "t", "who " * 200, CONTEXTS[0], GOLD)
 SCHEDULE = LengthSchedule.ratios([0.95, 0.9], scorer="answer")
 POLICY = TopP([1, 0.97], scorer="answer", floor=(0, 0.1))
 
