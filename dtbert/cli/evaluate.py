@@ -97,7 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
     questions = evenly_spaced(read_squad(arguments.file), arguments.limit)
     if arguments.calibrate_cascade:
         return calibrate(arguments, questions)
-    arguments.no_answer = no_answer = arguments.no_answer or any(one.is_impossible for one in questions)
+    some_impossible = any(one.is_impossible for one in questions)
+    if some_impossible and arguments.budget == "auto":
+        raise ValueError(
+            f"{arguments.file} has questions without an answer: --budget auto promises spans, give a number"
+        )
+    no_answer = arguments.no_answer or some_impossible
     check_threshold_is_used(arguments, no_answer)
     if arguments.choose_threshold:
         _check_choice(arguments, questions)

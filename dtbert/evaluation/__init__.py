@@ -21,7 +21,7 @@ from dtbert.evaluation.metric import (
     normalize_answer,
     score_prediction,
 )
-from dtbert.evaluation.reader import GoldAnswer, SquadQuestion, ids_sha256, read_squad
+from dtbert.evaluation.reader import GoldAnswer, SquadQuestion, read_squad
 
 __all__ = [
     "BestThreshold",
@@ -40,7 +40,6 @@ __all__ = [
     "evenly_spaced",
     "exact_match",
     "f1",
-    "ids_sha256",
     "measure",
     "normalize_answer",
     "read_squad",

@@ -34,7 +34,9 @@ def calibrate(
     on_answers(len(full.answers))
     macs = np.array([one.executed for one in work], np.float64)
     stages = []
-    for schedule in map(prepared.answerer.resolve, schedules):
+    for given in schedules:
+        schedule = prepared.answerer.resolve(given)
+        assert schedule is not None
         first, work = answered(prepared.answerer, prepared.prepared, schedule)
         on_answers(len(first.answers))
         certainties = np.array([_rounded_up(one) for one in first.certainties])

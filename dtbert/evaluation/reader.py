@@ -3,13 +3,12 @@
 import gzip
 import io
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from dtbert.files import GZIP_MAGIC, Json, naming, text_sha256
+from dtbert.files import GZIP_MAGIC, Json, naming
 
 # A small file may unpack to more than any memory holds; SQuAD takes 30 million bytes.
 _PIECE, _MOST_BYTES = 2**20, 2**31
@@ -67,11 +66,6 @@ def read_squad(path: str | PathLike[str]) -> list[SquadQuestion]:
         if not questions:
             raise ValueError("holds no questions")
     return questions
-
-
-def ids_sha256(questions: Sequence[SquadQuestion]) -> str:
-    """The SHA-256 of the sorted ids, one a line."""
-    return text_sha256("\n".join(sorted(question.id for question in questions)))
 
 
 def _load(raw: bytes) -> Json:

@@ -144,7 +144,8 @@ class QuestionAnswerer(Reader):
         model = load_model(path, device=device, dtype=dtype, graphs=graphs)
         tokenizer = load_tokenizer(model_folder(path))
         layers = model.config.num_hidden_layers
-        front, cascade = (of(path, layers) if with_schedules else None for of in (schedules_of, cascade_of))
+        front = schedules_of(path, layers) if with_schedules else None
+        cascade = cascade_of(path, layers) if with_schedules else None
         if reading.get("threshold") is None:
             reading["threshold"] = threshold_of(path)
         return cls(model, tokenizer, front=front, cascade=cascade, **reading)
@@ -323,16 +324,17 @@ class QuestionAnswerer(Reader):
             certainties[row] = one.certainty
         again = [row for row in readable if cascade.is_unsure(certainties[row])]
         best |= zip(again, self._answer([readable[row] for row in again], Request()), strict=True)
-        answers = [best[row].answers()[0] if row in best else one for row, one in enumerate(prepared.examples)]
+        examples = enumerate(prepared.examples)
+        answers = [best[row].answers()[0] if isinstance(one, Example) else one for row, one in examples]
         return Cascaded(answers, certainties, again)
 
     def trace(
         self, question: str, context: str, *, schedule: Policy | None = None, budget: float | None = None
     ) -> Trace:
         """Which tokens each layer drops, and what becomes of the answer; else as calling the answerer."""
-        if budget == AUTO:
-            raise ValueError("a trace is of one schedule, and budget='auto' may take two: give a number")
         request = self._request(1, schedule=schedule, budget=budget)
+        if request.cascade is not None:
+            raise ValueError("a trace is of one schedule, and budget='auto' may take two: give a number")
         example = self._example(question, context)
         return trace_example(self, example, (self._cls, self._sep), request.schedule, budget)
 
@@ -376,8 +378,8 @@ class QuestionAnswerer(Reader):
         return within_agreement(self.cascade, DEFAULT_AGREEMENT if agreement is None else agreement)
 
     def _request(self, k: int, **asking: Unpack[Asking]) -> Request:
-        schedule, budget, agreement = asking.get("schedule"), asking.get("budget"), asking.get("agreement")
-        cascade = None
+        schedule, agreement, cascade = asking.get("schedule"), asking.get("agreement"), None
+        budget: Any = asking.get("budget")
         if budget == AUTO:
             cascade = self.within_agreement(agreement)
         elif agreement is not None:

@@ -8,7 +8,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from dtbert.search import plot
-from dtbert.search.evaluation import QuestionEvaluator, in_search_order
+from dtbert.search.evaluation import QuestionEvaluator, ids_sha256, in_search_order
 from dtbert.search.front import bootstrap_intervals, front_of
 from dtbert.search.records import Record, is_beaten, pareto, records_of
 from dtbert.search.space import (
@@ -39,6 +39,7 @@ __all__ = [
     "bootstrap_intervals",
     "constant_ratio",
     "front_of",
+    "ids_sha256",
     "in_search_order",
     "is_beaten",
     "naming_storage",

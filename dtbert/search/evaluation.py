@@ -125,3 +125,8 @@ def in_search_order(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
         for rank, question in enumerate(article)
     ]
     return [question for _, _, question in sorted(placed, key=lambda item: item[:2])]
+
+
+def ids_sha256(questions: Sequence[SquadQuestion]) -> str:
+    """The SHA-256 of the sorted ids, one a line."""
+    return text_sha256("\n".join(sorted(question.id for question in questions)))

@@ -156,6 +156,8 @@ def test_chosen_threshold_is_the_models_from_then_on(
         (questions_file, ("--model", folder), "needs questions with and without an answer"),
     ):
         assert message in run("evaluate", file, "--choose-threshold", *more).err
+    auto = run("evaluate", second_file, "--model", folder, "--budget", "auto")
+    assert "has questions without an answer: --budget auto promises spans" in auto.err
     assert "give --no-answer with it" in run("evaluate", questions_file, "--model", folder, "--threshold", 1).err
 
 
@@ -186,6 +188,7 @@ def test_calibrated_cascade_answers_from_then_on(run: Run, with_schedules: Path,
     assert (status, err) == (0, f"dtbert: {file}: of 1 schedules and 24 questions\n")
     assert out.startswith("agreement    work   first answers\n      0.9   1.000   everything\n")
     found = read_cascade(file)
+    file.write_text("{")
     assert (found.num_questions, found.questions_file, found.dtype) == (24, "squad.json", "float32")
     assert json.loads(run(*evaluate, "--calibrate-cascade", "--json").out)["cascades"][0]["work"] == 1
     report = json.loads(run(*auto, "--json").out)
