@@ -9,9 +9,11 @@ Every engine's logits are compared with those of transformers in float32 before 
 its settings, and at true lengths one window at a time against eight padded to the longest (dtbert: its budgets of
 tokens); its fastest is kept. Then rounds: in each, every provider in turn waits until the others' threads sleep, makes
 an untimed call, then timed ones. Figures are medians over all rounds; windows are dealt out to the rounds, and each
-time is scaled to all of them. Inputs are made before anything is timed.
+time is scaled to all of them. Inputs are made before anything is timed. In int8 transformers sdpa, which has none,
+computes in float32, and is the base all the same. With ``--squad``, questions go in and answers come out, too: dtbert
+at its budgets, and the same tokens and spans around its peers.
 
-The JSON holds ``date``, ``commit``, ``device``, ``versions``, ``arguments`` and four lists:
+The JSON holds ``date``, ``commit``, ``device``, ``versions``, ``arguments`` and five lists:
 
     comparisons  one per model, dtype and workload: ``windows``, ``tokens``, ``results``, ``not_timed`` (reasons).
                  A result: ``provider``, ``setting``, ``batching``, ``computes_in`` (the dtype of the products: on a CPU
@@ -22,6 +24,9 @@ The JSON holds ``date``, ``commit``, ``device``, ``versions``, ``arguments`` and
                  ``macs_saved`` (executed), ``ms``, ``quartiles_ms``, ``samples``, ``ms_without``.
     scoring      one layer that scores and keeps all tokens but one against the same that keeps all: ``ratio``, ``ms``,
                  ``quartiles_ms``, ``samples``, ``ms_without``.
+    end_to_end   one per dtype, of the shipped model: ``questions``, ``results``, ``not_timed``. A result: ``provider``,
+                 ``setting``, ``budget`` (null: all tokens), ``questions_per_second``, ``same_answers`` (part of them
+                 that are those of transformers in float32), ``ms`` for all, ``quartiles_ms``, ``samples``.
     aims         ``work``, ``aim``, ``measured``, ``met``.
 """
 
@@ -43,12 +48,14 @@ from bench.checkpoints import random_checkpoint, shipped_checkpoint
 from bench.provenance import commit, cpu_fields, cpu_name, version
 from bench.windows import EQUAL_LENGTHS, SQUAD, random_windows, squad_windows
 from cpu_bench.comparison import DTYPES, Comparison, Effort, laggards
+from cpu_bench.end_to_end import end_to_end
 from cpu_bench.peers import Engine, bf16_is_emulated, engines
 from cpu_bench.picture import plot
 from cpu_bench.report import aims, table
 from cpu_bench.savings import dropping, scoring
 
 Wanted = Callable[[str], bool]
+LISTS = ("comparisons", "dropping", "scoring", "end_to_end", "aims")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -69,7 +76,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     wanted: Wanted = functools.partial(_matches, re.compile(options.only))
     effort = Effort(options.rounds, options.seconds, tuple(options.batch_tokens))
     results = describe(options)
-    lists = {name: results.setdefault(name, []) for name in ("comparisons", "dropping", "scoring", "aims")}
+    lists = {
+        name: results.setdefault(name, []) for name in ("comparisons", "dropping", "scoring", "end_to_end", "aims")
+    }
     works = {name: random_windows([length] * size) for name, (size, length) in EQUAL_LENGTHS.items()}
     works[SQUAD] = squad_windows(options.squad, options.windows)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,6 +93,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
                 if not bf16_is_emulated(DTYPES[dtype]):
                     lists["dropping"] += dropping(checkpoint, dtype, effort, wanted)
                     lists["scoring"] += scoring(checkpoint, dtype, effort, wanted)
+                    save(results, options.output)
+        if options.squad is not None:
+            for row in end_to_end(checkpoints[1], options.squad, options.questions, options.threads, effort, wanted):
+                lists["end_to_end"].append(row)
+                save(results, options.output)
     if not any(lists.values()):
         sys.exit(f"--only {options.only!r} matches nothing, such as '6x768 fp32 8x384 OpenVINO'")
     return results
@@ -121,8 +135,8 @@ def save(results: dict[str, Any], path: Path) -> None:
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:
     """What the figures belong to: date, commit, device, versions and arguments."""
-    names = ("dtbert", "torch", "transformers", "onnxruntime", "openvino", "onnx", "numpy")
-    kept = ("threads", "rounds", "seconds", "only", "windows", "batch_tokens")
+    names = ("dtbert", "torch", "transformers", "onnxruntime", "openvino", "nncf", "onnx", "numpy")
+    kept = ("threads", "rounds", "seconds", "only", "windows", "questions", "batch_tokens")
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -157,10 +171,14 @@ def arguments() -> argparse.Namespace:
         "--seconds", type=float, default=12, help="of rounds of one workload at equal lengths, about (%(default)s)"
     )
     parser.add_argument(
-        "--only", default="", metavar="REGEX", help="part of '6x768 fp32 8x384 OpenVINO', 'scoring 6x768 fp32 ...'"
+        "--only",
+        default="",
+        metavar="REGEX",
+        help="part of '6x768 fp32 8x384 OpenVINO', 'scoring 6x768 ...', 'end to end 6x384 ...'",
     )
     parser.add_argument("--squad", type=Path, metavar="FILE", help="SQuAD's development set; else its lengths alone")
     parser.add_argument("--windows", type=int, default=256, help="of SQuAD (%(default)s)")
+    parser.add_argument("--questions", type=int, default=512, help="of SQuAD, in end to end (%(default)s)")
     parser.add_argument(
         "--batch-tokens",
         type=int,
@@ -169,7 +187,7 @@ def arguments() -> argparse.Namespace:
         help="that dtbert tries at true lengths (%(default)s)",
     )
     options = parser.parse_args()
-    counts = {name: getattr(options, name) for name in ("threads", "rounds", "windows")}
+    counts = {name: getattr(options, name) for name in ("threads", "rounds", "windows", "questions")}
     for name, count in (*counts.items(), *(("batch-tokens", tokens) for tokens in options.batch_tokens)):
         if count < 1:
             parser.error(f"--{name} must be at least 1, not {count}")

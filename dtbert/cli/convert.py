@@ -3,7 +3,7 @@
 import argparse
 
 from dtbert.cli.options import REVISION_HELP
-from dtbert.cli.output import print_json
+from dtbert.cli.output import print_json, size_text
 
 SUMMARY = "write a checkpoint as safetensors, or in 8 bits"
 DESCRIPTION = """\
@@ -38,9 +38,5 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     print(f"wrote {folder}")
     for name, size in sizes.items():
-        print(f"  {_shown(size):>8}  {name}")
+        print(f"  {size_text(size):>8}  {name}")
     return 0
-
-
-def _shown(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
 
 
+def size_text(size: int) -> str:
+    """A file's size in bytes, as people read it."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
 def check_output(option: str, path: Path, *sources: str | Path | None, model: str | None = None) -> None:
     """Raise OSError if the file cannot be written, or is one that is read: said before the work, not after it.
 

@@ -54,10 +54,10 @@ no more is clearly better. Of schedules that cost the same to 0.5% those that
 are clearly worse are left out.
 
 With --policy threshold a layer keeps the tokens whose share of the significance
-is at least its threshold, with top-p the fewest that have together a part of it:
-the text decides how many. What that takes is counted as it is answered. With
---learn the first thresholds tried are learnt by gradient on the same questions,
-of what the full model answers, and measured as the others are.
+is at least its threshold, with top-p the fewest that together have a part of
+it: the text decides how many. What that takes is counted as it is answered.
+With --learn the first thresholds tried are learnt by gradient on the same
+questions, of what the full model answers, and measured as the others are.
 """
 EXAMPLES = """\
 examples:

@@ -327,10 +327,16 @@ def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
 
 
 def _has_triton() -> bool:
+    if torch.compiler.is_compiling():
+        return _FOUND_TRITON
     try:
         return importlib.util.find_spec("triton") is not None
     except ImportError:  # something forbids it
         return False
+
+
+# Where torch.compile makes a graph, nobody can look.
+_FOUND_TRITON = _has_triton()
 
 
 @functools.cache
@@ -339,8 +345,11 @@ def _warn_without_triton() -> None:
 
 
 def _triton() -> Any:
-    # Imported when first used: its import takes a second, and triton may be missing.
-    return importlib.import_module("dtbert.kernels.triton")
+    # Imported when first used: its import takes a second, and triton may be missing. By a statement, which
+    # torch.compile follows.
+    from dtbert.kernels import triton
+
+    return triton
 
 
 def _cpu() -> Backend:

@@ -8,7 +8,9 @@ What each computes, and the letters in shapes, stand in `dtbert.kernels.Backend`
 are on one device, of one floating dtype and contiguous in their last dimension; sequence b holds the rows
 ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``. Every step runs on the backend that `choose_backend` finds for device, dtype
 and sizes, on the differentiable `reference` where gradients are needed, or on the one that ``backend`` names. Contents
-are checked too, at the cost of waits for the device: a model in a loop calls the backend itself.
+are checked too, at the cost of waits for the device: a model in a loop calls the backend itself, and attention takes
+``check=False``. In a graph of `torch.compile`, which may be whole (``fullgraph=True``), contents are the caller's
+promise.
 
 Every step raises TypeError for a wrong dtype and ValueError for shapes, devices, strides or contents that do not fit,
 for a backend that does not run there, or for gradients that the named one does not give.
@@ -40,6 +42,7 @@ from dtbert.kernels.checks import (
 )
 from dtbert.kernels.packing import Kept, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear, of_tensors
+from dtbert.kernels.rectangle import packed_attention
 from dtbert.kernels.reference import ATTENTION_SCORES, Activation, AttentionScore
 
 
@@ -150,6 +153,7 @@ def attention(
     query_indices: Tensor | None = None,
     cu_seqlens_q: Tensor | None = None,
     backend: BackendName | None = None,
+    check: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention within each sequence and, when asked, the significance of each key, with no matrix in memory on a GPU.
 
@@ -164,13 +168,15 @@ def attention(
             Not together with ``significance``, which needs every query.
         cu_seqlens_q: int32 ``[B + 1]``, where each sequence's queries begin in ``query_indices``.
         backend: the kernels; by device, dtype and sizes if left out.
+        check: look at what offsets and indices hold; False: they are the caller's promise, and nothing waits for the
+            device. A wrong one gives numbers that mean nothing, and a row that there is not may end the process.
 
     Returns:
         Context ``[T, H]`` (``[K, H]`` with ``query_indices``) in the dtype of ``qkv``, and float32 significance
         ``[T]`` or None. Softmax and sums are float32.
     """
     step = "attention"
-    faults = _check_attention(step, qkv, cu_seqlens, max_seqlen, num_heads, significance, token_type_ids)
+    _check_attention(step, qkv, cu_seqlens, num_heads, significance, token_type_ids)
     if (query_indices is None) != (cu_seqlens_q is None):
         raise ValueError(f"{step}: query_indices and cu_seqlens_q belong together: pass both or neither")
     if query_indices is not None and cu_seqlens_q is not None:
@@ -179,19 +185,26 @@ def attention(
         check_rows(step, "query_indices", query_indices, None, qkv)
         check_offsets(step, "cu_seqlens_q", cu_seqlens_q, qkv)
         check_shape(step, "cu_seqlens_q", cu_seqlens_q, len(cu_seqlens), wanted="sequences + 1")
-        faults += [
-            *not_offsets("cu_seqlens_q", cu_seqlens_q, "query_indices", len(query_indices)),
-            *not_ascending("query_indices", query_indices, len(qkv)),
-            in_another_sequence(query_indices, cu_seqlens_q, cu_seqlens),
-        ]
-    refuse(step, *faults)
+    trusted = _is_trusted(check, qkv)
+    if not trusted:
+        faults = _attention_faults(qkv, cu_seqlens, max_seqlen)
+        if query_indices is not None and cu_seqlens_q is not None:
+            faults += [
+                *not_offsets("cu_seqlens_q", cu_seqlens_q, "query_indices", len(query_indices)),
+                *not_ascending("query_indices", query_indices, len(qkv)),
+                in_another_sequence(query_indices, cu_seqlens_q, cu_seqlens),
+            ]
+        refuse(step, *faults)
     chosen = _attention_backend(step, backend, qkv, max_seqlen, num_heads)
-    packing = _packing(cu_seqlens)
+    packing = _packing(cu_seqlens, qkv.shape[0], max_seqlen if trusted else None)
+    if trusted and chosen.name != "triton":
+        return packed_attention(qkv, packing, num_heads, significance, token_type_ids, query_indices)
     if significance is not None and significance not in ("cls", "from_question"):
         return chosen.scored_attention(qkv, packing, num_heads, significance)
     queries = None
     if query_indices is not None and cu_seqlens_q is not None:
-        queries = Kept(query_indices, _packing(cu_seqlens_q))
+        asked = _packing(cu_seqlens_q, query_indices.shape[0], max_seqlen if trusted else None)
+        queries = Kept(query_indices, asked)
     context = chosen.attention(qkv, packing, num_heads, queries)
     if significance is None:
         return context, None
@@ -208,12 +221,24 @@ def attention_significance(
     token_type_ids: Tensor | None = None,
     *,
     backend: BackendName | None = None,
+    check: bool = True,
 ) -> Tensor:
-    """Significance of each token as a key, float32 ``[T]``; ``kind`` is one of `dtbert.kernels.reference.score_of`."""
+    """Significance of each token as a key, float32 ``[T]``; ``kind`` is one of `dtbert.kernels.reference.score_of`.
+
+    ``check`` is `attention`'s.
+    """
     step = "attention_significance"
-    refuse(step, *_check_attention(step, qkv, cu_seqlens, max_seqlen, num_heads, kind, token_type_ids))
+    _check_attention(step, qkv, cu_seqlens, num_heads, kind, token_type_ids)
+    trusted = _is_trusted(check, qkv)
+    if not trusted:
+        refuse(step, *_attention_faults(qkv, cu_seqlens, max_seqlen))
     chosen = _attention_backend(step, backend, qkv, max_seqlen, num_heads)
-    return chosen.significance(qkv, _packing(cu_seqlens), num_heads, kind, token_type_ids)
+    packing = _packing(cu_seqlens, qkv.shape[0], max_seqlen if trusted else None)
+    if trusted and chosen.name != "triton":
+        significance = packed_attention(qkv, packing, num_heads, kind, token_type_ids)[1]
+        assert significance is not None
+        return significance
+    return chosen.significance(qkv, packing, num_heads, kind, token_type_ids)
 
 
 @of_right_kinds
@@ -282,7 +307,8 @@ def restore(states: Tensor, keep_indices: Tensor, kept_states: Tensor, *, backen
 def _backend(step: str, name: BackendName | None, *tensors: Tensor | None, **sizes: int) -> Backend:
     present = [tensor for tensor in tensors if tensor is not None]
     needs_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in present)
-    if name is None and needs_gradients:
+    if name is None and (needs_gradients or (torch.compiler.is_compiling() and present[0].is_cpu)):
+        # No graph can be made of what the backends of a CPU do.
         name = "reference"
     chosen = get_backend(present[0].device, name, Sizes(present[0].dtype, **sizes))
     if needs_gradients and not chosen.differentiable:
@@ -306,19 +332,26 @@ def _attention_backend(step: str, name: BackendName | None, qkv: Tensor, max_seq
     )
 
 
-def _packing(cu_seqlens: Tensor) -> Packing:
-    return Packing(cu_seqlens.diff().tolist(), cu_seqlens)
+def _is_trusted(check: bool, tensor: Tensor) -> bool:
+    """Whether contents are the caller's promise; on a CPU nothing waits for a look at them, but a graph has none."""
+    return torch.compiler.is_compiling() or not (check or tensor.is_cpu)
+
+
+def _packing(cu_seqlens: Tensor, num_tokens: int = 0, trusted_max_seqlen: int | None = None) -> Packing:
+    """The packing, its lengths read from the device; where a longest one is trusted, nothing is read."""
+    if trusted_max_seqlen is None:
+        return Packing(cu_seqlens.diff().tolist(), cu_seqlens)
+    return Packing.on_device(cu_seqlens, num_tokens, trusted_max_seqlen)
 
 
 def _check_attention(
     step: str,
     qkv: Tensor,
     cu_seqlens: Tensor,
-    max_seqlen: int,
     num_heads: int,
     kind: AttentionScore | None,
     token_type_ids: Tensor | None,
-) -> list[Fault]:
+) -> None:
     check_matching(step, qkv=qkv)
     check_shape(step, "qkv", qkv, None, None, wanted="tokens, 3 * hidden size")
     if num_heads < 1 or qkv.shape[1] == 0 or qkv.shape[1] % (3 * num_heads):
@@ -331,6 +364,9 @@ def _check_attention(
     if kind == "from_question" and token_type_ids is None:
         raise ValueError(f"{step}: the score 'from_question' needs token_type_ids: pass the segment id of every token")
     if token_type_ids is not None:
-        check_shape(step, "token_type_ids", token_type_ids, len(qkv), wanted="tokens")
+        check_shape(step, "token_type_ids", token_type_ids, qkv.shape[0], wanted="tokens")
         check_integers(step, qkv, torch.int64, token_type_ids=token_type_ids)
+
+
+def _attention_faults(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> list[Fault]:
     return [*not_offsets("cu_seqlens", cu_seqlens, "qkv", len(qkv)), longer_than(cu_seqlens, max_seqlen)]

@@ -23,6 +23,8 @@ def of_right_kinds(step: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(step)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():
+            return step(*args, **kwargs)
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in kinds and (not isinstance(value, kinds[name]) or isinstance(value, bool)):
                 wanted = {Tensor: "a tensor", Tensor | None: "a tensor or None", int: "a whole number"}

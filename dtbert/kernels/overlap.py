@@ -20,7 +20,7 @@ def question_overlap(ids: TokenIds, packing: Packing) -> Tensor:
     input_ids, token_type_ids, positions = ids
     in_question = token_type_ids == 0
     # Rows that lie in no sequence stand behind all that do, as if they were one more.
-    rows = torch.arange(len(positions), dtype=torch.int32, device=positions.device)
+    rows = torch.arange(positions.shape[0], dtype=torch.int32, device=positions.device)
     sequence = torch.searchsorted(packing.cu_seqlens[1:], rows, right=True)
     words = sequence * _APART + input_ids
     neighbours = in_question[1:] & in_question[:-1] & (sequence[1:] == sequence[:-1])
@@ -31,7 +31,7 @@ def question_overlap(ids: TokenIds, packing: Packing) -> Tensor:
     # A place at distance x counts (reach - |x|) / reach: two sums, of the shares and of the shares times their places.
     total, moment = _sums(share), _sums(share * positions)
     places = sequence * _APART + positions  # ascending, each sequence out of the others' reach
-    here = torch.arange(1, len(positions) + 1, device=positions.device)
+    here = torch.arange(1, positions.shape[0] + 1, device=positions.device)
     left = torch.searchsorted(places, places - OVERLAP_REACH, right=True)
     right = torch.searchsorted(places, places + OVERLAP_REACH)
     before = (OVERLAP_REACH - positions) * (total[here] - total[left]) + moment[here] - moment[left]

@@ -40,6 +40,13 @@ class Packing:
         sums = to_device(torch.tensor([[0, *accumulate(row)] for row in lengths], dtype=torch.int32), device)
         return [cls(row, cu_seqlens) for row, cu_seqlens in zip(lengths, sums.unbind(), strict=True)]
 
+    @classmethod
+    def on_device(cls, cu_seqlens: Tensor, num_tokens: int, max_seqlen: int) -> "Packing":
+        """Sequences whose lengths no host knows: ``seqlens`` are empty, ``max_seqlen`` is theirs, or more."""
+        packing = cls((), cu_seqlens)
+        packing.num_tokens, packing.max_seqlen = num_tokens, max_seqlen
+        return packing
+
     @property
     def slices(self) -> list[slice]:
         """The rows of each sequence."""

@@ -53,11 +53,11 @@ def score_of(score: AttentionScore, probabilities: Tensor, value: Tensor, segmen
         ``[n]``.
     """
     if score == "received" or probabilities.shape[-2] == 0:
-        return probabilities.flatten(-3, -2).sum(-2)
+        return probabilities.sum((-3, -2))
     if score == "received_off_diagonal":
-        return probabilities.flatten(-3, -2).sum(-2) - probabilities.diagonal(dim1=-2, dim2=-1).sum(-2)
+        return probabilities.sum((-3, -2)) - probabilities.diagonal(dim1=-2, dim2=-1).sum(-2)
     if score == "received_max":
-        return probabilities.flatten(-3, -2).amax(-2)
+        return probabilities.amax((-3, -2))
     if score == "cls":
         return probabilities[..., 0, :].sum(-2)
     if score == "value_norm":
@@ -67,5 +67,5 @@ def score_of(score: AttentionScore, probabilities: Tensor, value: Tensor, segmen
 
 
 def highest(significance: Tensor, count: int) -> Tensor:
-    """Places of the ``count`` highest of ``[n]``, ties to the lower place, in ascending order."""
-    return significance.sort(descending=True, stable=True).indices[:count].sort().values
+    """Places of the ``count`` highest of ``[..., n]``, ties to the lower place, in ascending order."""
+    return significance.sort(descending=True, stable=True).indices[..., :count].sort().values

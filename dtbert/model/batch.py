@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,24 +85,21 @@ def _ranges(rows: Tensor) -> tuple[list[int], list[int]]:
     return lowest, highest
 
 
-def pack_padded(
+class PaddedInputs(NamedTuple):
+    """What a model is called with, as `pack_padded` takes it."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+
+
+def padded_ids(
     input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-) -> tuple[PackedBatch, Tensor | None]:
-    """Pack a padded batch.
-
-    Args:
-        input_ids: integers ``[B, S]``.
-        attention_mask: ``[B, S]``, 1 (or True) at real tokens and 0 at padding, wherever it lies; all real by default.
-        token_type_ids: integers ``[B, S]``, 0 by default.
-
-    Returns:
-        The packed batch, in which a token's position is its column, and ``rows``, int64 ``[T]``: where each packed
-        token stands in the flattened batch, or None where nothing is padding (`unpack` takes it).
+) -> tuple[TokenIds, Tensor | None]:
+    """A padded batch's ids, int64 ``[B, S]`` each, and its mask, bool ``[B, S]``: `pack_padded` without a look inside.
 
     Raises:
-        ValueError: wrong number of dimensions, shapes or devices that differ, mask values other than 0 and 1, or a row
-            of padding alone.
-        TypeError: not a tensor of integers.
+        ValueError, TypeError: as `pack_padded`, but for what the tensors hold.
     """
     for name, tensor in (
         ("input_ids", input_ids),
@@ -121,12 +119,35 @@ def pack_padded(
                 f"{name} has shape {list(tensor.shape)} on {tensor.device}, "
                 f"input_ids {list(input_ids.shape)} on {input_ids.device}: they must match"
             )
-    batch_size, length = input_ids.shape
-    device = input_ids.device
-    seqlens = [length] * batch_size
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+    segments = torch.zeros_like(positions) if token_type_ids is None else token_type_ids
+    mask = None if attention_mask is None else attention_mask.bool()
+    return TokenIds(input_ids.long(), segments.long(), positions), mask
+
+
+def pack_padded(
+    input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+) -> tuple[PackedBatch, Tensor | None]:
+    """Pack a padded batch.
+
+    Args:
+        input_ids: integers ``[B, S]``.
+        attention_mask: ``[B, S]``, 1 (or True) at real tokens and 0 at padding, wherever it lies; all real by default.
+        token_type_ids: integers ``[B, S]``, 0 by default.
+
+    Returns:
+        The packed batch, in which a token's position is its column, and ``rows``, int64 ``[T]``: where each packed
+        token stands in the flattened batch, or None where nothing is padding (`unpack` takes it).
+
+    Raises:
+        ValueError: wrong number of dimensions, shapes or devices that differ, mask values other than 0 and 1, or a row
+            of padding alone.
+        TypeError: not a tensor of integers.
+    """
+    padded, mask = padded_ids(input_ids, attention_mask, token_type_ids)
+    seqlens = [input_ids.shape[1]] * len(input_ids)
     rows = None
-    if attention_mask is not None:
-        mask = attention_mask.bool()
+    if attention_mask is not None and mask is not None:
         if not torch.equal(mask.to(attention_mask.dtype), attention_mask):
             raise ValueError("attention_mask must hold 1 at real tokens and 0 at padding, and nothing else")
         seqlens = mask.sum(1).tolist()
@@ -136,15 +157,12 @@ def pack_padded(
             )
         if sum(seqlens) < mask.numel():
             rows = mask.flatten().nonzero().squeeze(1)
-    positions = torch.arange(length, device=device).expand(batch_size, length)
-    segments = torch.zeros_like(positions) if token_type_ids is None else token_type_ids
-    ids = torch.stack([input_ids.long(), segments.long(), positions]).flatten(1)
+    ids = torch.stack(padded).flatten(1)
     if rows is not None:
         ids = ids.index_select(1, rows)
-    (packing,) = Packing.stack([seqlens], device)
+    (packing,) = Packing.stack([seqlens], input_ids.device)
     own, segments, positions = ids.unbind()
-    ranges = None if torch.compiler.is_exporting() else _ranges(ids)
-    return PackedBatch(own, segments, positions, packing, ranges), rows
+    return PackedBatch(own, segments, positions, packing, _ranges(ids)), rows
 
 
 def unpack(values: Tensor, rows: Tensor | None, shape: torch.Size, fill: float) -> Tensor:

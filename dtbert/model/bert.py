@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from dtbert.kernels import Backend, BackendName, Packing, Sizes, get_backend
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
-from dtbert.model.batch import PackedBatch, pack_padded, unpack
+from dtbert.model.batch import PackedBatch, PaddedInputs, pack_padded, unpack
 from dtbert.model.config import BertConfig
 from dtbert.model.encoder import Encoder
 from dtbert.model.forks import survive_forks
 from dtbert.model.graphs import LARGE, SMALL, CudaRecorder, Graphs
 from dtbert.model.kept import LayerKept, layers_kept
+from dtbert.model.padded import PaddedEncoding, encode_padded
 from dtbert.model.policy import Policy
 from dtbert.model.scorers import SpanHead
 
@@ -156,19 +157,21 @@ class Bert(nn.Module):
     def _pack(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> tuple[PackedBatch, Tensor | None]:
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-        if attention_mask is not None and (tracing or torch.compiler.is_exporting()):
+        if attention_mask is not None and torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             raise ValueError(
-                "torch.jit.trace and torch.export would keep the lengths of this attention_mask for every other: call "
-                "the model itself, leave the mask out for texts of one length, or export forward_packed"
+                "torch.jit.trace would keep the lengths of this attention_mask for every other: use torch.export, call "
+                "the model itself, or leave the mask out for texts of one length"
             )
         batch, rows = pack_padded(input_ids, attention_mask, token_type_ids)
         if input_ids.device != self.device:
             raise ValueError(f"input_ids are on {input_ids.device}, the model on {self.device}: move one of them")
-        # A traced graph has no values to look at: there, ids are the caller's promise.
-        if not torch.compiler.is_exporting():
-            batch.check(self.config)
+        batch.check(self.config)
         return batch, rows
+
+    def _encode_exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> PaddedEncoding:
+        """The encoder as `torch.export` takes it, which the backend refuses for weights in a layout of its own."""
+        _ = self.backend
+        return encode_padded(self.encoder, padded, self._resolved(schedule), **asked)
 
 
 class EncoderOutput(NamedTuple):
@@ -220,9 +223,11 @@ class BertEncoder(Bert):
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
+        asked = {"keep_hidden_states": output_hidden_states, "output_kept": output_kept}
+        if torch.compiler.is_exporting():
+            return self._exported(PaddedInputs(input_ids, attention_mask, token_type_ids), schedule, **asked)
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         backend, schedule = self.backend, self._resolved(schedule)
-        asked = {"keep_hidden_states": output_hidden_states, "output_kept": output_kept}
         encoding = self.encoder(batch, schedule, backend=backend, **asked)
         pooled = None
         if self.pooler is not None:
@@ -235,6 +240,11 @@ class BertEncoder(Bert):
         kept_by = [one.unpack(rows, input_ids.shape) for one in layers_kept(encoding)] if output_kept else []
         last = unpack(encoding.states, rows, input_ids.shape, 0.0)
         return EncoderOutput(last, pooled, tuple(hidden_states), tuple(kept_by))
+
+    def _exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> EncoderOutput:
+        encoding = self._encode_exported(padded, schedule, **asked)
+        pooled = None if self.pooler is None else torch.tanh(Backend().linear(encoding.firsts, self.pooler))
+        return EncoderOutput(encoding.states, pooled, encoding.hidden_states)
 
 
 class SpanLogits(NamedTuple):
@@ -290,6 +300,9 @@ class BertForQuestionAnswering(Bert):
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, or a schedule
                 with another number of layers.
         """
+        if torch.compiler.is_exporting():
+            padded = PaddedInputs(input_ids, attention_mask, token_type_ids)
+            return self._exported(padded, schedule, output_kept=output_kept)
         batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
         shape, fill = input_ids.shape, -float("inf")
         if output_kept:
@@ -336,6 +349,13 @@ class BertForQuestionAnswering(Bert):
             batch.check(self.config)
         logits = self._logits_and_kept if output_kept else self._logits
         return logits(batch, schedule, backend or self.backend)
+
+    def _exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> SpanLogits:
+        span_head = self.span_head(Backend())
+        logits = span_head(self._encode_exported(padded, schedule, span_head=span_head, **asked).states)
+        if padded.attention_mask is not None:
+            logits = logits.masked_fill(~padded.attention_mask.bool()[..., None], -torch.inf)
+        return SpanLogits(*logits.unbind(2))
 
     def _logits(self, batch: PackedBatch, schedule: Policy | None, backend: Backend) -> SpanLogits:
         logits, schedule = None, self._resolved(schedule)

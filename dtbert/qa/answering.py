@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dtbert.model import BertForQuestionAnswering, LayerKept
+from dtbert.model import BertForQuestionAnswering, LayerKept, Policy
 from dtbert.qa.calls import Request
 from dtbert.qa.spans import BestAnswers, WindowSpans
 from dtbert.qa.windows import Example, Part, batches, pack, span_places
@@ -32,15 +32,7 @@ def best_answers(
     """
     best = [BestAnswers(one, request.k, max_answer_tokens, request.overlap) for one in examples]
     for parts in batches(examples, batch_tokens):
-        batch = pack(examples, parts, *special, model.device)
-        places = span_places(examples, parts, model.device)
-        with torch.inference_mode():
-            if watch is None:
-                start, end = model.forward_packed(batch, request.schedule)
-            else:
-                start, end, kept = model.forward_packed(batch, request.schedule, output_kept=True)
-                watch(parts, kept)
-            spans = WindowSpans(start, end, places, max_answer_tokens)
+        spans = spans_of(model, examples, parts, request.schedule, special, max_answer_tokens, watch)
         for window, part in enumerate(parts):
             best[part.row].add(spans, window, part)
     # A word may be longer than the longest answer, or than a window.
@@ -52,3 +44,24 @@ def best_answers(
         for row, one in zip(wordless, again, strict=True):
             best[row] = one
     return best
+
+
+def spans_of(
+    model: BertForQuestionAnswering,
+    examples: Sequence[Example],
+    parts: Sequence[Part],
+    schedule: Policy | None,
+    special: tuple[int, int],
+    max_answer_tokens: int,
+    watch: Watch | None = None,
+) -> WindowSpans:
+    """The spans of some windows of the examples, which go through the model together; arguments as `best_answers`."""
+    batch = pack(examples, parts, *special, model.device)
+    places = span_places(examples, parts, model.device)
+    with torch.inference_mode():
+        if watch is None:
+            start, end = model.forward_packed(batch, schedule)
+        else:
+            start, end, kept = model.forward_packed(batch, schedule, output_kept=True)
+            watch(parts, kept)
+        return WindowSpans(start, end, places, max_answer_tokens)

@@ -89,14 +89,14 @@ class WindowSpans:
         best, at = self._margins.flatten(1).max(1)
         base = best.masked_fill(best == -math.inf, 0)
         weights = (self._margins - base[:, None, None]).exp_()
-        log_totals = base + weights.sum((1, 2)).log()
+        log_totals = base + _log_sum(weights)
         # The rows from which spans reach the best one: at most so many before its first token, and its own.
         first, last = (at // width)[:, None], (at // width + at % width)[:, None]
         near = torch.arange(min(2 * width - 1, length), device=column.device)
         near = (first - width + 1).clamp_(min=0, max=length - len(near)) + near
         shares = (near <= last)[:, :, None] & (near[:, :, None] + column[:width] >= first[:, :, None])
         weights = weights[torch.arange(len(near), device=column.device)[:, None], near].mul_(shares)
-        log_mass = base + weights.sum((1, 2)).log()
+        log_mass = base + _log_sum(weights)
         # All in one wait for the device; a place is exact in float32.
         checked = log_totals.nan_to_num(math.nan, math.inf, 0) + 0 * nothing
         found = torch.stack([best, at.float(), log_mass, log_totals, checked]).tolist()
@@ -260,6 +260,12 @@ class BestAnswers:
         start, end = self._context.characters(first, last)
         begin = int(np.searchsorted(self._context.offsets[:, 1], start, side="right"))
         return min(begin, first), max(int(np.searchsorted(self._context.offsets[:, 0], end, side="left")), last + 1)
+
+
+def _log_sum(weights: Tensor) -> Tensor:
+    # Of each window [W, ...], weights from 0 to 1. In whole 2**-36ths sums are exact, so that neither their order nor
+    # the zeros of longer windows beside one change a bit of them.
+    return (weights * 2.0**36).long().sum((1, 2)).double().mul_(2.0**-36).log_().float()
 
 
 def _log_sum_exp(values: NDArray[np.float32]) -> float:

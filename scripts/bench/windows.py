@@ -52,6 +52,15 @@ class Batch:
         packed = PackedBatch.from_lists(work, by_window, device)
         return cls(ids.to(device), real.long().to(device), segments.to(device), lengths, packed)
 
+    @classmethod
+    def of_packed(cls, packed: PackedBatch) -> "Batch":
+        """The padded form of a packed batch, on the CPU."""
+        lengths = packed.packing.seqlens
+        real = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        ids, segments = torch.zeros(2, *real.shape, dtype=torch.int64).unbind()
+        ids[real], segments[real] = packed.input_ids, packed.token_type_ids
+        return cls(ids, real.long(), segments, tuple(lengths), packed)
+
     @property
     def padded(self) -> bool:
         return len(set(self.lengths)) > 1

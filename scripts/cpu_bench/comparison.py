@@ -14,9 +14,9 @@ from tqdm import tqdm
 from cpu_bench.peers import BASE, Engine, NotTimed
 from cpu_bench.timing import Contender, measure, rounds_within, trial
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 # How far from transformers in float32 the logits may be, as a part of the largest of them.
-TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2}
+TOLERANCES = {"fp32": 1e-4, "bf16": 5e-2, "int8": 0.25}
 _PEER_BATCH_SIZES = (1, 8)
 # Windows of true lengths that settings are checked and tried on.
 _TRIED = 8

@@ -11,6 +11,7 @@ _COLORS = {
     "transformers eager": "#c9ced6",
     SDPA: "#a4acb8",
     "torch.compile": "#7f8998",
+    "torch dynamic": "#7f8998",
     "ONNX Runtime": "#8fb0d3",
     "OpenVINO": "#5a86b8",
     OWN: "#e2571e",
@@ -28,7 +29,7 @@ def plot(results: Results, path: Path) -> None:
         ValueError: the results have nothing to draw.
     """
     # Where bfloat16 is emulated its bars would compare float32 with an emulation.
-    dtypes = ("fp32",) if results["device"]["bf16"] == "emulated" else ("fp32", "bf16")
+    dtypes = ("fp32", "int8") if results["device"]["bf16"] == "emulated" else ("fp32", "bf16", "int8")
     speeds = [row for row in results["comparisons"] if row["dtype"] in dtypes and len(_speeds(row)) > 1]
     drops = [row for row in results["dropping"] if row["dtype"] in dtypes]
     lines = list(dict.fromkeys((row["model"], row["dtype"]) for row in (*speeds, *drops)))

@@ -10,15 +10,21 @@ OWN = "dtbert"
 SDPA = "transformers sdpa"
 SQUAD = "SQuAD windows"
 # An aim against the fastest peer is judged where these were timed.
-_RIVALS = {"fp32": ("ONNX Runtime", "OpenVINO"), "bf16": ("OpenVINO",)}
+_RIVALS = {"fp32": ("ONNX Runtime", "OpenVINO"), "bf16": ("OpenVINO",), "int8": ("ONNX Runtime", "OpenVINO")}
 # Times of the fastest peer over dtbert's, at least: at equal lengths, and on windows of SQuAD's lengths.
-_SPEED_AIMS = {"fp32": (1.0, 1.1), "bf16": (1.1, 1.25)}
+_SPEED_AIMS = {"fp32": (1.0, 1.1), "bf16": (1.1, 1.25), "int8": (1.2, 1.2)}
+# Of int8 over dtbert's own: in bfloat16 where both have a matrix unit, else in float32.
+_INT8_AIMS = {"bf16": 1.25, "fp32": 2.0}
+# Questions a second with tokens and spans: over the fastest peer's, and at budget 0.25 over full length.
+_ANSWERS_AIM, _BUDGET_AIM = 1.2, (0.25, 3.0)
 # Saved time over executed MACs saved, at least.
 _SAVING_AIMS = {
     ("6x768", "fp32", "8x384"): 0.95,
     ("6x384", "fp32", "8x384"): 0.95,
     ("6x768", "bf16", "8x384"): 0.85,
     ("6x384", "bf16", "8x384"): 0.85,
+    ("6x768", "int8", "8x384"): 0.8,
+    ("6x384", "int8", "8x384"): 0.8,
     ("6x768", "fp32", "1x384"): 0.8,
     ("6x768", "bf16", "1x384"): 0.8,
     ("6x384", "bf16", "1x384"): 0.6,
@@ -26,12 +32,12 @@ _SAVING_AIMS = {
 # Time of a layer that scores over that of one that does not, at most.
 _SCORING_AIMS = {("received", "fp32"): 1.15, ("received", "bf16"): 1.3}
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 
 
 def aims(results: Results) -> list[Row]:
     """Each aim that the results can judge: ``work``, ``aim``, ``measured`` and whether it is ``met``."""
-    return [*_speed_aims(results), *_saving_aims(results)]
+    return [*_speed_aims(results), *_int8_aims(results), *_saving_aims(results), *_answers_aims(results)]
 
 
 def _speed_aims(results: Results) -> Iterator[Row]:
@@ -45,6 +51,38 @@ def _speed_aims(results: Results) -> Iterator[Row]:
         fastest = min(ms, key=ms.__getitem__)
         aim = f"at least {least} times as fast as the fastest peer ({fastest})"
         yield _judged(_title(row), aim, ms[fastest] / own, least)
+
+
+def _int8_aims(results: Results) -> Iterator[Row]:
+    other = "bf16" if "amx_int8" in results["device"]["flags"] else "fp32"
+    own = {
+        (row["model"], row["workload"], row["dtype"]): result["ms"]
+        for row in results["comparisons"]
+        for result in row["results"]
+        if result["provider"] == OWN and result["computes_in"] == _DTYPES[row["dtype"]]
+    }
+    for (model, workload, dtype), ms in own.items():
+        if dtype == "int8" and (reference := own.get((model, workload, other))):
+            least = _INT8_AIMS[other]
+            aim = f"at least {least} times as fast as dtbert in {_DTYPES[other]}"
+            yield _judged(f"{model} int8 {workload}", aim, reference / ms, least)
+
+
+def _answers_aims(results: Results) -> Iterator[Row]:
+    for row in results.get("end_to_end", ()):
+        own = {one["budget"]: one["questions_per_second"] for one in row["results"] if one["provider"] == OWN}
+        peers = {one["provider"]: one["questions_per_second"] for one in row["results"] if one["provider"] != OWN}
+        if None not in own:
+            continue
+        work = f"end to end {row['model']} {row['dtype']}"
+        if peers.keys() >= set(_RIVALS[row["dtype"]]):
+            fastest = max(peers, key=peers.__getitem__)
+            aim = f"at least {_ANSWERS_AIM} times as fast as the fastest peer ({fastest})"
+            yield _judged(work, aim, own[None] / peers[fastest], _ANSWERS_AIM)
+        budget, least = _BUDGET_AIM
+        if budget in own:
+            aim = f"budget {budget} at least {least} times as fast as full length"
+            yield _judged(work, aim, own[budget] / own[None], least)
 
 
 def _saving_aims(results: Results) -> Iterator[Row]:
@@ -85,6 +123,15 @@ def table(results: Results) -> str:
         for row in results[section]:
             times = f"{row['ms']:.1f} ms, without {row['ms_without']:.1f} ms"
             lines.append(f"  {row['ratio']:6.3f} {_title(row)}, {row['scorer']}: {times}")
+    for row in results.get("end_to_end", ()):
+        lines += ["", f"end to end {row['model']} {row['dtype']}, {row['questions']} questions"]
+        lines += [f"  {'a second':>8} {'ms':>10} {'quartiles':>21}  same answers"]
+        for result in sorted(row["results"], key=lambda result: float(result["ms"])):
+            quartiles = " - ".join(f"{value:.1f}" for value in result["quartiles_ms"])
+            budget = "" if result["budget"] is None else f", budget {result['budget']}"
+            figures = f"{result['questions_per_second']:8.1f} {result['ms']:10.1f} {quartiles:>21}"
+            lines.append(f"  {figures}  {result['same_answers']:12.3f}  {_engine(result)}{budget}")
+        lines += [f"  {'-':>8} {_engine(entry)}: {entry['reason']}" for entry in row["not_timed"]]
     lines += ["", "aims"] if results["aims"] else []
     for aim in results["aims"]:
         lines.append(f"  {'met' if aim['met'] else 'NOT MET':7} {aim['measured']:6.3f}  {aim['work']}: {aim['aim']}")

@@ -18,7 +18,7 @@ from tests.cli.conftest import Run
 
 # Python's own buffering, whatever the surroundings ask for.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-COMMANDS = ["answer", "evaluate", "trace", "convert", "profile", "train", "search", "build"]
+COMMANDS = ["answer", "evaluate", "trace", "convert", "export", "profile", "train", "search", "serve", "build"]
 MAIN = "import sys; from dtbert.cli import main; sys.exit(main())"
 
 
@@ -46,7 +46,7 @@ def test_version_is_the_packages(run: Run) -> None:
 def test_help_does_not_wait_for_torch() -> None:
     code = (
         f"import sys; from dtbert.cli import main; [main([command, '--help']) for command in {COMMANDS}];"
-        "assert not {'torch', 'numpy', 'tqdm', 'tokenizers', 'matplotlib', 'optuna'} & sys.modules.keys()"
+        "assert not {'torch', 'numpy', 'tqdm', 'tokenizers', 'matplotlib', 'optuna', 'onnx'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
 
@@ -65,6 +65,7 @@ def test_help_does_not_wait_for_torch() -> None:
         (["answer", "--dtype", "int4"], "invalid choice: 'int4'"),
         (["evaluate"], "required: FILE"),
         (["convert", "x"], "required: DEST"),
+        (["export"], "required: FILE"),
     ],
 )
 def test_wrong_usage_is_one_line_that_points_to_the_help(run: Run, arguments: list[str], message: str) -> None:

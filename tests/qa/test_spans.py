@@ -61,6 +61,27 @@ def enumerate_spans(batch: Batch, window: int, longest: int) -> list[tuple[float
     return sorted(spans, key=lambda span: (-span[0], span[1], span[2]))
 
 
+@given(counts=st.lists(st.integers(1, 200), min_size=2, max_size=5), seed=st.integers(0, 999))
+def test_a_window_has_the_same_bits_alone_as_beside_longer_ones(counts: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = [torch.randn(2, count + 1, generator=generator) for count in counts]  # [CLS], then the context
+    for window in logits:
+        window[:, 0] += 4  # so that totals are near 0, where float32 tells the most apart
+
+    def spans_of(windows: list[Tensor]) -> WindowSpans:
+        lengths = torch.tensor([window.shape[1] for window in windows])
+        cls, edges = lengths.cumsum(0) - lengths, torch.full((int(lengths.sum()),), BEGINS + ENDS)
+        places = SpanPlaces(cls, cls + 1, lengths - 1, edges, int(lengths.max()) - 1)
+        start, end = torch.cat(windows, 1)
+        return WindowSpans(start, end, places, 30)
+
+    together = spans_of(logits)
+    for number, window in enumerate(logits):
+        alone = spans_of([window])
+        assert together.best[number] == alone.best[0]
+        assert together.log_totals[number] == alone.log_totals[0]
+
+
 @given(batch=packed_logits(), longest=st.integers(1, 15))
 def test_spans_of_each_window_are_those_of_a_double_loop(batch: Batch, longest: int) -> None:
     spans = WindowSpans(*batch, longest)

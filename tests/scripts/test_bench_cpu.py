@@ -31,14 +31,14 @@ def again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Again:
     return run
 
 
-def comparison(dtype: str, workload: str, **ms: float) -> dict[str, Any]:
+def comparison(dtype: str, workload: str, computes_in: str = "float32", **ms: float) -> dict[str, Any]:
     base = ms.get("transformers sdpa")
     results = [
         {
             "provider": provider,
             "setting": "",
             "batching": "",
-            "computes_in": "float32",
+            "computes_in": computes_in,
             "relative": None if base is None else base / own,
             "ms": own,
             "quartiles_ms": [0.9 * own, 1.2 * own],
@@ -59,9 +59,9 @@ def dropped(model: str, dtype: str, workload: str, scorer: str, ratio: float) ->
 
 
 def results_of(bf16: str = "native", **lists: Any) -> dict[str, Any]:
-    device = {"cpu": "a CPU", "torch_capability": "AVX512", "threads": 2, "bf16": bf16}
+    device = {"cpu": "a CPU", "torch_capability": "AVX512", "threads": 2, "bf16": bf16, "flags": ["avx512_vnni"]}
     versions = dict.fromkeys(("torch", "transformers", "onnxruntime", "openvino"), "1")
-    made = {"comparisons": [], "dropping": [], "scoring": [], "aims": []}
+    made = {"comparisons": [], "dropping": [], "scoring": [], "end_to_end": [], "aims": []}
     return {"date": "2026-11-26T00:00", "device": device, "versions": versions} | made | lists
 
 
@@ -95,6 +95,31 @@ def test_aims_are_judged_where_the_run_measured_what_they_are_about(again: Again
     emulated = again(results_of("emulated", comparisons=comparisons))["aims"]
     assert [aim["work"] for aim in emulated] == ["6x384 fp32 8x384", "6x384 fp32 SQuAD windows"]
     assert "fastest peer (ONNX Runtime)" in emulated[0]["aim"]
+
+
+def answered(provider: str, budget: float | None, rate: float) -> dict[str, Any]:
+    figures = {"questions_per_second": rate, "same_answers": 1.0, "ms": 1e3 / rate, "quartiles_ms": [1.0, 2.0]}
+    return {"provider": provider, "setting": "", "budget": budget, **figures}
+
+
+def test_aims_of_int8_and_of_answers(again: Again) -> None:
+    comparisons = [
+        comparison("fp32", "8x384", dtbert=8.0, **PEERS),
+        comparison("int8", "8x384", "int8", dtbert=3.0, **PEERS),
+        comparison("int8", "1x128", "float32", dtbert=3.0),  # what was not computed in int8 is not judged as int8
+    ]
+    ends = [answered("dtbert", None, 100), answered("dtbert", 0.25, 290), answered("OpenVINO", None, 80)]
+    row = {"model": "6x384", "dtype": "bf16", "questions": 9, "results": ends, "not_timed": []}
+    judged = {
+        (aim["work"], aim["measured"]): aim["met"]
+        for aim in again(results_of(comparisons=comparisons, end_to_end=[row]))["aims"]
+    }
+    assert judged == {
+        ("6x384 fp32 8x384", 1.0): True,
+        ("6x384 int8 8x384", 2.667): True,
+        ("end to end 6x384 bf16", 1.25): True,
+        ("end to end 6x384 bf16", 2.9): False,
+    }
 
 
 def test_bars_stand_side_by_side_with_their_quartiles(
