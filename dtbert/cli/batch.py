@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dtbert import __version__
 from dtbert.cli.inputs import Line, Questions
-from dtbert.cli.options import MAX_ANSWER_TOKENS, load_for_schedule, other_windows
+from dtbert.cli.options import MAX_ANSWER_TOKENS, load_for_answers, other_windows
 from dtbert.cli.output import check_output, printable
 from dtbert.files import Json, differing, lock, text_sha256, write_whole
 
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     questions = Questions.of(source)
     # Once: a branch of the hub may move between two questions for it.
     model = resolve_source(arguments.model, arguments.revision)
-    answerer, schedule = load_for_schedule(argparse.Namespace(**{**vars(arguments), "model": model, "revision": None}))
+    answerer, schedule = load_for_answers(argparse.Namespace(**{**vars(arguments), "model": model, "revision": None}))
     digest, total = questions.survey()
     settings = {
         "dtbert": __version__,

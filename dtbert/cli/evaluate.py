@@ -17,7 +17,7 @@ from dtbert.cli.options import (
     check_threshold_is_used,
     describe_cascade,
     describe_schedule,
-    load_for_schedule,
+    load_for_answers,
     positive,
 )
 from dtbert.cli.output import check_output, print_json, printable
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model_options(parser)
     add_answer_options(parser)
-    add_schedule_options(parser, budget=True)
+    add_schedule_options(parser, budget=True, auto=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_threshold_is_used(arguments, no_answer)
     if arguments.choose_threshold:
         _check_choice(arguments, questions)
-    answerer, chosen = load_for_schedule(arguments)
+    answerer, chosen = load_for_answers(arguments)
     cascade, schedule = (chosen, chosen.schedule) if isinstance(chosen, Cascade) else (None, chosen)
     with tqdm(total=len(questions), unit="q", disable=arguments.quiet or None) as bar:
         found = measure(answerer, questions, chosen, no_answer=no_answer, on_answers=bar.update)

@@ -91,19 +91,25 @@ def check_threshold_is_used(arguments: argparse.Namespace, no_answer: bool) -> N
         raise ValueError("--threshold says when there is no answer: give --no-answer with it")
 
 
-def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False, several: bool = False) -> None:
-    """How many tokens stay and which: one schedule, or as many as are named where `several` may be."""
+def add_schedule_options(
+    parser: argparse.ArgumentParser, *, budget: bool = False, several: bool = False, auto: bool = False
+) -> None:
+    """How many tokens stay and which: one schedule, or as many as are named where `several` may be.
+
+    Where there is a ``budget``, it may be ``auto`` if that is so.
+    """
     nargs: Any = "+" if several else None
     group = parser.add_argument_group("token dropping")
     if budget:
         chosen = "the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5"
-        if several:
-            group.add_argument("--budget", type=_part, nargs=nargs, metavar="X", help=chosen)
-        else:
-            more = "; or auto: a small one, then all of it where that was unsure, by the model's cascade.json"
-            group.add_argument("--budget", type=_budget, metavar="X", help=chosen + more)
-            promised = "for --budget auto: the part of the answers that are to be the full model's (0.98)"
-            group.add_argument("--agreement", type=_part, metavar="A", help=promised)
+        more = (
+            "; or auto: a small one, then all of it where that was unsure, by the model's cascade.json" if auto else ""
+        )
+        kind = _budget if auto else _part
+        group.add_argument("--budget", type=kind, nargs=nargs, metavar="X", help=chosen + more)
+    if auto:
+        promised = "for --budget auto: the part of the answers that are to be the full model's (0.98)"
+        group.add_argument("--agreement", type=_part, metavar="A", help=promised)
     default = "" if several else " (default: all)"
     group.add_argument(
         "--schedule", nargs=nargs, metavar="SPEC", help=f"how many tokens stay after each layer{default}"
@@ -146,12 +152,7 @@ def _part(text: str) -> float:
 
 
 def _budget(text: str) -> float | str:
-    if text == "auto":
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a part of all MACs, such as 0.7, or auto, got {text!r}") from None
+    return text if text == "auto" else _part(text)
 
 
 def schedule_of(arguments: argparse.Namespace) -> "Policy | None":
@@ -279,40 +280,52 @@ def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) ->
     return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules, **reading)
 
 
-def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, Policy | Cascade | None]":
+def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, Policy | None]":
     """The model that the options name, and the schedule that ``--schedule`` gives or ``--budget`` chooses.
 
-    Where ``--budget`` is ``auto`` it is the cascade that keeps the promised agreement.
-
     Raises:
-        ValueError, OSError: as `schedule_of`, `load_answerer`, `QuestionAnswerer.within_budget` and `within_agreement`;
-            or the schedule does not fit the model.
+        ValueError, OSError: as `schedule_of`, `load_answerer` and `QuestionAnswerer.within_budget`; or the schedule
+            does not fit the model.
     """
-    schedule, budget, agreement = schedule_of(arguments), arguments.budget, arguments.agreement
-    if agreement is not None:
-        from dtbert.qa.cascade import check_agreement
-
-        check_agreement(agreement)
-        if budget != "auto":
-            raise ValueError("--agreement is what --budget auto promises: give it with that")
+    schedule, budget = schedule_of(arguments), arguments.budget
     if budget is not None:
-        if schedule is not None:
-            raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
+        _check_alone(schedule)
         from dtbert.qa.budgets import check_budget
 
-        if budget == "auto":
-            _check_auto(arguments)
-        else:
-            check_budget(budget)
+        check_budget(budget)
     answerer = load_answerer(arguments)
-    if budget == "auto":
-        return answerer, answerer.within_agreement(agreement)
     if budget is not None:
         schedule = answerer.within_budget(budget).schedule
     if schedule is None:
         return answerer, None
     schedule.check_layers(answerer.config.num_hidden_layers)
     return answerer, resolved([schedule], answerer.own_scorer)[0]
+
+
+def load_for_answers(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, Policy | Cascade | None]":
+    """As `load_for_schedule`; where ``--budget`` is ``auto``, with the cascade that keeps the promised agreement.
+
+    Raises:
+        ValueError, OSError: as that and `QuestionAnswerer.within_agreement`; or an option that auto does not go with.
+    """
+    from dtbert.qa.cascade import AUTO, check_agreement
+
+    agreement = arguments.agreement
+    if agreement is not None:
+        check_agreement(agreement)
+        if arguments.budget != AUTO:
+            raise ValueError("--agreement is what --budget auto promises: give it with that")
+    if arguments.budget != AUTO:
+        return load_for_schedule(arguments)
+    _check_alone(schedule_of(arguments))
+    _check_auto(arguments)
+    answerer = load_answerer(arguments)
+    return answerer, answerer.within_agreement(agreement)
+
+
+def _check_alone(schedule: "Policy | None") -> None:
+    if schedule is not None:
+        raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
 
 
 def _check_auto(arguments: argparse.Namespace) -> None:

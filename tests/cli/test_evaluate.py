@@ -224,7 +224,7 @@ def test_calibrated_cascade_answers_from_then_on(run: Run, with_schedules: Path,
         (("--budget", "auto", "--agreement", 2), "agreement must be above 0 and at most 1, not 2"),
         (("--budget", "auto", "--no-answer"), "--budget auto promises the best span: give it without --no-answer"),
         (("--budget", "auto", "--schedule", "1,1"), "exclude each other"),
-        (("--budget", "much"), "such as 0.7, or auto, got 'much'"),
+        (("--budget", "much"), "such as 0.7, got 'much'"),
         (("--calibrate-cascade",), "has no schedules.json, of which the first answers come"),
     ],
 )
