@@ -308,14 +308,14 @@ def load_for_answers(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, 
     Raises:
         ValueError, OSError: as that and `QuestionAnswerer.within_agreement`; or an option that auto does not go with.
     """
-    from dtbert.qa.cascade import AUTO, check_agreement
+    from dtbert.qa.cascade import check_agreement
 
     agreement = arguments.agreement
     if agreement is not None:
         check_agreement(agreement)
-        if arguments.budget != AUTO:
+        if arguments.budget != "auto":
             raise ValueError("--agreement is what --budget auto promises: give it with that")
-    if arguments.budget != AUTO:
+    if arguments.budget != "auto":
         return load_for_schedule(arguments)
     _check_alone(schedule_of(arguments))
     _check_auto(arguments)

@@ -24,15 +24,7 @@ from dtbert.qa.calls import (
     pairs_of,
     request_of,
 )
-from dtbert.qa.cascade import (
-    AUTO,
-    DEFAULT_AGREEMENT,
-    CalibratedCascade,
-    Cascade,
-    Cascaded,
-    cascade_of,
-    within_agreement,
-)
+from dtbert.qa.cascade import DEFAULT_AGREEMENT, CalibratedCascade, Cascade, Cascaded, cascade_of, within_agreement
 from dtbert.qa.documents import DocumentAnswer, Documents, best_of_documents
 from dtbert.qa.reading import Pair, Reader, without_errors
 from dtbert.qa.spans import Answer, BestAnswers
@@ -380,10 +372,10 @@ class QuestionAnswerer(Reader):
     def _request(self, k: int, **asking: Unpack[Asking]) -> Request:
         schedule, agreement, cascade = asking.get("schedule"), asking.get("agreement"), None
         budget: Any = asking.get("budget")
-        if budget == AUTO:
+        if budget == "auto":
             cascade = self.within_agreement(agreement)
         elif agreement is not None:
-            raise ValueError(f"agreement is what budget={AUTO!r} promises: give it with that")
+            raise ValueError("agreement is what budget='auto' promises: give it with that")
         elif budget is not None and schedule is None:
             schedule = self.within_budget(budget).schedule
         return request_of(k, self.resolve(schedule), asking, self.threshold, cascade)

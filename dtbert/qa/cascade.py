@@ -17,7 +17,6 @@ from dtbert.qa.windows import PairError
 from dtbert.weights import model_folder, weights_sha256
 
 CASCADE_FILE = "cascade.json"
-AUTO = "auto"
 DEFAULT_AGREEMENT = 0.98
 # How sure it is that a promise holds for texts like those it was calibrated on.
 CONFIDENCE = 0.95
@@ -281,7 +280,7 @@ def within_agreement(cascade: CalibratedCascade | None, agreement: float) -> Cas
     check_agreement(agreement)
     if cascade is None:
         raise ValueError(
-            f"budget {AUTO!r}: this model has no {CASCADE_FILE} to choose by; make one in its folder with "
+            f"budget 'auto': this model has no {CASCADE_FILE} to choose by; make one in its folder with "
             "`dtbert evaluate --calibrate-cascade`, or give a number instead"
         )
     found = cascade.within(agreement)
