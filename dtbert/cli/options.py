@@ -354,7 +354,7 @@ def describe_cascade(cascade: "Cascade") -> str:
     """A cascade in a few words."""
     if cascade.schedule is None:
         return describe_schedule(None)
-    again = f"all again where it is sure to {cascade.unsure_to:g} at most"
+    again = f"all again where it is sure to {cascade.unsure_to:g} at most" if cascade.unsure_to else "never again"
     return f"{describe_schedule(cascade.schedule)}; {again}"
 
 
