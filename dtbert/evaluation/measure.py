@@ -164,8 +164,8 @@ def measure(
             found = answerer.answer_cascade(part, cascade, watch=watch)
             again += [len(answers) + row for row in found.again]
             answers += found.answers
+            windows += windows_of_each(part)
         lengths.update(part.window_lengths())
-        windows += windows_of_each(part)
         on_answers(len(part))
     seconds = time.perf_counter() - start
     spans = _predictions(questions, answers)
