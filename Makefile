@@ -10,7 +10,7 @@ CONTEXT ?= The Amazon rainforest covers most of the Amazon basin of South Americ
 	is contained within Brazil, followed by Peru with 13%, and Colombia with 10%.
 QUESTION ?= Which country holds most of the forest?
 
-.PHONY: answer help test lint bench clean
+.PHONY: answer help test tests lint bench clean
 
 answer: $(VENV)/.run
 	@$(BIN)/dtbert answer --question "$(QUESTION)" --context "$(CONTEXT)"
@@ -23,7 +23,11 @@ help:
 	@echo "make clean    remove $(VENV) and what was built"
 	@echo "variables: PYTHON=$(PYTHON), QUESTION, CONTEXT"
 
-test: $(VENV)/.dev lint
+# Side by side: the type checker takes one core alone.
+test: $(VENV)/.dev
+	@$(MAKE) --no-print-directory --jobs 2 lint tests
+
+tests: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.dev

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
         BertConfig,
         BertEncoder,
         BertForQuestionAnswering,
+        BertForSentenceEmbedding,
+        BertForSequenceClassification,
         LayerView,
         LengthSchedule,
         PackedBatch,
@@ -24,7 +26,16 @@ if TYPE_CHECKING:
         register_scorer,
     )
     from dtbert.qa import Answer, DocumentAnswer, QuestionAnswerer, Trace
-    from dtbert.weights import CheckpointError, convert, load_encoder, load_model, save_model
+    from dtbert.text import Label, SentenceEncoder, TextClassifier
+    from dtbert.weights import (
+        CheckpointError,
+        convert,
+        load_classifier,
+        load_encoder,
+        load_model,
+        load_sentence_encoder,
+        save_model,
+    )
 
 __version__ = "0.1.0"
 
@@ -33,27 +44,43 @@ __all__ = [
     "BertConfig",
     "BertEncoder",
     "BertForQuestionAnswering",
+    "BertForSentenceEmbedding",
+    "BertForSequenceClassification",
     "CheckpointError",
     "DocumentAnswer",
+    "Label",
     "LayerView",
     "LengthSchedule",
     "PackedBatch",
     "Policy",
     "QuestionAnswerer",
+    "SentenceEncoder",
+    "TextClassifier",
     "Threshold",
     "TopP",
     "Trace",
     "available_scorers",
     "convert",
+    "load_classifier",
     "load_encoder",
     "load_model",
+    "load_sentence_encoder",
     "register_scorer",
     "save_model",
 ]
 
 _MODULES = {
     "dtbert.qa": ("Answer", "DocumentAnswer", "QuestionAnswerer", "Trace"),
-    "dtbert.weights": ("CheckpointError", "convert", "load_encoder", "load_model", "save_model"),
+    "dtbert.text": ("Label", "SentenceEncoder", "TextClassifier"),
+    "dtbert.weights": (
+        "CheckpointError",
+        "convert",
+        "load_classifier",
+        "load_encoder",
+        "load_model",
+        "load_sentence_encoder",
+        "save_model",
+    ),
 }
 
 

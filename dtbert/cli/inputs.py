@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from dtbert.files import GZIP_MAGIC, Json, file_sha256, utf8
+from dtbert.jobs.lines import COLUMNS, Line, line_of, parse_line, question_columns
 
 Kind = Literal["lines", "array", "csv", "tsv", "parquet"]
 
-_COLUMNS = ("id", "question", "context")
 _HEAD = 1 << 16
 _ARRAY = re.compile(rb"\s*\[\s*[{\]]")
 # How other files begin, and what to do with them.
@@ -32,17 +32,6 @@ _EXPECTED = (
     "expected JSON objects, one a line, an array of them, CSV or TSV whose first line has question and context, or "
     "Parquet"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A question of the input: ``number`` counts lines, objects or rows from 1; ``error`` says what is wrong."""
-
-    number: int
-    id: str | int | None = None
-    question: str = ""
-    context: str = ""
-    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,28 +87,6 @@ class Questions:
 def other_kind(head: bytes) -> str | None:
     """What a file is that holds no text as it is, by its first bytes, and what to do with it; else None."""
     return next((what for beginning, what in _OTHERS.items() if head.startswith(beginning)), None)
-
-
-def parse_line(number: int, raw: bytes) -> Line:
-    """A line of JSON, or what is wrong with it; whether the model can answer it is seen later."""
-    try:
-        return line_of(number, Json.parse(raw.rstrip()))
-    except ValueError as error:
-        return Line(number, error=str(error))
-
-
-def line_of(number: int, fields: Json) -> Line:
-    """A question with its context and perhaps an id, or what is wrong with it."""
-    identifier: str | int | None = None
-    try:
-        if not isinstance(fields.value, dict):
-            raise ValueError('expected a JSON object with "question" and "context"')
-        if (found := fields.get("id")) is not None:
-            found.of(str, int)
-            identifier = found.value
-        return Line(number, identifier, fields.field("question").of(str), fields.field("context").of(str))
-    except ValueError as error:
-        return Line(number, identifier, error=str(error))
 
 
 @contextmanager
@@ -190,7 +157,7 @@ def _table_rows(file: BinaryIO, kind: Kind) -> Iterator[Mapping[str, Any]]:
         header = [name.strip() for name in next(row for row in rows if row)]
         for row in rows:
             if row:
-                yield {name: cell for name, cell in zip(header, row, strict=False) if name in _COLUMNS}
+                yield {name: cell for name, cell in zip(header, row, strict=False) if name in COLUMNS}
     except UnicodeDecodeError as error:
         utf8(error.object)  # says more
         raise
@@ -208,11 +175,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         ) from None
     try:
         with ParquetFile(path) as file:
-            names = [name for name in _COLUMNS if name in file.schema_arrow.names]
-            if not {"question", "context"} <= set(names):
-                there = ", ".join(file.schema_arrow.names)
-                raise ValueError(f"{path} has no columns question and context: it has {there}")
-            for batch in file.iter_batches(columns=names):
+            for batch in file.iter_batches(columns=question_columns(str(path), file.schema_arrow.names)):
                 yield from batch.to_pylist()
     except (ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]

@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import sys
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,23 +14,21 @@ from dtbert.cli.options import (
     describe_schedule,
     holds_many,
     known_scorers,
-    load_answerer,
     other_windows,
-    parse_schedule,
-    placement,
     positive,
     resolved,
 )
 from dtbert.cli.output import check_output, print_json, printable
+from dtbert.cli.search_subjects import SCORERS, TEXT_SCORERS, Subject, learnt, questions_of, starts_of, texts_of
+from dtbert.cli.tasks import TASK_HELP, add_task_option
 from dtbert.files import differing, text_sha256
 from dtbert.pictures import check_picture
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from dtbert.evaluation import SquadQuestion
     from dtbert.model import Policy
-    from dtbert.qa import MeasuredSchedule, QuestionAnswerer, ScheduleFront
+    from dtbert.qa import MeasuredSchedule, ScheduleFront
     from dtbert.search import Search
     from dtbert.search.plot import PublishedPoint
 
@@ -58,17 +55,26 @@ is at least its threshold, with top-p the fewest that together have a part of
 it: the text decides how many. What that takes is counted as it is answered.
 With --learn the first thresholds tried are learnt by gradient on the same
 questions, of what the full model answers, and measured as the others are.
+
+With --task the file has labelled texts, and the accuracy stands in the place of
+F1.
 """
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   dtbert search held-out.json --model run/best --out run/best/schedules.json
   dtbert search held-out.json --model run/best --out front.json --trials 400 \\
       --scorers cls,answer --budget-range 0.3,0.8 --plot front.png
   dtbert search held-out.json --policy threshold --out thresholds.json
   dtbert answer --model run/best --budget 0.5 --question Q --context FILE
-"""
+  dtbert search dev.tsv --task sst2 --model classifier/best --out front.json
 
-_SCORERS = "received,cls,from_question,value_norm,answer,answer_overlap"
+{TASK_HELP}"""
+
+# What stands above the front, by what it is of; a label is right or wrong, without a second column.
+_HEADS = {
+    "F1": "    MACs    time     F1   95% interval     EM   kept after each layer, scorer",
+    "accuracy": "    MACs    time   acc.   95% interval   kept after each layer, scorer",
+}
 # What the names of settings stand for, where an option does not have the same name.
 _SHOWN = {"model_sha256": "the model's weights", "question_ids_sha256": "the questions"}
 _KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
@@ -76,6 +82,7 @@ _KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="questions in SQuAD 1.1's format, .json or .json.gz")
+    add_task_option(parser)
     parser.add_argument("--out", metavar="FILE", required=True, help="where the schedules go, as JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw the front and all trials: .png, .pdf or .svg")
     parser.add_argument("--published", metavar="TSV", help="draw published points too: length_config, macs, f1")
@@ -102,12 +109,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--scorers",
-        default=_SCORERS,
         metavar="A,B",
-        help=f"names, or a MODULE:FUNCTION of yours (default: {_SCORERS.replace(',', ', ')})",
+        help=f"names, or a MODULE:FUNCTION of yours (default: {SCORERS.replace(',', ', ')}; with --task "
+        f"{TEXT_SCORERS.replace(',', ', ')})",
     )
     group.add_argument(
-        "--keep-question", choices=("yes", "no", "both"), default="both", help="keep the question first (default: both)"
+        "--keep-question",
+        choices=tuple(_KEEP_QUESTION),
+        help="keep the question, or the first text of a pair, first (default: both; of single texts no)",
     )
     group.add_argument(
         "--budget-range",
@@ -147,24 +156,21 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     import optuna
 
-    from dtbert.evaluation import read_squad
     from dtbert.qa import write_schedules
     from dtbert.qa.budgets import own_scorer, schedules_of
-    from dtbert.search import in_search_order, naming_storage
+    from dtbert.search import naming_storage
     from dtbert.search.plot import plot_front
     from dtbert.weights import resolve_source
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    starts = _starts(arguments.start)
-    questions = in_search_order(read_squad(arguments.file))[: arguments.limit]
+    starts = starts_of(arguments.start)
     # A schedules.json that is old or damaged is what the search may be there to replace.
-    answerer = load_answerer(arguments, with_schedules=False)
-    source = resolve_source(arguments.model, arguments.revision)
+    subject = questions_of(arguments) if arguments.task is None else texts_of(arguments)
     if any(one.scorer is None for one in starts):
-        own = own_scorer(schedules_of(source, answerer.config.num_hidden_layers), answerer.config)
-        starts = resolved(starts, own)
+        source, config = resolve_source(arguments.model, arguments.revision), subject.model.config
+        starts = resolved(starts, own_scorer(schedules_of(source, config.num_hidden_layers), config))
     with naming_storage(_storage(arguments)):
-        search, front, published = _run(arguments, answerer, questions, starts)
+        search, front, published = _run(arguments, subject, starts)
         if errors := search.errors():
             print(printable(f"dtbert: {len(errors)} trials failed; the last one: {errors[-1]}"), file=sys.stderr)
         write_schedules(arguments.out, front)
@@ -184,10 +190,7 @@ def _storage(arguments: argparse.Namespace) -> str:
 
 
 def _run(
-    arguments: argparse.Namespace,
-    answerer: "QuestionAnswerer",
-    questions: "list[SquadQuestion]",
-    starts: "list[Policy]",
+    arguments: argparse.Namespace, subject: Subject, starts: "list[Policy]"
 ) -> "tuple[Search, ScheduleFront, list[PublishedPoint]]":
     """Search with a progress bar: the search, its front, and the published points to draw beside it."""
     from tqdm import tqdm
@@ -209,15 +212,15 @@ def _run(
 
         try:
             bar.set_description("full model")
-            search = _search(arguments, answerer, questions, model_sha256, starts)
+            search = _search(arguments, subject, model_sha256, starts)
             if arguments.published is not None:
-                published = read_published(arguments.published, answerer.config, search.evaluator)
+                published = read_published(arguments.published, subject.model.config, search.evaluator)
             bar.set_description("search")
             show()
             _say_starts(arguments, search, bar)
             search.run(arguments.trials, show)
             bar.set_description("timing the front")
-            return search, front_of(search, questions, Path(arguments.file).name, model_sha256), published
+            return search, front_of(search, subject.questions, Path(arguments.file).name, model_sha256), published
         except KeyboardInterrupt:
             bar.close()
             print(f"dtbert: interrupted{done}; the same command goes on from there", file=sys.stderr)
@@ -250,7 +253,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.plot is not None:
         check_picture(Path(arguments.plot), "search")
     _check_replaced(Path(arguments.out))
-    known_scorers("--scorers", arguments.scorers)  # of which a --start may have one
+    if arguments.scorers is not None:
+        known_scorers("--scorers", arguments.scorers)  # of which a --start may have one
     if arguments.published is not None and arguments.plot is None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:
@@ -288,89 +292,42 @@ def _check_same(out: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _search(
-    arguments: argparse.Namespace,
-    answerer: "QuestionAnswerer",
-    questions: "list[SquadQuestion]",
-    model_sha256: str,
-    starts: "list[Policy]",
-) -> "Search":
+def _search(arguments: argparse.Namespace, subject: Subject, model_sha256: str, starts: "list[Policy]") -> "Search":
     from dtbert import search as room
 
-    scorers = tuple(known_scorers("--scorers", arguments.scorers))
-    num_layers, keep_question = answerer.config.num_hidden_layers, _KEEP_QUESTION[arguments.keep_question]
+    scorers = tuple(known_scorers("--scorers", arguments.scorers or subject.scorers))
+    keeps = arguments.keep_question or subject.keep_question
+    num_layers, keep_question = subject.model.config.num_hidden_layers, _KEEP_QUESTION[keeps]
     settings: dict[str, Any] = {
         "model_sha256": model_sha256,
-        "question_ids_sha256": room.ids_sha256(questions),
-        "window": answerer.window,
+        "question_ids_sha256": room.ids_sha256(subject.questions),
+        **subject.about,
         "scorers": list(scorers),
-        "keep_question": arguments.keep_question,
+        "keep_question": keeps,
         "objective": arguments.objective,
-        "dtype": str(answerer.model.dtype),
+        "dtype": str(subject.model.dtype),
         **other_windows(arguments),
         # Studies of lengths have always been without it.
         **({} if arguments.policy == "lengths" else {"policy": arguments.policy}),
     }
     if arguments.objective == "latency":
         # Times of different devices do not compare.
-        settings |= {"device": str(answerer.model.device), "threads": arguments.threads}
+        settings |= {"device": str(subject.model.device), "threads": arguments.threads}
     _check_same(Path(arguments.out), settings)
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
         room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
         room.SPACES[arguments.policy](num_layers, scorers, keep_question),
-        room.QuestionEvaluator(answerer, questions),
+        subject.evaluator(),
         objective=arguments.objective,
         macs_range=arguments.budget_range,
         effort=room.Effort(arguments.rungs, arguments.margin),
     )
     search.add_starts(starts, "start")
     if arguments.learn:
-        search.add_starts(_learnt(arguments, search, answerer, questions), "learnt")
+        search.add_starts(learnt(arguments, search, subject.questions), "learnt")
     search.add_starts(search.space.constants(), search.space.constant)
     return search
-
-
-def _learnt(
-    arguments: argparse.Namespace, search: "Search", answerer: "QuestionAnswerer", questions: "list[SquadQuestion]"
-) -> "list[Policy]":
-    """Thresholds that the model learns on the questions, once a study, for each scorer and each weight."""
-    from dtbert.model import PackedBatch, Policy, Threshold
-    from dtbert.search import ThresholdSpace
-    from dtbert.training.learnt_thresholds import ThresholdLearning, learn_thresholds
-    from dtbert.weights import load_model
-
-    space = search.space
-    assert isinstance(space, ThresholdSpace)
-    # Gradients need the plain steps, and weights that are laid out for no processor.
-    model = load_model(**{**placement(arguments), "dtype": None}, source=arguments.model, backend="reference")
-    windows = [
-        PackedBatch.from_lists([window.input_ids], [window.token_type_ids], model.device)
-        for one in questions
-        for window in answerer.windows(one.question, one.context)
-    ]
-    found: list[Policy] = []
-    for scorer, keep, weight in product(space.scorers, space.keep_question, arguments.learn):
-        key = f"learnt {scorer} {keep} {weight:g}"
-        if key not in search.study.user_attrs:
-            start = Threshold((0.0,) * space.num_layers, scorer=scorer, keep_question=keep)
-            learnt = learn_thresholds(model, windows, start, ThresholdLearning(weight))
-            search.study.set_user_attr(key, space.nearest(learnt).to_dict())
-        found.append(Policy.from_dict(search.study.user_attrs[key]))
-    return found
-
-
-def _starts(specs: list[str]) -> "list[Policy]":
-    """The schedules that ``--start`` names."""
-    from dtbert.qa import read_schedules
-
-    schedules = []
-    for spec in specs:
-        if spec.endswith(".json") and holds_many(Path(spec).read_text("utf-8")):
-            schedules += [entry.schedule for entry in read_schedules(spec).schedules if entry.schedule is not None]
-        else:
-            schedules.append(parse_schedule(spec, "--start"))
-    return schedules
 
 
 def _counts(search: "Search") -> dict[str, Any]:
@@ -390,20 +347,23 @@ def _table(search: "Search", front: "ScheduleFront") -> str:
         [
             f"trials      {counts.finished:,}: {counts.all_questions} answered all questions, "
             f"{counts.ended_early} ended early, {counts.failed} failed",
-            f"questions   {savings.answered:,} answered instead of {savings.without_rungs:,}: {saved:.0%} saved",
+            f"{search.evaluator.unit:<11} {savings.answered:,} answered instead of {savings.without_rungs:,}: "
+            f"{saved:.0%} saved",
             "",
-            "    MACs    time     F1   95% interval     EM   kept after each layer, scorer",
-            *(_row(entry) for entry in (*front.schedules, front.full_model)),
+            _HEADS[search.evaluator.measure],
+            *(_row(entry, search.evaluator.measure) for entry in (*front.schedules, front.full_model)),
         ]
     )
 
 
-def _row(entry: "MeasuredSchedule") -> str:
+def _row(entry: "MeasuredSchedule", measure: str) -> str:
     low, high = entry.f1_interval
     # Time is, as MACs are, a part of the full model's.
     latency = entry.latency
     time = 1 if latency is None else latency.seconds / latency.full_model_seconds
-    scores = f"{entry.f1:5.2f}  {low:5.1f} to {high:5.1f}  {entry.exact_match:5.2f}"
+    scores = f"{entry.f1:5.2f}  {low:5.1f} to {high:5.1f}"
+    if measure == "F1":
+        scores += f"  {entry.exact_match:5.2f}"
     # Rounded up, so that what is read here is a budget that suffices.
     return f"  {entry.least_budget:6.4f}{time:8.3f}  {scores}   {describe_schedule(entry.schedule)}"
 

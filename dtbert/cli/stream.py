@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from dtbert.cli.batch import CHARACTERS_PER_TOKEN, asking, dump, remaining, results
-from dtbert.cli.inputs import Line, Questions, parse_line
+from dtbert.cli.batch import CHARACTERS_PER_TOKEN, asking, remaining, results
+from dtbert.cli.inputs import Questions
 from dtbert.cli.options import load_for_answers
 from dtbert.cli.output import check_output, printable
+from dtbert.jobs.lines import Line, dump, parse_line
 
 STREAM = "-"
 

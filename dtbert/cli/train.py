@@ -3,8 +3,8 @@
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import Field, fields, replace
+from collections.abc import Callable
+from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -15,33 +15,30 @@ from dtbert.cli.options import (
     SCHEDULE_HELP,
     THREADS_HELP,
     add_window_options,
-    describe_schedule,
     known_scorers,
     parse_schedule,
     positive,
-    resolved,
     threads,
 )
-from dtbert.cli.output import print_json, printable
+from dtbert.cli.output import print_json
 from dtbert.cli.processes import agree, joined
-from dtbert.files import text_sha256
+from dtbert.cli.tasks import TASK_HELP, add_task_option
+from dtbert.cli.train_parts import question_parts, text_parts
 from dtbert.training import Distillation, LengthDrop, TrainingOptions
 from dtbert.training.options import ABOVE_0
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from dtbert.evaluation import SquadQuestion
-    from dtbert.model import BertConfig, BertForQuestionAnswering
+    from dtbert.model import BertForQuestionAnswering, BertForSequenceClassification
     from dtbert.training.checkpoint import RunFolder
-    from dtbert.training.distillation import Teacher
     from dtbert.training.loop import Trainer
 
-SUMMARY = "train a model on SQuAD files, to answer with fewer tokens too"
+SUMMARY = "train a model on SQuAD files or texts, to do with fewer tokens too"
 DESCRIPTION = """\
 Train a BERT, an encoder alone or one with a span head, on questions in SQuAD
 1.1's format. With --length-drop it also learns to answer when tokens are
-dropped between its layers; with --teacher it learns from a larger BERT.
+dropped between its layers; with --teacher it learns from a larger BERT. With
+--task it learns to label texts: a classifier of the same labels is gone on
+with, else a new one is put on the encoder.
 
 OUT is the run's folder: `best` and `last` are models for the other commands,
 metrics.jsonl has a line per step. The same command goes on where an
@@ -55,7 +52,10 @@ examples:
   dtbert train --model tinybert --teacher bert-base-squad \\
       --distill intermediate --train train.json --out distilled
   torchrun --nproc-per-node 4 -m dtbert.cli train ... --device cuda
+  dtbert train --task sst2 --model bert-folder --train train.tsv --dev dev.tsv \\
+      --length-drop --eval-schedule 1,1,0.8,0.6,0.4,0.2 --out classifier
 
+{TASK_HELP}
 {SCHEDULE_HELP}"""
 
 
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = "where to start: a hub id, a folder or a file (default: the one inside dtbert)"
     parser.add_argument("--model", metavar="SOURCE", help=start)
     parser.add_argument("--revision", metavar="R", help=REVISION_HELP)
+    add_task_option(parser)
     files: dict[str, Any] = {"metavar": "FILE", "nargs": "+", "action": "extend"}
     parser.add_argument("--train", **files, required=True, help="questions, .json or .json.gz")
     parser.add_argument("--dev", **files, help="held-out questions, which decide what is best")
@@ -190,134 +191,41 @@ def _prepare(arguments: argparse.Namespace, rank: int) -> "tuple[Callable[[], Tr
     """What makes the trainer, of parts that are checked already, and its folder; the first process alone has one."""
     import torch
 
-    from dtbert.evaluation import PreparedQuestions, evenly_spaced
-    from dtbert.qa import QuestionAnswerer, load_tokenizer
     from dtbert.training.checkpoint import RunFolder
-    from dtbert.training.data import TrainingSet
-    from dtbert.training.evaluation import held_out_scores
     from dtbert.training.loop import Trainer
-    from dtbert.weights import load_trainable, model_folder, resolve_source
+    from dtbert.weights import model_folder, resolve_source
 
     options = _options(arguments)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     parsed = [parse_schedule(spec, "--eval-schedule") for spec in arguments.eval_schedule or []]
-    train, dev = (_read(files or []) for files in (arguments.train, arguments.dev))
-    both = {one.id for one in train} & {one.id for one in dev}
-    if both:
-        raise ValueError(f"{len(both)} questions are in --train and in --dev, such as {min(both)!r}: hold them out")
     source = resolve_source(arguments.model, arguments.revision)
-    generator = torch.Generator().manual_seed(options.seed)
-    model = load_trainable(source, device=arguments.device, generator=generator)
-    if options.length_drop is not None:
-        options.length_drop.bounds(model.config.num_hidden_layers)
-    for schedule in parsed:
-        schedule.check_layers(model.config.num_hidden_layers)
-    model.config = replace(model.config, **_own_scorer(options, source, model.config))
-    schedules = {describe_schedule(one): one for one in resolved(parsed, model.config.own_scorer, quiet=rank > 0)}
-    tokenizer = load_tokenizer(model_folder(source))
-    size = {"window": arguments.window, "stride": arguments.stride}
-    data = TrainingSet.from_questions(train, tokenizer, model.config, **size)
-    if data.unusable and arguments.strict:
-        raise ValueError(f"{len(data.unusable)} questions cannot be trained on, such as {data.unusable[0]}")
-    data.check_fits(options.batch_tokens)
-    held_out = evaluate = None
-    if dev:
-        answerer = QuestionAnswerer(model, tokenizer, **size)
-        held_out = PreparedQuestions(answerer, evenly_spaced(dev, arguments.eval_limit))
-        evaluate = partial(held_out_scores, held_out, schedules)
-    teacher = _teacher(arguments, options, model.config, tokenizer)
+    make = question_parts if arguments.task is None else text_parts
+    parts = make(arguments, options, source, parsed, rank)
     folder = None
     if rank == 0:
-        _warn_of_all(data.unusable, held_out.unreadable if held_out else {})
         run = {
             **_identity(arguments, options),
-            "train_sha256": text_sha256(repr(train)),
-            "dev_sha256": text_sha256(repr(dev)),
-            "eval_schedule": [schedule.to_dict() for schedule in schedules.values()],
-            "model_sha256": _weights_digest(model),
-            "teacher_sha256": None if teacher is None else _weights_digest(teacher.model),
+            **parts.known_by,
+            "eval_schedule": [schedule.to_dict() for schedule in parts.schedules.values()],
+            "model_sha256": _weights_digest(parts.model),
+            "teacher_sha256": None if parts.teacher is None else _weights_digest(parts.teacher.model),
         }
         folder = RunFolder(Path(arguments.out), run)
-    return partial(Trainer, model, data, options, folder, model_folder(source), evaluate, teacher), folder
-
-
-def _own_scorer(options: TrainingOptions, source: Path, config: "BertConfig") -> dict[str, Any]:
-    """What the models of the run will drop by where a schedule names no scorer, as fields of their config.
-
-    The one that they learn by; where they learn by none, or by several, that of the model they start from, or none.
-    """
-    from dtbert.qa.budgets import schedules_of
-    from dtbert.training.length_drop import ratios_by
-
-    if options.length_drop is None:
-        front = schedules_of(source, config.num_hidden_layers)
-        return {} if front is None or front.own_scorer is None else front.own_scorer._asdict()
-    learnt = {ratios_by(name, [1.0]) for name in options.length_drop.scorers}
-    own = learnt.pop() if len(learnt) == 1 else None
-    return {"scorer": own and own.scorer, "keep_question": own is not None and own.keep_question}
-
-
-def _read(files: Sequence[str]) -> "list[SquadQuestion]":
-    """The questions of all files."""
-    from dtbert.evaluation import read_squad
-
-    found: dict[str, SquadQuestion] = {}
-    for file in files:
-        for one in read_squad(file):
-            if one.id in found:
-                raise ValueError(f"{file}: the question {one.id!r} is in a file before it, too: give each file once")
-            found[one.id] = one
-    return list(found.values())
-
-
-def _warn_of_all(unusable: list[str], unreadable: dict[str, str]) -> None:
-    for what, found in (
-        ("are left out: they cannot be trained on", unusable),
-        ("of --dev count as wrong: they cannot be answered", [f"{one}: {why}" for one, why in unreadable.items()]),
-    ):
-        lines = [f"{len(found)} questions {what}", *(f"  {line}" for line in found[:20])] if found else []
-        for line in [*lines, f"  and {len(found) - 20} more"] if len(found) > 20 else lines:
-            print(printable(f"dtbert: {line}"), file=sys.stderr)
-
-
-def _teacher(
-    arguments: argparse.Namespace, options: TrainingOptions, student: "BertConfig", tokenizer: "Tokenizer"
-) -> "Teacher | None":
-    if options.distillation is None:
-        return None
-    from dtbert.qa import load_tokenizer
-    from dtbert.training.distillation import Teacher
-    from dtbert.weights import load_model, model_folder, resolve_source
-
-    source = resolve_source(arguments.teacher, arguments.teacher_revision)
-    # Its tokens must be the student's, one by one.
-    own, other = (one.get_vocab(with_added_tokens=True) for one in (tokenizer, load_tokenizer(model_folder(source))))
-    if own != other:
-        differing = min(token for token, _ in own.items() ^ other.items())
-        raise ValueError(
-            f"the teacher's vocabulary is not the student's: they differ in {differing!r}, id {own.get(differing)} in "
-            f"the student's and {other.get(differing)} in the teacher's; choose a teacher with the same vocab.txt"
-        )
-    model = load_model(source, device=arguments.device, backend="reference")
-    if model.config.max_position_embeddings < arguments.window:
-        raise ValueError(
-            f"the teacher has {model.config.max_position_embeddings} positions, a window {arguments.window} tokens: "
-            "give a smaller --window"
-        )
-    return Teacher(model, options.distillation, student)
+    rest = model_folder(source), parts.evaluate, parts.teacher
+    return partial(Trainer, parts.model, parts.data, options, folder, *rest), folder
 
 
 def _identity(arguments: argparse.Namespace, options: TrainingOptions) -> dict[str, Any]:
     """What a run's folder is compared by: all options that have a part in what the run makes."""
-    names = ("model", "revision", "teacher", "teacher_revision", "window", "stride", "eval_limit")
+    names = ("model", "revision", "task", "teacher", "teacher_revision", "window", "stride", "eval_limit")
     fields = {**{name: getattr(arguments, name) for name in names}, **options.to_dict()}
     # How often a run is saved changes nothing in what it makes.
     del fields["save_every"]
     return fields
 
 
-def _weights_digest(model: "BertForQuestionAnswering") -> str:
+def _weights_digest(model: "BertForQuestionAnswering | BertForSequenceClassification") -> str:
     import torch
 
     digest = hashlib.sha256()
@@ -344,8 +252,10 @@ def _train(trainer: "Trainer", arguments: argparse.Namespace, rank: int) -> bool
             step = record["step"]
             if bar.disable and not hide and step % trainer.options.save_every == 0:  # outside a terminal
                 print(f"step {step:,} of {trainer.num_steps:,}: loss {loss}, {rate} tokens/s", file=sys.stderr)
-            if "f1" in record:
-                measured = [f"{name} {value:.2f}" for name, value in record.items() if name.startswith("f1")]
+            if "main" in record:
+                # Of answers F1 alone, which says more in less.
+                shown = [name for name in _measured(record) if not name.startswith("exact_match")]
+                measured = [f"{name} {record[name]:.2f}" for name in shown]
                 bar.write(f"step {step}: {', '.join(measured)}", file=sys.stderr)
 
         try:
@@ -357,13 +267,19 @@ def _train(trainer: "Trainer", arguments: argparse.Namespace, rank: int) -> bool
             ) from error
 
 
+def _measured(record: dict[str, Any]) -> list[str]:
+    """The names of the metrics in a record, at full length and with schedules."""
+    metrics = ("f1", "exact_match", "accuracy", "matthews", "pearson", "spearman")
+    return [name for name in record if name.partition(" ")[0] in metrics]
+
+
 def _summary(record: dict[str, Any], out: Path, num_steps: int, trained: bool) -> str:
-    models = f"{out / 'last'}" + (f" and {out / 'best'}" if "f1" in record else "")
+    models = f"{out / 'last'}" + (f" and {out / 'best'}" if "main" in record else "")
     if trained:
         lines = [f"trained {num_steps:,} steps; models in {models}"]
     else:
         lines = [f"nothing to do: this run of {num_steps:,} steps has ended; models in {models}"]
-    measured = [name for name in record if name.startswith(("f1", "exact_match"))]
+    measured = _measured(record)
     width = max(map(len, measured), default=0)
     lines += [f"  {name:<{width}} {record[name]:8.2f}" for name in measured]
     return "\n".join(lines)

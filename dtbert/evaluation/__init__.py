@@ -1,4 +1,4 @@
-"""Accuracy and work: SQuAD's reader and official metric, and what a model gets right at what cost."""
+"""Accuracy and work: readers and metrics of SQuAD and of GLUE's tasks, and what a model gets right at what cost."""
 
 from dtbert.evaluation.calibrate import calibrate
 from dtbert.evaluation.measure import (
@@ -22,17 +22,27 @@ from dtbert.evaluation.metric import (
     score_prediction,
 )
 from dtbert.evaluation.reader import GoldAnswer, SquadQuestion, read_squad
+from dtbert.evaluation.task_reader import LabelledText, LabelledTexts, read_task
+from dtbert.evaluation.tasks import TASKS, Task, task_named
+from dtbert.evaluation.text_measure import PreparedTexts, TextCost, TextMeasurement, measure_texts
 
 __all__ = [
+    "TASKS",
     "BestThreshold",
     "Cascading",
     "Cost",
     "Evaluation",
     "GoldAnswer",
+    "LabelledText",
+    "LabelledTexts",
     "Measurement",
     "PreparedQuestions",
+    "PreparedTexts",
     "Score",
     "SquadQuestion",
+    "Task",
+    "TextCost",
+    "TextMeasurement",
     "best_threshold",
     "calibrate",
     "check_readable",
@@ -41,7 +51,10 @@ __all__ = [
     "exact_match",
     "f1",
     "measure",
+    "measure_texts",
     "normalize_answer",
     "read_squad",
+    "read_task",
     "score_prediction",
+    "task_named",
 ]

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 from dtbert.evaluation.metric import BestThreshold, Evaluation, Measure, best_threshold, evaluate
 from dtbert.evaluation.reader import SquadQuestion
@@ -13,6 +13,8 @@ from dtbert.evaluation.work import KeptWork, Windows, answered, macs_of_windows,
 from dtbert.model import AdaptivePolicy, LengthSchedule, Macs, Policy
 from dtbert.qa import Answer, Cascade, PairError, Prepared, QuestionAnswerer
 from dtbert.qa.cascade import is_same
+
+T = TypeVar("T")
 
 
 class Cost(NamedTuple):
@@ -196,7 +198,7 @@ def check_readable(unreadable: Mapping[str, str]) -> None:
         raise ValueError(f"question {identifier}: {reason}; take it out of the file")
 
 
-def evenly_spaced(questions: Sequence[SquadQuestion], limit: int | None) -> Sequence[SquadQuestion]:
+def evenly_spaced(questions: Sequence[T], limit: int | None) -> Sequence[T]:
     """``limit`` of the questions, at even distances, so that all parts of the file are heard; all for None."""
     if limit is None or limit >= len(questions):
         return questions

@@ -62,24 +62,25 @@ def read_squad(path: str | PathLike[str]) -> list[SquadQuestion]:
             such as ``data[3].paragraphs[0].qas[12].id``.
     """
     with naming(path):
-        questions = _questions(_load(Path(path).read_bytes()))
+        questions = _questions(Json.parse(unpacked(Path(path).read_bytes())))
         if not questions:
             raise ValueError("holds no questions")
     return questions
 
 
-def _load(raw: bytes) -> Json:
+def unpacked(raw: bytes) -> bytes:
+    """What a file holds, unpacked if it is compressed with gzip; ValueError where it is damaged, too large or empty."""
     if raw.startswith(GZIP_MAGIC):
         try:
-            raw = _unpacked(raw)
+            raw = _gunzip(raw)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"damaged gzip file ({error}): fetch it again") from error
     if not raw.strip():
         raise ValueError("the file is empty")
-    return Json.parse(raw)
+    return raw
 
 
-def _unpacked(raw: bytes) -> bytes:
+def _gunzip(raw: bytes) -> bytes:
     pieces: list[bytes] = []
     with gzip.GzipFile(fileobj=io.BytesIO(raw)) as packed:
         while piece := packed.read(_PIECE):

@@ -1,10 +1,11 @@
-"""The network: its sizes, packed batches, length schedules and scorers, the encoder and the span-answering model."""
+"""The network: its sizes, packed batches, length schedules and scorers, the encoder and the models around it."""
 
 from dtbert.kernels import Packing
 from dtbert.model.adaptive import AdaptivePolicy, Threshold, TopP
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
 from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits, SpanLogitsAndKept
 from dtbert.model.config import BertConfig, OwnScorer
+from dtbert.model.heads import BertForSentenceEmbedding, BertForSequenceClassification, Pooling, SequenceModel
 from dtbert.model.kept import LayerKept
 from dtbert.model.overlap import question_overlap
 from dtbert.model.policy import Policy
@@ -17,6 +18,8 @@ __all__ = [
     "BertConfig",
     "BertEncoder",
     "BertForQuestionAnswering",
+    "BertForSentenceEmbedding",
+    "BertForSequenceClassification",
     "EncoderOutput",
     "LayerKept",
     "LayerView",
@@ -26,6 +29,8 @@ __all__ = [
     "PackedBatch",
     "Packing",
     "Policy",
+    "Pooling",
+    "SequenceModel",
     "SpanLogits",
     "SpanLogitsAndKept",
     "Threshold",

@@ -17,14 +17,15 @@ from dtbert.model.scorers import SpanHead
 class PackedEncoding(NamedTuple):
     """What the encoder makes of a packed batch.
 
-    ``states`` are ``[T, H]``, dropped tokens restored; ``kept`` holds, per layer, int64 rows of the packed batch that
-    left that layer, or None where nothing had been dropped so far; ``hidden_states``, on request, the input of the
-    first layer and the output of each, of the tokens that were left; ``significance``, on request, per layer what its
-    tokens scored, as `TokensLeft` holds it, or None where it dropped nothing;
-    ``lengths``, per layer, how many tokens of each sequence left it.
+    ``states`` are ``[T, H]``, dropped tokens restored, or ``[K, H]`` of those that are left where nothing is restored,
+    and ``packing`` is theirs; ``kept`` holds, per layer, int64 rows of the packed batch that left that layer, or None
+    where nothing had been dropped so far; ``hidden_states``, on request, the input of the first layer and the output of
+    each, of the tokens that were left; ``significance``, on request, per layer what its tokens scored, as `TokensLeft`
+    holds it, or None where it dropped nothing; ``lengths``, per layer, how many tokens of each sequence left it.
     """
 
     states: Tensor
+    packing: Packing
     kept: tuple[Tensor | None, ...]
     hidden_states: tuple[Tensor, ...]
     lengths: tuple[tuple[int, ...], ...]
@@ -59,8 +60,10 @@ class Encoder(nn.Module):
         skip_layers: Collection[int] = (),
         targets: Sequence[Packing] | None = None,
         output_kept: bool = False,
+        restores: bool = True,
     ) -> PackedEncoding:
-        asked = span_head, keep_hidden_states, targets, output_kept
+        """Encode; arguments that are not explained here are those of `TokensLeft`."""
+        asked = span_head, keep_hidden_states, targets, output_kept, restores
         tokens = TokensLeft(batch, schedule, len(self.layers), backend, *asked)
         states = backend.embed(batch.ids, self.embeddings)
         hidden_states, kept, lengths = [states], [], []
@@ -68,10 +71,11 @@ class Encoder(nn.Module):
         for index, layer in enumerate(self.layers):
             if index not in skipped:
                 states = layer(states, tokens, backend)
-            kept.append(tokens.left.rows)
+            kept.append(tokens.rows)
             lengths.append(tokens.left.packing.seqlens)
             if keep_hidden_states:
                 hidden_states.append(states)
         scores = () if tokens.significance is None else map(tokens.significance.get, range(len(self.layers)))
         outputs = tuple(hidden_states) if keep_hidden_states else ()
-        return PackedEncoding(tokens.restore(states), tuple(kept), outputs, tuple(lengths), tuple(scores))
+        packing = batch.packing if restores else tokens.left.packing
+        return PackedEncoding(tokens.restore(states), packing, tuple(kept), outputs, tuple(lengths), tuple(scores))

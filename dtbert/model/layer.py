@@ -57,9 +57,11 @@ class TokensLeft:
         spare_inputs: leave the states that enter a layer as they are: somebody else reads them.
         targets: the packing that leaves each layer; of the schedule and the batch's lengths by default.
         output_kept: hold what the tokens scored, too.
+        restores: whether somebody reads the states of dropped tokens; if not, nothing of them is kept or moved.
 
     Attributes:
-        left: the tokens, and where they stand in the batch.
+        left: the tokens; where nothing is restored they are as good as a batch of their own.
+        rows: where they stand in the batch, int64; None while all are left.
         significance: on request, of the layers that dropped, float32 ``[T]``: infinite where a token stays whatever its
             score, NaN where it had been dropped before.
     """
@@ -74,8 +76,11 @@ class TokensLeft:
         spare_inputs: bool = False,
         targets: Sequence[Packing] | None = None,
         output_kept: bool = False,
+        restores: bool = True,
     ) -> None:
         self.left = Left(batch.packing)
+        self.rows: Tensor | None = None
+        self._restores = restores
         self.significance: dict[int, Tensor] | None = {} if output_kept else None
         self._schedule, self._backend, self._span_head = schedule, backend, span_head
         self._spare_inputs = spare_inputs
@@ -117,12 +122,23 @@ class TokensLeft:
             states = states.clone()
         self._hold(layer.index, significance, states)
         rows, self.left, kept_context = backend.drop(left, target, in_order(significance, states), states, context)
+        if self._restores:
+            self.rows = self.left.rows
+        else:
+            self._forget_others(rows)
         if self._accumulated is not None:
             self._accumulated = self._accumulated[rows]
         if kept_context is None:
             # The choice did not need every query's attention: compute the kept ones alone.
             kept_context = backend.attention(qkv, left.packing, num_heads, Kept(rows, target))
         return kept_context, rows
+
+    def _forget_others(self, kept: Tensor) -> None:
+        self.rows = kept if self.rows is None else self.rows.index_select(0, kept)
+        segments = self.left.segments
+        if segments is not None:
+            segments = segments.index_select(0, kept)
+        self.left = self.left._replace(rows=None, final=None, segments=segments)
 
     def _score(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor | None, Tensor | Partials]:
         """The context of all queries, where the scorer needs it, and the significance."""
@@ -134,11 +150,11 @@ class TokensLeft:
             attention = backend.scored_attention if self._reads_scores else backend.partial_attention
             context, significance = attention(qkv, left.packing, layer.num_heads, scorer.attention)
         else:
-            at_hand = layer.index, states, qkv, left.packing, layer.num_heads, self._text, left.rows
+            at_hand = layer.index, states, qkv, left.packing, layer.num_heads, self._text, self.rows
             significance = scorer.function(LayerView(*at_hand, backend, self._span_head, self._earlier))
         if isinstance(significance, Tensor) and self._reads_scores:
             if self._earlier is not None:
-                self._earlier.append(EarlierScore(significance, left.rows))
+                self._earlier.append(EarlierScore(significance, self.rows))
             if self._accumulates:
                 before = self._accumulated
                 self._accumulated = significance = significance if before is None else before + significance
@@ -149,9 +165,8 @@ class TokensLeft:
             return
         assert isinstance(significance, Tensor)
         held = self.left.above_all(significance.to(torch.promote_types(states.dtype, torch.float32)))
-        if self.left.rows is not None:
-            there = self.left.rows
-            held = held.new_full((len(self._text.batch.input_ids),), torch.nan).index_copy(0, there, held)
+        if self.rows is not None:
+            held = held.new_full((len(self._text.batch.input_ids),), torch.nan).index_copy(0, self.rows, held)
         self.significance[layer] = held
 
     def restore(self, states: Tensor) -> Tensor:

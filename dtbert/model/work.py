@@ -55,6 +55,7 @@ def macs_of(
     scored: Sequence[bool],
     question_length: int | None = None,
     backend: BackendName = "cpu",
+    head: int | None = None,
 ) -> Macs:
     """`LengthSchedule.macs`, of arguments that fit each other.
 
@@ -64,9 +65,12 @@ def macs_of(
         lengths: tokens that enter the first layer, then those that leave each.
         scored: whether each layer asks the scorer.
         question_length, backend: as `LengthSchedule.macs`.
+        head: the head's own; by default the span head's.
     """
     d, f = config.hidden_size, config.intermediate_size
-    published = executed = 3 * d * lengths[0] + 2 * lengths[0]
+    if head is None:
+        head = 2 * (d + 1) * lengths[0]
+    published = executed = d * lengths[0] + head
     for layer, (before, kept) in enumerate(pairwise(lengths)):
         if layer in policy.skip_layers:
             continue
@@ -178,7 +182,7 @@ class StepWork:
         """`select`; a context's kept rows moved together, and from the second time on the other states put aside."""
         kept, row = target.num_tokens, states.shape[1] * states.element_size()
         moved = 0 if context is None else 2 * kept * row
-        if left.rows is not None:
+        if left.final is not None:
             moved += 2 * (left.packing.num_tokens - kept) * row + _INDEX_BYTES * (left.packing.num_tokens + kept)
         if left.segments is not None:
             moved += _INDEX_BYTES * left.packing.num_tokens

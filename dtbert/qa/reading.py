@@ -78,11 +78,11 @@ def read_examples(
         raise failure
 
 
-def without_errors(found: Iterable[T | PairError]) -> Iterator[T]:
+def without_errors(found: Iterable[T | PairError], what: str = "pair") -> Iterator[T]:
     """What was found for each pair, up to the first error, which is raised with the pair's number, from 0."""
     for number, one in enumerate(found):
         if isinstance(one, PairError):
-            raise type(one)(f"pair {number}: {one}")
+            raise type(one)(f"{what} {number}: {one}")
         yield one
 
 

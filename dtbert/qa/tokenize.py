@@ -90,20 +90,25 @@ def check_pair(question: str, context: str) -> None:
         TypeError: one of them is not a string.
         ValueError: one is empty, blank, or holds a lone surrogate.
     """
-    for name, text in (("question", question), ("context", context)):
-        if not isinstance(text, str):
-            raise TypeError(f"the {name} must be a string, not {type(text).__name__}")
-        if not text.strip():
-            raise ValueError(f"the {name} is {'blank' if text else 'empty'}: give it at least one word")
-        if text.isascii():
-            continue
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"the {name} holds a lone surrogate, {text[error.start]!a}, at character {error.start}: it is half of "
-                "a character; decode the text with the right encoding, or with errors='replace'"
-            ) from None
+    check_text("question", question)
+    check_text("context", context)
+
+
+def check_text(name: str, text: str) -> None:
+    """Check that something is a text that can be tokenized, as `check_pair`, under a name for the message."""
+    if not isinstance(text, str):
+        raise TypeError(f"the {name} must be a string, not {type(text).__name__}")
+    if not text.strip():
+        raise ValueError(f"the {name} is {'blank' if text else 'empty'}: give it at least one word")
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the {name} holds a lone surrogate, {text[error.start]!a}, at character {error.start}: it is half of "
+            "a character; decode the text with the right encoding, or with errors='replace'"
+        ) from None
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

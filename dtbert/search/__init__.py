@@ -8,7 +8,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from dtbert.search import plot
-from dtbert.search.evaluation import QuestionEvaluator, ids_sha256, in_search_order
+from dtbert.search.evaluation import Evaluator, QuestionEvaluator, TextEvaluator, ids_sha256, in_search_order
 from dtbert.search.front import bootstrap_intervals, front_of
 from dtbert.search.records import Record, is_beaten, pareto, records_of
 from dtbert.search.space import (
@@ -28,12 +28,14 @@ __all__ = [
     "SPACES",
     "AdaptiveSpace",
     "Effort",
+    "Evaluator",
     "PolicyName",
     "QuestionEvaluator",
     "Record",
     "Search",
     "SearchSpace",
     "Space",
+    "TextEvaluator",
     "ThresholdSpace",
     "TopPSpace",
     "bootstrap_intervals",

@@ -1,16 +1,19 @@
-"""What a schedule is worth: the scores of its answers, its multiply-accumulates, its time."""
+"""What a schedule is worth: the scores of its answers or labels, its multiply-accumulates, its time."""
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 
-from dtbert.evaluation import Cost, PreparedQuestions, Score, SquadQuestion, check_readable
+from dtbert.evaluation import Cost, PreparedQuestions, PreparedTexts, Score, SquadQuestion, check_readable
 from dtbert.files import text_sha256
-from dtbert.model import AdaptivePolicy, Macs, Policy
-from dtbert.qa import Latency, Prepared, QuestionAnswerer
+from dtbert.model import AdaptivePolicy, LengthSchedule, Macs, Policy
+from dtbert.model.bert import Bert
+from dtbert.qa import Latency, QuestionAnswerer
 
 _TIMED_QUESTIONS = 32
 _TIMED_ROUNDS = 3
@@ -33,8 +36,77 @@ class _Answered:
         return Macs(*(round(part * sum(counts)) for counts in zip(*self.work, strict=True)))
 
 
-class QuestionEvaluator:
-    """What a search asks about schedules, of a model's answers to questions; the schedule None is the full model.
+class Identified(Protocol):
+    """What a search is over: questions, or labelled texts, which belong to no article."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+
+Q = TypeVar("Q", bound=Identified)
+
+
+class Evaluator(ABC):
+    """What a search asks about schedules, of what a model makes of questions; the schedule None is the full model.
+
+    Attributes:
+        measure: what the score of a question is called, as a mean in percent.
+        unit, piece: what the questions are, and what is read of them at a time.
+        model: the network.
+    """
+
+    measure: ClassVar[str]
+    unit: ClassVar[str]
+    piece: ClassVar[str]
+    model: Bert
+
+    @property
+    @abstractmethod
+    def num_questions(self) -> int: ...
+
+    @abstractmethod
+    def macs(self, schedule: Policy | None) -> Macs:
+        """Multiply-accumulates a question, in the mean over all questions; quick, for nothing is answered."""
+
+    @abstractmethod
+    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
+        """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
+
+    @abstractmethod
+    def answer_first(self, count: int, schedule: Policy | None) -> object:
+        """Answer the first questions, and wait for the answers."""
+
+    def latencies(self, schedules: Sequence[Policy]) -> list[Latency]:
+        """Seconds a question of each schedule, and the full model's beside it.
+
+        Medians of rounds in which the schedules and the full model take turns on the first questions.
+        """
+        count = min(_TIMED_QUESTIONS, self.num_questions)
+        # The first round warms up.
+        rounds = [
+            [self._seconds(count, schedule) / count for schedule in (None, *schedules)]
+            for _ in range(_TIMED_ROUNDS + 1)
+        ][1:]
+        full_model, *own = (round(statistics.median(times), 9) for times in zip(*rounds, strict=True))
+        return [Latency(seconds, full_model, *self.device()) for seconds in own]
+
+    def device(self) -> tuple[str, str, int]:
+        """What latencies hold for: the device, the dtype, and the number of threads."""
+        device, dtype = self.model.device, str(self.model.dtype).removeprefix("torch.")
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return name, dtype, torch.get_num_threads()
+
+    def _seconds(self, count: int, schedule: Policy | None) -> float:
+        start = time.perf_counter()
+        self.answer_first(count, schedule)
+        return time.perf_counter() - start
+
+
+class QuestionEvaluator(Evaluator):
+    """By the answers to questions.
 
     Args:
         answerer: the model.
@@ -44,10 +116,13 @@ class QuestionEvaluator:
         ValueError: there are no questions, or one that the model cannot read; the message has its id.
     """
 
+    measure, unit, piece = "F1", "questions", "window"
+
     def __init__(self, answerer: QuestionAnswerer, questions: Sequence[SquadQuestion]) -> None:
         if not questions:
             raise ValueError("there are no questions to search with")
-        self.answerer, self._questions = answerer, PreparedQuestions(answerer, questions)
+        self.model, self.answerer = answerer.model, answerer
+        self._questions = PreparedQuestions(answerer, questions)
         check_readable(self._questions.unreadable)
         self._answered = _Answered(None)
 
@@ -68,30 +143,12 @@ class QuestionEvaluator:
         return Macs(round(cost.published), round(cost.executed))
 
     def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
-        """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
         if isinstance(schedule, AdaptivePolicy):
             return self._answer(schedule, end).scores[begin:end]
         return list(self._questions.evaluate(schedule, begin, end).per_question.values())
 
-    def latencies(self, schedules: Sequence[Policy]) -> list[Latency]:
-        """Seconds a question of each schedule, and the full model's beside it.
-
-        Medians of rounds in which the schedules and the full model take turns on the first questions.
-        """
-        sample = self._questions.prepared[:_TIMED_QUESTIONS]
-        # The first round warms up.
-        rounds = [
-            [self._seconds(sample, schedule) / len(sample) for schedule in (None, *schedules)]
-            for _ in range(_TIMED_ROUNDS + 1)
-        ][1:]
-        full_model, *own = (round(statistics.median(times), 9) for times in zip(*rounds, strict=True))
-        return [Latency(seconds, full_model, *self.device()) for seconds in own]
-
-    def device(self) -> tuple[str, str, int]:
-        """What latencies hold for: the device, the dtype, and the number of threads."""
-        device, dtype = self.answerer.model.device, str(self.answerer.model.dtype).removeprefix("torch.")
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return name, dtype, torch.get_num_threads()
+    def answer_first(self, count: int, schedule: Policy | None) -> object:
+        return self.answerer.answer_prepared(self._questions.prepared[:count], schedule=schedule)
 
     def _answer(self, schedule: AdaptivePolicy, end: int) -> "_Answered":
         """What was found of the questions up to this one; those of the last schedule are answered once."""
@@ -105,18 +162,54 @@ class QuestionEvaluator:
             answered.full += self._questions.full_work(begin, end)
         return answered
 
-    def _seconds(self, sample: Prepared, schedule: Policy | None) -> float:
-        start = time.perf_counter()
-        self.answerer.answer_prepared(sample, schedule=schedule)  # its answers are on the CPU: the device is done
-        return time.perf_counter() - start
+
+class TextEvaluator(Evaluator):
+    """By the labels of texts: a right one scores 1, so that the mean is the accuracy, which is the F1 over all labels.
+
+    Args:
+        texts: in the order of evaluation, with their model.
+
+    Raises:
+        ValueError: the task has numbers, whose correlation is no mean over texts; or the model cannot read a text.
+    """
+
+    measure, unit, piece = "accuracy", "texts", "text"
+
+    def __init__(self, texts: PreparedTexts) -> None:
+        if not texts.data.labels:
+            raise ValueError(f"{texts.data.task.name} has numbers, a search goes by right and wrong labels")
+        for line, reason in texts.unreadable.items():
+            raise ValueError(f"line {line}: {reason}; take it out of the file")
+        self.model, self._texts = texts.model.model, texts
+
+    @property
+    def num_questions(self) -> int:
+        return len(self._texts)
+
+    def macs(self, schedule: Policy | None) -> Macs:
+        cost = self._texts.cost(_lengths(schedule))
+        assert cost is not None
+        return Macs(round(cost.published), round(cost.executed))
+
+    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
+        right = self._texts.predict(_lengths(schedule), begin, end) == self._texts.gold[begin:end]
+        return [Score(one, one) for one in right.astype(float).tolist()]
+
+    def answer_first(self, count: int, schedule: Policy | None) -> object:
+        return self._texts.predict(_lengths(schedule), 0, count)
 
 
-def in_search_order(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
+def _lengths(schedule: Policy | None) -> LengthSchedule | None:
+    assert schedule is None or isinstance(schedule, LengthSchedule), "a search of texts is over lengths"
+    return schedule
+
+
+def in_search_order(questions: Sequence[Q]) -> list[Q]:
     """The questions in an order of which every beginning is spread evenly over the articles.
 
     It depends on titles and ids alone, so that processes and later runs agree on it.
     """
-    articles: dict[str, list[SquadQuestion]] = {}
+    articles: dict[str, list[Q]] = {}
     for question in sorted(questions, key=lambda question: text_sha256(question.id)):
         articles.setdefault(question.title, []).append(question)
     placed = [
@@ -127,6 +220,6 @@ def in_search_order(questions: Sequence[SquadQuestion]) -> list[SquadQuestion]:
     return [question for _, _, question in sorted(placed, key=lambda item: item[:2])]
 
 
-def ids_sha256(questions: Sequence[SquadQuestion]) -> str:
+def ids_sha256(questions: Sequence[Identified]) -> str:
     """The SHA-256 of the sorted ids, one a line."""
     return text_sha256("\n".join(sorted(question.id for question in questions)))

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dtbert
-from dtbert.evaluation import SquadQuestion
 from dtbert.qa import Latency, MeasuredSchedule, ScheduleFront
-from dtbert.search.evaluation import ids_sha256
+from dtbert.search.evaluation import Identified, ids_sha256
 from dtbert.search.records import Record, pareto, records_of
 from dtbert.search.study import Search
 
@@ -39,9 +38,7 @@ def bootstrap_intervals(f1: Sequence[NDArray[np.float64]], seed: int = 0) -> lis
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
 
-def front_of(
-    search: Search, questions: Sequence[SquadQuestion], questions_file: str, model_sha256: str
-) -> ScheduleFront:
+def front_of(search: Search, questions: Sequence[Identified], questions_file: str, model_sha256: str) -> ScheduleFront:
     """The front that a search has found so far, in the order of MACs, see `distinct`.
 
     What has not been timed yet, with the objective ``"macs"``, is timed now, once a study.

@@ -10,7 +10,7 @@ from dtbert.files import naming
 from dtbert.model import Policy
 from dtbert.model.store import read_store
 from dtbert.pictures import picture
-from dtbert.search.evaluation import QuestionEvaluator
+from dtbert.search.evaluation import Evaluator
 from dtbert.search.records import Record, records_of
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: 
             label = "published, on SQuAD's development set"
             axes.plot(*zip(*published, strict=True), "x", color="#D55E00", markersize=6, label=label, zorder=7)
         _draw_front(axes, front, search.space.scorers)
-        axes.set_xlabel("executed MACs, part of the full model's at each window's own length")
-        axes.set_ylabel(f"F1 on {front.num_questions:,} questions")
+        axes.set_xlabel(f"executed MACs, part of the full model's at each {search.evaluator.piece}'s own length")
+        axes.set_ylabel(f"{search.evaluator.measure} on {front.num_questions:,} {search.evaluator.unit}")
         axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
 
 
-def read_published(path: str, config: "BertConfig", evaluator: QuestionEvaluator) -> list[PublishedPoint]:
+def read_published(path: str, config: "BertConfig", evaluator: Evaluator) -> list[PublishedPoint]:
     """Published schedules of a model of the same sizes, each at what its lengths cost on the questions at hand.
 
     Args:

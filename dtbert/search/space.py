@@ -60,6 +60,8 @@ class Space(ABC):
         """
         policy.check_layers(self.num_layers)
         numbers = self._numbers(policy)
+        if policy.scorer is None:
+            raise ValueError(f"the schedule names no scorer: give it one of {', '.join(self.scorers)}")
         if policy.scorer not in self.scorers:
             raise ValueError(f"the scorer {policy.scorer!r} is not among {', '.join(self.scorers)}")
         if policy.keep_cls or policy.keep_question not in self.keep_question:

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from dtbert.model import Macs, Policy
 from dtbert.qa import Latency
 from dtbert.search import records
-from dtbert.search.evaluation import QuestionEvaluator
+from dtbert.search.evaluation import Evaluator
 from dtbert.search.processes import has_ended, this_process
 from dtbert.search.records import Record, estimated_f1, is_beaten, records_of
 from dtbert.search.space import Space
@@ -105,7 +105,7 @@ class Search:
         self,
         study: Study,
         space: Space,
-        evaluator: QuestionEvaluator,
+        evaluator: Evaluator,
         *,
         objective: Objective = "macs",
         macs_range: tuple[float, float] = (0.0, 1.0),

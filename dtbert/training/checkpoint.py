@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from dtbert.files import Json, differing, lock, reason_of, replacing, write_whole
-from dtbert.model import BertForQuestionAnswering
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES
 from dtbert.weights.kinds import unpickler_says
-from dtbert.weights.save import write_model_files
+from dtbert.weights.save import Saved, write_model_files
 
 _STATE = "checkpoint.pt"
 _RUN = "run.json"
@@ -85,8 +84,8 @@ class RunFolder:
         """Whether `save_model` has written a model of that name."""
         return (self.path / name / WEIGHT_FILES[0]).is_file()
 
-    def save_model(self, name: str, model: BertForQuestionAnswering, tokenizer_folder: Path) -> None:
-        """Write a model that `dtbert.QuestionAnswerer.load` reads to the folder ``name``; OSError as `save_state`."""
+    def save_model(self, name: str, model: Saved, tokenizer_folder: Path) -> None:
+        """Write a model, with its tokenizer, to the folder ``name``; OSError as `save_state`."""
         folder = self.path / name
         folder.mkdir(exist_ok=True)
         for file in TOKENIZER_FILES:

@@ -1,10 +1,11 @@
 """Training data: windows of questions with the place of the answer, in batches of a number of tokens."""
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,49 @@ _BUFFER_CHARACTERS = 2**20
 _NUM_BEFORE_CONTEXT = 2
 
 
+class TrainingData(ABC):
+    """What is trained on, one after another: windows of questions, or texts; ``unit`` is what one is called."""
+
+    unit: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def lengths(self) -> list[int]:
+        """Tokens of each."""
+
+    @abstractmethod
+    def id_of(self, index: int) -> str:
+        """What names the question or the text that one of them is of."""
+
+    @abstractmethod
+    def collate(self, indices: Sequence[int], device: torch.device) -> Any:
+        """A packed batch of some of them, with their labels."""
+
+    def check_fits(self, batch_tokens: int) -> None:
+        """Raise ValueError where one of them has more tokens than a step."""
+        longest = max(self.lengths)
+        if longest > batch_tokens:
+            raise ValueError(f"a {self.unit} has {longest} tokens, a step {batch_tokens}: give larger batches")
+
+    def batches(self, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+        """The numbers of all of an epoch in random order, as many in each batch as ``batch_tokens`` holds.
+
+        A pure function of its arguments, so that a run that was interrupted finds its place again.
+        """
+        lengths = self.lengths
+        order = list(range(len(lengths)))
+        random.Random(f"data {seed} {epoch}").shuffle(order)
+        found: list[list[int]] = []
+        room = 0
+        for index in order:
+            if lengths[index] > room:
+                found.append([])
+                room = batch_tokens
+            found[-1].append(index)
+            room -= lengths[index]
+        return found
+
+
 class LabelledBatch(NamedTuple):
     """A packed batch of W windows, and the token at which the answer starts and ends.
 
@@ -38,7 +82,7 @@ class LabelledBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TrainingSet:
+class TrainingSet(TrainingData):
     """Questions cut into windows.
 
     Attributes:
@@ -48,6 +92,8 @@ class TrainingSet:
         labels: first and last token of the answer in each window, int64 ``[W, 2]``.
         unusable: what is wrong with each question that was left out.
     """
+
+    unit = "window"
 
     examples: list[Example]
     ids: list[str]
@@ -100,29 +146,14 @@ class TrainingSet:
             raise ValueError(f"none of {len(questions)} questions can be trained on: {'; '.join(found.unusable[:3])}")
         return replace(found, labels=np.array(labels, np.int64))
 
-    def check_fits(self, batch_tokens: int) -> None:
-        """Raise ValueError where a window has more tokens than a step."""
-        longest = max(part.num_tokens for part in self.parts)
-        if longest > batch_tokens:
-            raise ValueError(f"a window has {longest} tokens, a step {batch_tokens}: give larger batches")
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each window."""
+        return [part.num_tokens for part in self.parts]
 
-    def batches(self, batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
-        """The windows of an epoch in random order, as many in each batch as ``batch_tokens`` holds.
-
-        A pure function of its arguments, so that a run that was interrupted finds its place again.
-        """
-        order = list(range(len(self.parts)))
-        random.Random(f"data {seed} {epoch}").shuffle(order)
-        found: list[list[int]] = []
-        room = 0
-        for index in order:
-            tokens = self.parts[index].num_tokens
-            if tokens > room:
-                found.append([])
-                room = batch_tokens
-            found[-1].append(index)
-            room -= tokens
-        return found
+    def id_of(self, index: int) -> str:
+        """The question of a window."""
+        return self.ids[self.parts[index].row]
 
     def collate(self, indices: Sequence[int], device: torch.device) -> LabelledBatch:
         """The packed batch of some windows."""

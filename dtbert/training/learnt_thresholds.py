@@ -149,15 +149,18 @@ def learn_thresholds(
         raise ValueError("thresholds are learnt of scores of a layer's own, with no layer left out")
     log_thresholds = _first(model, windows[: options.windows], start).requires_grad_()
     optimizer = torch.optim.Adam([log_thresholds], lr=options.learning_rate)
+    said: dict[int, SpanLogits] = {}
     for step in range(options.steps):
         optimizer.zero_grad()
         for number in range(step * options.windows, (step + 1) * options.windows):
-            batch = windows[number % len(windows)]
-            with torch.no_grad():
-                full = model.forward_packed(batch, backend=Backend())
+            number %= len(windows)
+            batch = windows[number]
+            if number not in said:
+                with torch.no_grad():
+                    said[number] = model.forward_packed(batch, backend=Backend())
             with torch.enable_grad():
                 soft = SoftPass(model, batch, start, log_thresholds, options.temperature)
-                loss = distillation_loss(soft.logits, full, batch.packing)
+                loss = distillation_loss(soft.logits, said[number], batch.packing)
                 loss = loss + options.work_weight * soft_work(soft.left, model.config)
                 (loss / options.windows).backward()
         optimizer.step()

@@ -13,7 +13,7 @@ from dtbert.training.options import LengthDrop
 class SubModel(NamedTuple):
     """What one pass leaves out: tokens by a schedule, and whole layers (0-based)."""
 
-    schedule: LengthSchedule
+    schedule: LengthSchedule | None
     skip_layers: frozenset[int] = frozenset()
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,19 +13,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dtbert.model import BertForQuestionAnswering
+from dtbert.model import BertForQuestionAnswering, BertForSequenceClassification
 from dtbert.training.backend import TrainingBackend
 from dtbert.training.checkpoint import RunFolder
-from dtbert.training.data import LabelledBatch, TrainingSet
+from dtbert.training.data import LabelledBatch, TrainingData
 from dtbert.training.distillation import Teacher
 from dtbert.training.length_drop import SubModel, sub_models
 from dtbert.training.losses import span_loss
 from dtbert.training.options import TrainingOptions
 from dtbert.training.step import Pass, SpanModel, losses_of_step
+from dtbert.training.texts import ClassifierModel, text_losses_of_step
 
 # Measures the model that is trained; `main` decides when it is best, larger is better.
 Measure = Callable[[], Mapping[str, float]]
 
+# What the numbers of a step's data stand for.
+_WHAT = {"window": "Questions", "text": "Texts"}
 # A GPU is given so many steps before the first one's loss is looked at, so that it never waits for the next.
 _STEPS_AHEAD = 2
 
@@ -49,16 +52,16 @@ class _Taken(NamedTuple):
 
 
 class Trainer:
-    """Trains a span-answering model in a folder; the same call goes on where an interrupted one stopped.
+    """Trains a model in a folder; the same call goes on where an interrupted one stopped.
 
     Args:
-        model: of `dtbert.weights.load_trainable`, on its device.
-        data: the questions.
+        model: of `dtbert.weights.load_trainable` or `load_trainable_classifier`, on its device.
+        data: the questions, or of a classifier the texts.
         options: how.
         folder: where checkpoints and metrics go; None in all processes but the first.
         tokenizer_folder: whose tokenizer goes along with the models.
         evaluate: measures the model during training; the ``"main"`` of what it returns decides which is best.
-        teacher: from which the full model learns, with ``options.distillation``.
+        teacher: from which the full model learns to answer, with ``options.distillation``; a classifier has none.
 
     Attributes:
         step, num_steps: how many steps have been taken, and of how many.
@@ -74,8 +77,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: BertForQuestionAnswering,
-        data: TrainingSet,
+        model: BertForQuestionAnswering | BertForSequenceClassification,
+        data: TrainingData,
         options: TrainingOptions,
         folder: RunFolder | None,
         tokenizer_folder: Path,
@@ -90,15 +93,12 @@ class Trainer:
         self._evaluate, self._teacher = evaluate, teacher
         distributed = dist.is_initialized()
         self._world, self._rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
-        if teacher is not None:
-            # What no loss reaches must not be waited for by DistributedDataParallel.
-            model.span.requires_grad_(teacher.distillation.trains_span_head)
-        self._span_model = SpanModel(model, _projection(model, teacher, options.seed))
-        self._optimizer = _optimizer(self._span_model, options)
-        self._plan = _plan(data, options)
+        self._trained = _passes_of(model, teacher, options)
+        self._optimizer = _optimizer(self._trained, options)
+        self._plan, self._lengths = _plan(data, options), data.lengths
         self.num_steps, self.step, self._best = len(self._plan), 0, -math.inf
         self._resume()
-        self._module: nn.Module = self._span_model
+        self._module: nn.Module = self._trained
 
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> bool:
         """Train to the end.
@@ -117,13 +117,13 @@ class Trainer:
         if self.step == self.num_steps and (self._folder is None or self._folder.has_model("last")):
             return False
         if self.step < self.num_steps and self._world > 1:
-            self._module = DistributedDataParallel(self._span_model)
+            self._module = DistributedDataParallel(self._trained)
         try:
             self._take_steps(report)
         finally:
             # DistributedDataParallel must go before its process group does. Its destructor, were it the last to hold
             # the group, would wait for gloo's thread under Python's lock, and the thread, now and then, for that lock.
-            self._module = self._span_model
+            self._module = self._trained
         if self._folder is not None:
             self._folder.save_model("last", self.model, self._tokenizer_folder)
         return True
@@ -175,7 +175,7 @@ class Trainer:
             # Each process's gradient counts for its part of the processes, for which the weight makes up.
             dist.all_reduce(losses)
             losses /= self._world
-        norm = nn.utils.clip_grad_norm_(self._span_model.parameters(), options.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self._trained.parameters(), options.max_grad_norm)
         self._optimizer.step()
         numbers, arrived = torch.cat([losses, norm[None]]), None
         if numbers.is_cuda:
@@ -190,10 +190,10 @@ class Trainer:
         *losses, norm = taken.numbers.tolist()
         loss = sum(losses)
         if not math.isfinite(loss) or not math.isfinite(norm):
-            ids = dict.fromkeys(self.data.ids[self.data.parts[index].row] for index in taken.indices)
+            ids = dict.fromkeys(self.data.id_of(index) for index in taken.indices)
             raise TrainingError(
                 f"step {taken.step}: the loss is {loss}, its gradient's norm {norm}; the last checkpoint stays as "
-                f"it is. Try a lower learning rate. Questions: {', '.join(ids)}"
+                f"it is. Try a lower learning rate. {_WHAT[self.data.unit]}: {', '.join(ids)}"
             )
         record = {
             "step": taken.step,
@@ -201,18 +201,24 @@ class Trainer:
             "loss": loss,
             "gradient_norm": norm,
             "learning_rate": taken.learning_rate,
-            "tokens": sum(self.data.parts[index].num_tokens for index in taken.indices),
+            "tokens": sum(self._lengths[index] for index in taken.indices),
         }
         return {**record, "full_loss": losses[0] * len(losses)} if len(losses) > 1 else record
 
-    def _backward(self, labelled: LabelledBatch, drawn: list[SubModel], weight: float) -> Tensor:
-        """The gradients of all passes; returns each pass's part of the loss."""
+    def _losses(self, labelled: Any, drawn: list[SubModel]) -> Iterator[Tensor]:
         options, module = self.options, self._module
         keep = None if self._teacher is None else self._teacher.distillation.keep
         backend = TrainingBackend(options.hidden_dropout, options.attention_dropout, keep=keep)
+        if isinstance(self._trained, ClassifierModel):
+            return text_losses_of_step(module, labelled, backend, drawn, options.sub_model_loss)
         full_loss = self._teacher.loss if self._teacher is not None else _label_loss
         answer_loss = 0.0 if options.length_drop is None else options.length_drop.answer_loss
-        losses = losses_of_step(module, labelled, backend, drawn, full_loss, options.sub_model_loss, answer_loss)
+        return losses_of_step(module, labelled, backend, drawn, full_loss, options.sub_model_loss, answer_loss)
+
+    def _backward(self, labelled: Any, drawn: list[SubModel], weight: float) -> Tensor:
+        """The gradients of all passes; returns each pass's part of the loss."""
+        options, module = self.options, self._module
+        losses = self._losses(labelled, drawn)
         found = []
         for index in range(1 + len(drawn)):
             # Gradients travel once, with those of the last pass, in which no layer is left out.
@@ -243,17 +249,30 @@ class Trainer:
             state = shared[0]
         if state is None:
             return
-        self._span_model.load_state_dict(state["model"])
+        self._trained.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self._best = state["step"], state["best"]
 
     def _save(self, folder: RunFolder) -> None:
-        model, optimizer = self._span_model.state_dict(), self._optimizer.state_dict()
+        model, optimizer = self._trained.state_dict(), self._optimizer.state_dict()
         folder.save_state({"step": self.step, "best": self._best, "model": model, "optimizer": optimizer})
 
 
 def _label_loss(full: Pass, labelled: LabelledBatch) -> Tensor:
     return span_loss(full.logits, labelled.batch.packing, labelled.starts, labelled.ends)
+
+
+def _passes_of(
+    model: BertForQuestionAnswering | BertForSequenceClassification, teacher: Teacher | None, options: TrainingOptions
+) -> SpanModel | ClassifierModel:
+    if isinstance(model, BertForSequenceClassification):
+        if teacher is not None or (options.length_drop is not None and options.length_drop.answer_loss):
+            raise ValueError("a classifier has no span head: it is trained without a teacher and an answer_loss")
+        return ClassifierModel(model)
+    if teacher is not None:
+        # What no loss reaches must not be waited for by DistributedDataParallel.
+        model.span.requires_grad_(teacher.distillation.trains_span_head)
+    return SpanModel(model, _projection(model, teacher, options.seed))
 
 
 def _projection(model: BertForQuestionAnswering, teacher: Teacher | None, seed: int) -> nn.Linear | None:
@@ -281,7 +300,7 @@ def _optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
 
 
-def _plan(data: TrainingSet, options: TrainingOptions) -> list[tuple[int, list[int]]]:
+def _plan(data: TrainingData, options: TrainingOptions) -> list[tuple[int, list[int]]]:
     """The epoch and the windows of each step."""
     plan: list[tuple[int, list[int]]] = []
     for epoch in range(math.ceil(options.epochs)):

@@ -17,7 +17,15 @@ from dtbert.model import BertConfig
 from dtbert.weights.bounds import Place, find_places, is_dense, unpacks
 from dtbert.weights.header import read_header
 from dtbert.weights.kinds import unpickler_says, what_else
-from dtbert.weights.names import SPAN_HEAD, canonical_name, common_prefix, encoder_prefix, is_known_extra
+from dtbert.weights.names import (
+    CLASSIFIER,
+    POOLER,
+    SPAN_HEAD,
+    canonical_name,
+    common_prefix,
+    encoder_prefix,
+    is_known_extra,
+)
 
 # In the order of preference.
 WEIGHT_FILES = (
@@ -286,6 +294,8 @@ class Checkpoint(NamedTuple):
             advice = ""
             if problems.keys() == set(SPAN_HEAD) and not self.has(SPAN_HEAD):
                 advice = "\nThe rest is there, the span head is missing: load_encoder loads the encoder alone."
+            if set(CLASSIFIER) <= problems.keys() <= {*CLASSIFIER, *POOLER} and not self.has(CLASSIFIER):
+                advice = "\nThe rest is there, the classifier is missing: `dtbert train --task` trains one."
             listed = "".join(f"\n  {name}: {problems[name]}" for name in sorted(problems))
             raise CheckpointError(f"{self.file.path} does not fit its config.json:{listed}{advice}")
         return sources
@@ -363,6 +373,11 @@ def weights_file(path: Path) -> Path:
             return folder / name
     held = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
     raise FileNotFoundError(f"{folder} has no weights: looked for {', '.join(WEIGHT_FILES)}, found {held}")
+
+
+def has_classifier(path: Path) -> bool:
+    """Whether a checkpoint has a classifier of whole texts or of words; errors as `open_checkpoint`."""
+    return open_checkpoint(path).has(CLASSIFIER)
 
 
 def model_folder(path: Path) -> Path:

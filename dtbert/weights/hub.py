@@ -8,11 +8,12 @@ from pathlib import Path
 
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES, shard_names
 from dtbert.weights.download import HubError, ask, check_revision, download, note_absent, note_commit
+from dtbert.weights.pooling import MODULES_FILE, POOLING_FILE
 
 SHIPPED = Path(__file__).parent / "shipped"
 
 # What is downloaded beside config and weights, and nothing else.
-_COMPANIONS = (*TOKENIZER_FILES, "schedules.json", "cascade.json")
+_COMPANIONS = (*TOKENIZER_FILES, "schedules.json", "cascade.json", MODULES_FILE)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 # What a disk answers that is full, or not to be written.
@@ -120,8 +121,9 @@ def _download(repo_id: str, revision: str | None) -> Path:
                 raise FileNotFoundError(f"{repo_id!r} on the hub has no {name}, which its {weights.name} lists")
     if not weights.name.startswith(WEIGHT_FILES[0]):
         logger.warning("%s has no %s at this revision: using %s", repo_id, WEIGHT_FILES[0], weights.name)
-    for name in _COMPANIONS:
-        fetch_once(name)
+    fetched = {name: fetch_once(name) for name in _COMPANIONS}
+    if fetched[MODULES_FILE] is not None:
+        fetch_once(POOLING_FILE)
     return config.parent
 
 

@@ -1,6 +1,7 @@
 """From a checkpoint to a model that is ready to run."""
 
 import logging
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,10 +10,18 @@ from torch import Tensor, nn
 
 from dtbert.kernels import BackendName, choose_backend, native
 from dtbert.kernels.cpu import multiplies_natively
-from dtbert.model import BertEncoder, BertForQuestionAnswering
+from dtbert.model import (
+    BertEncoder,
+    BertForQuestionAnswering,
+    BertForSentenceEmbedding,
+    BertForSequenceClassification,
+    Pooling,
+)
 from dtbert.weights.checkpoint import Checkpoint, Source, TensorFile, open_checkpoint
 from dtbert.weights.hub import resolve_source
-from dtbert.weights.names import POOLER, SPAN_HEAD, hub_names
+from dtbert.weights.labels import are_unnamed, check_classifies, places_of, read_labels
+from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, hub_names
+from dtbert.weights.pooling import read_pooling
 from dtbert.weights.quantize import dequantize_rows, layer_linears, quantize_rows
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,7 +29,7 @@ _BLOCK = 2**20  # values
 
 logger = logging.getLogger(__name__)
 
-M = TypeVar("M", BertForQuestionAnswering, BertEncoder)
+M = TypeVar("M", BertForQuestionAnswering, BertEncoder, BertForSequenceClassification, BertForSentenceEmbedding)
 
 
 class Placement(NamedTuple):
@@ -132,6 +141,54 @@ def load_encoder(
     return model.eval()
 
 
+def load_classifier(
+    source: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    backend: BackendName | None = None,
+) -> BertForSequenceClassification:
+    """Load a BERT that labels texts, ready for inference; its labels are those of the checkpoint's config.
+
+    Arguments and errors are `load_model`'s; a model that labels words, or gives several labels a text, is a ValueError.
+    """
+    placement = Placement.of(device, dtype, backend)
+    checkpoint = open_checkpoint(resolve_source(source, revision))
+    check_classifies(checkpoint.folder)
+    labels = read_labels(checkpoint.folder)
+    model = _filled(BertForSequenceClassification, checkpoint, placement, labels=labels, backend=backend)
+    model.prepare()
+    return model.eval()
+
+
+def load_sentence_encoder(
+    source: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    backend: BackendName | None = None,
+    pooling: Pooling | None = None,
+) -> BertForSentenceEmbedding:
+    """Load a BERT that makes sentence embeddings, ready for inference; heads are left out.
+
+    Args:
+        pooling: by default as the checkpoint's ``modules.json`` says, which sentence-transformers writes; ``"mean"``
+            where there is none.
+
+    The other arguments and errors are `load_model`'s; a ``modules.json`` that asks for what dtbert does not do is a
+    ValueError, too.
+    """
+    placement = Placement.of(device, dtype, backend)
+    checkpoint = open_checkpoint(resolve_source(source, revision))
+    if pooling is None:
+        pooling = read_pooling(checkpoint.folder).pooling
+    model = _filled(BertForSentenceEmbedding, checkpoint, placement, pooling=pooling, backend=backend)
+    model.prepare()
+    return model.eval()
+
+
 def load_trainable(
     source: str | PathLike[str] | None,
     *,
@@ -157,6 +214,49 @@ def load_trainable(
     return model.requires_grad_(True).train()
 
 
+def load_trainable_classifier(
+    source: str | PathLike[str],
+    labels: Sequence[str],
+    *,
+    revision: str | None = None,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+) -> BertForSequenceClassification:
+    """Load a BERT to be trained to label texts; otherwise as `load_trainable`.
+
+    Args:
+        labels: their names. A classifier that has the same ones is gone on with, in its own order, as is one whose
+            labels have no names, which gets these; in place of one of other labels, or of none, a new one is drawn with
+            ``generator``, as is a pooler where there is none.
+    """
+    placement = Placement.of(device)
+    checkpoint = open_checkpoint(resolve_source(source, revision))
+    own = _labels_to_keep(checkpoint, labels)
+    if own:
+        model = _filled(BertForSequenceClassification, checkpoint, placement, labels=own)
+    else:
+        # First, for it finds whether the file is of the sizes in its config.
+        encoder = _filled(BertEncoder, checkpoint, placement, pooler=checkpoint.has(POOLER))
+        model = BertForSequenceClassification(checkpoint.config, labels)
+        model.reset_parameters(generator)
+        model = model.to(placement.device)
+        model.encoder = encoder.encoder
+        model.pooler = encoder.pooler or model.pooler
+    return model.requires_grad_(True).train()
+
+
+def _labels_to_keep(checkpoint: Checkpoint, labels: Sequence[str]) -> Sequence[str]:
+    """The names of a checkpoint's labels where they are these; nothing where it has others, or no classifier."""
+    if not checkpoint.has(CLASSIFIER):
+        return ()
+    own = read_labels(checkpoint.folder)
+    try:
+        places_of(labels, own)
+    except ValueError:
+        return ()
+    return labels if are_unnamed(own) else own
+
+
 def _check_graphs(backend: BackendName, device: torch.device) -> None:
     if backend != "triton" or device.type != "cuda":
         raise ValueError(
@@ -178,12 +278,13 @@ def expected_tensors(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def _filled(kind: type[M], checkpoint: Checkpoint, placement: Placement, **options: Any) -> M:
     """A model of the checkpoint's sizes with its weights.
 
-    The largest go first: while a tensor is copied its pages of the file are in memory too, and the largest one's
-    are least in the way when nothing else is there yet.
+    The largest go first: while a tensor is copied it is in memory twice, and the largest one is least in the way when
+    nothing else is there yet.
     """
     with torch.device("meta"):
         model = kind(checkpoint.config, **options)
-    sources = checkpoint.match(expected_tensors(model), encoder_alone=kind is BertEncoder)
+    alone = kind in (BertEncoder, BertForSentenceEmbedding)
+    sources = checkpoint.match(expected_tensors(model), encoder_alone=alone)
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, Tensor] = {}
     in_int8 = {f"{name}.weight" for name in layer_linears(model)} if placement.int8 else set()

@@ -21,10 +21,12 @@ _TABLE: dict[str, tuple[str, ...]] = {
     "encoder.layers.{i}.output_norm.{p}": ("bert.encoder.layer.{i}.output.LayerNorm.{p}",),
     "span.{p}": ("qa_outputs.{p}",),
     "pooler.{p}": ("bert.pooler.dense.{p}",),
+    "classifier.{p}": ("classifier.{p}",),
 }
 
 SPAN_HEAD = ("qa_outputs.weight", "qa_outputs.bias")
 POOLER = ("bert.pooler.dense.weight", "bert.pooler.dense.bias")
+CLASSIFIER = ("classifier.weight", "classifier.bias")
 
 # What published checkpoints carry beside the network, and what one kind of model has and the other has not.
 _EXTRAS = frozenset(("bert.embeddings.position_ids", *SPAN_HEAD, *POOLER))

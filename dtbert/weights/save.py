@@ -12,19 +12,23 @@ from torch import Tensor
 
 from dtbert.files import check_new_folder, new_folder, replacing, write_whole
 from dtbert.kernels.parameters import Linear
-from dtbert.model import BertEncoder, BertForQuestionAnswering
+from dtbert.model import BertEncoder, BertForQuestionAnswering, BertForSequenceClassification
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES, Checkpoint, open_checkpoint, weights_sha256
 from dtbert.weights.hub import resolve_source
+from dtbert.weights.labels import label_fields, read_labels
 from dtbert.weights.load import expected_tensors
-from dtbert.weights.names import POOLER, SPAN_HEAD, hub_names
+from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, hub_names
+from dtbert.weights.pooling import MODULES_FILE, POOLING_FILE
 from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_rows
 
 # What goes with the weights into a converted folder.
 _MEASURED = ("schedules.json", "cascade.json", "no_answer.json")
-_COMPANIONS = ("config.json", *TOKENIZER_FILES, *_MEASURED, "README.md", "LICENSE")
+_COMPANIONS = ("config.json", *TOKENIZER_FILES, *_MEASURED, MODULES_FILE, POOLING_FILE, "README.md", "LICENSE")
+
+Saved = BertForQuestionAnswering | BertForSequenceClassification | BertEncoder
 
 
-def to_hub_tensors(model: BertForQuestionAnswering | BertEncoder) -> dict[str, Tensor]:
+def to_hub_tensors(model: Saved) -> dict[str, Tensor]:
     """The model's weights under the hub's names: plain tensors on the CPU, which may share the model's memory.
 
     One in int8 has its scale beside it, as `convert` writes it.
@@ -38,11 +42,11 @@ def to_hub_tensors(model: BertForQuestionAnswering | BertEncoder) -> dict[str, T
         if linear is not None and linear.scale is not None:
             scales = linear.scale.half().cpu().chunk(len(names))
             tensors |= zip((f"{name}.scale" for name in names), scales, strict=True)
-    return tensors if isinstance(model, BertForQuestionAnswering) else _without_prefix(tensors)
+    return _without_prefix(tensors) if isinstance(model, BertEncoder) else tensors
 
 
-def save_model(model: BertForQuestionAnswering | BertEncoder, folder: str | PathLike[str]) -> Path:
-    """Write ``config.json`` and ``model.safetensors``, which `load_model` and transformers load.
+def save_model(model: Saved, folder: str | PathLike[str]) -> Path:
+    """Write ``config.json`` and ``model.safetensors``, which `load_model` and its like and transformers load.
 
     Args:
         model: on any device, its weights packed or not.
@@ -57,10 +61,12 @@ def save_model(model: BertForQuestionAnswering | BertEncoder, folder: str | Path
     return Path(folder)
 
 
-def write_model_files(model: BertForQuestionAnswering | BertEncoder, folder: Path) -> None:
+def write_model_files(model: Saved, folder: Path) -> None:
     """Write, or replace one after the other, each of them whole, the two files of a model in a folder that is there."""
-    architecture = "BertForQuestionAnswering" if isinstance(model, BertForQuestionAnswering) else "BertModel"
+    architecture = "BertModel" if isinstance(model, BertEncoder) else type(model).__name__
     config = {"architectures": [architecture], **model.config.to_dict()}
+    if isinstance(model, BertForSequenceClassification):
+        config |= label_fields(model.labels)
     write_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
     with replacing(folder / WEIGHT_FILES[0]) as partial:
         save_file(to_hub_tensors(model), partial, {"format": "pt"})
@@ -90,7 +96,7 @@ def convert(
     check_new_folder(dest)
     checkpoint = open_checkpoint(resolve_source(source, revision))
     file, metadata, tensors = "model.safetensors", {"format": "pt"}, _read_all(checkpoint)
-    if not checkpoint.has(SPAN_HEAD):
+    if not checkpoint.has((*SPAN_HEAD, *CLASSIFIER)):
         tensors = _without_prefix(tensors)
     if int8:
         file, metadata["quantization"] = "model.int8.safetensors", "int8 per row, symmetric, <name>.scale"
@@ -99,6 +105,7 @@ def convert(
         save_file(tensors, partial / file, metadata)
         for name in _COMPANIONS:
             if (checkpoint.folder / name).is_file():
+                (partial / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(checkpoint.folder / name, partial / name)
         measured = [] if int8 else [partial / name for name in _MEASURED if (partial / name).is_file()]
         if measured:
@@ -115,8 +122,11 @@ def _read_all(checkpoint: Checkpoint) -> dict[str, Tensor]:
         expected = expected_tensors(BertEncoder(checkpoint.config, pooler=checkpoint.has(POOLER)))
         if checkpoint.has(SPAN_HEAD):
             expected |= expected_tensors(BertForQuestionAnswering(checkpoint.config))
-    tensors = {}
-    for name, source in checkpoint.match(expected, encoder_alone=not checkpoint.has(SPAN_HEAD)).items():
+        if checkpoint.has(CLASSIFIER):
+            labels = len(read_labels(checkpoint.folder))
+            expected |= zip(CLASSIFIER, ((labels, checkpoint.config.hidden_size), (labels,)), strict=True)
+    tensors, alone = {}, not checkpoint.has((*SPAN_HEAD, *CLASSIFIER))
+    for name, source in checkpoint.match(expected, encoder_alone=alone).items():
         values = checkpoint.file.read(source.name).contiguous()
         tensors[name] = dequantize_rows(values, checkpoint.file.read(source.scale)) if source.scale else values
     checkpoint.check_finite(tensors)

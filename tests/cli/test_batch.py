@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dtbert.cli import batch
 from dtbert.cli.batch import chunks, remaining
-from dtbert.cli.inputs import Line
+from dtbert.jobs.lines import Line
 from dtbert.qa import QuestionAnswerer
 from tests.cli.conftest import Run
 from tests.cli.questions import BAD_LINES, GOOD, read

