@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from dtbert.model import BertForSequenceClassification, LengthSchedule, OwnScorer
-from dtbert.qa.budgets import MeasuredSchedule, ScheduleFront, own_scorer, schedules_of, within_budget
+from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, own_scorer, schedules_of
 from dtbert.qa.calls import check_choice
 from dtbert.qa.reading import without_errors
 from dtbert.qa.tokenize import load_tokenizer
@@ -213,7 +213,12 @@ class TextClassifier(TextModel):
 
     def within_budget(self, budget: float) -> MeasuredSchedule:
         """The most accurate measured schedule within a budget, as `dtbert.QuestionAnswerer.within_budget`."""
-        return within_budget(self.front, budget)
+        if self.front is None:
+            raise ValueError(
+                f"budget {budget}: this model has no {SCHEDULES_FILE} to choose a schedule from; make one in its "
+                "folder with `dtbert search --task`, or pass schedule= (`--schedule`) instead"
+            )
+        return self.front.within(budget)
 
     def _chosen(self, schedule: LengthSchedule | None, budget: float | None) -> LengthSchedule | None:
         if schedule is not None and budget is not None:
