@@ -144,7 +144,7 @@ class CalibratedCascade:
         the more of a stage's answers are given again, the fewer differ, so that a threshold may go down as long as
         Clopper and Pearson's exact bound of the part that differs (Biometrika 26, 1934) allows: the upper confidence
         bound of risk-controlling prediction sets, arXiv 2101.02703. As the best of several stages is taken, each has
-        its share of the 5% (Bonferroni), as in Learn then Test, arXiv 2110.01052, section 2.3.
+        its share of the 5% (Bonferroni), as in Learn then Test, arXiv 2110.01052.
 
         Args:
             agreement: above 0, at most 1, which the full model alone has.

@@ -225,6 +225,8 @@ def test_calibrated_cascade_answers_from_then_on(run: Run, with_schedules: Path,
         (("--budget", "auto", "--no-answer"), "--budget auto promises the best span: give it without --no-answer"),
         (("--budget", "auto", "--schedule", "1,1"), "exclude each other"),
         (("--budget", "much"), "such as 0.7, got 'much'"),
+        (("--task", "sst2", "--budget", "auto"), "--budget auto is of questions: give a number with --task"),
+        (("--task", "sst2", "--calibrate-cascade"), "--calibrate-cascade is of questions and windows"),
         (("--calibrate-cascade",), "has no schedules.json, of which the first answers come"),
     ],
 )
