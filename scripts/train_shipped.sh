@@ -61,4 +61,6 @@ convert "$out/received-2/last" "$out/received"
 "$python" -m dtbert.cli search "$splits/choose.json" --model "$out/model" --limit 600 --trials 110 \
     --scorers answer_overlap,received --keep-question yes --budget-range 0.15,0.9 \
     --storage "sqlite:///$out/study.db" --out "$out/model/schedules.json" --plot "$out/front.png"
+"$python" -m dtbert.cli evaluate "$splits/choose.json" --limit 1500 --model "$out/model" --calibrate-cascade \
+    --dtype bfloat16
 echo "the model and its schedules are in $out/model"

@@ -12,7 +12,7 @@ from dtbert.cli.options import (
     add_model_options,
     add_schedule_options,
     check_threshold_is_used,
-    load_for_schedule,
+    load_for_answers,
     positive,
 )
 from dtbert.cli.output import print_json
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object (--output holds JSON in any case)")
     add_model_options(parser)
     add_answer_options(parser)
-    add_schedule_options(parser, budget=True)
+    add_schedule_options(parser, budget=True, auto=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _answer_one(arguments: argparse.Namespace) -> int:
     contexts = given_contexts(arguments)
-    answerer, schedule = load_for_schedule(arguments)
+    answerer, schedule = load_for_answers(arguments)
     asking = batch.asking(arguments, schedule)
     found: list[tuple[str | None, Answer]]
     if len(contexts) == 1:

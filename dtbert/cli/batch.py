@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dtbert import __version__
 from dtbert.cli.inputs import Questions
-from dtbert.cli.options import MAX_ANSWER_TOKENS, load_for_schedule, other_windows
+from dtbert.cli.options import MAX_ANSWER_TOKENS, load_for_answers, other_windows
 from dtbert.cli.output import check_output, printable
 from dtbert.files import Json, differing, lock, write_whole
 from dtbert.jobs.lines import SETTINGS, Line, answered, dump, model_sha256
 
 if TYPE_CHECKING:
     from dtbert.model import Policy
-    from dtbert.qa import QuestionAnswerer
+    from dtbert.qa import Cascade, QuestionAnswerer
     from dtbert.qa.calls import Asking
 
 # Questions go through the model a chunk at a time, about what one batch holds: an interruption costs no more. Where
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     questions = Questions.of(source)
     # Once: a branch of the hub may move between two questions for it.
     model = resolve_source(arguments.model, arguments.revision)
-    answerer, schedule = load_for_schedule(argparse.Namespace(**{**vars(arguments), "model": model, "revision": None}))
+    answerer, schedule = load_for_answers(argparse.Namespace(**{**vars(arguments), "model": model, "revision": None}))
     digest, total = questions.survey()
     settings = {"input_sha256": digest, **settings_of(arguments, model_sha256(model, answerer), answerer, schedule)}
     _check_settings(output, settings)
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def settings_of(
-    arguments: argparse.Namespace, model_digest: str, answerer: "QuestionAnswerer", schedule: "Policy | None"
+    arguments: argparse.Namespace, model_digest: str, answerer: "QuestionAnswerer", schedule: "Policy | Cascade | None"
 ) -> dict[str, Any]:
     """What answers depend on beside the questions: an output is gone on with where all of it is the same."""
     return {
@@ -134,7 +134,7 @@ def settings_of(
         "revision": arguments.revision,
         "model_sha256": model_digest,
         "dtype": arguments.dtype,
-        "schedule": None if schedule is None else schedule.to_dict(),
+        **_chosen(schedule),
         "top": arguments.top,
         **other_windows(arguments),
         **_other_answers(arguments, answerer.threshold),
@@ -174,9 +174,21 @@ def _saying_again(left: Iterator[tuple[list[Line], int]], done: int, total: int)
     return chain([first], left)
 
 
-def asking(arguments: argparse.Namespace, schedule: "Policy | None") -> "Asking":
+def asking(arguments: argparse.Namespace, schedule: "Policy | Cascade | None") -> "Asking":
     """What the options say of each question."""
-    return {"schedule": schedule, "overlap": arguments.overlap, "no_answer": arguments.no_answer}
+    if arguments.budget == "auto":
+        return {"budget": "auto", "agreement": arguments.agreement}
+    of_all: Any = schedule  # of a cascade, auto alone
+    return {"schedule": of_all, "overlap": arguments.overlap, "no_answer": arguments.no_answer}
+
+
+def _chosen(schedule: "Policy | Cascade | None") -> dict[str, Any]:
+    """What the answers are made with, for the output is compared by it."""
+    if not isinstance(schedule, tuple):
+        return {"schedule": None if schedule is None else schedule.to_dict()}
+    # A cascade without a schedule answers as the full model does.
+    first = None if schedule.schedule is None else schedule.schedule.to_dict()
+    return {"schedule": first, **({"unsure_to": schedule.unsure_to} if first else {})}
 
 
 def _other_answers(arguments: argparse.Namespace, threshold: float) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if STREAM in (arguments.input, arguments.output):
         raise ValueError("--engine ray reads and writes files: - is for a pipe")
+    if arguments.budget == "auto" or arguments.agreement is not None:
+        raise ValueError("--engine ray knows no cascade.json: give a number to --budget, and no --agreement")
     if arguments.device is not None and arguments.device not in ("cpu", "cuda"):
         raise ValueError(f"--device {arguments.device}: Ray gives each worker a device of its own: give cpu or cuda")
     check_ray()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtbert.cli.calibrate import calibrate, check_folder
 from dtbert.cli.options import (
     QUIET_HELP,
     SCHEDULE_HELP,
@@ -14,8 +15,9 @@ from dtbert.cli.options import (
     add_model_options,
     add_schedule_options,
     check_threshold_is_used,
+    describe_cascade,
     describe_schedule,
-    load_for_schedule,
+    load_for_answers,
     positive,
 )
 from dtbert.cli.output import check_output, print_json, printable
@@ -24,6 +26,7 @@ from dtbert.files import write_whole
 
 if TYPE_CHECKING:
     from dtbert.evaluation import Cost, Measurement, SquadQuestion
+    from dtbert.qa import Cascade
 
 SUMMARY = "measure a model and a schedule on a SQuAD file, or on a task of GLUE"
 DESCRIPTION = """\
@@ -38,9 +41,16 @@ that is best for this file. --choose-threshold writes that as no_answer.json
 into the model's folder, from where it is the model's: choose it on questions
 that you do not report on.
 
+--calibrate-cascade answers the questions in full and at small budgets, and
+writes cascade.json into the model's folder: with that, --budget auto answers at
+a small budget, and again in full where it is unsure, as seldom as the promised
+--agreement with the full model's answers allows. Calibrate on questions that
+you do not report on; some 1,500 will do.
+
 MACs are a mean over the questions, each of them the sum over its windows:
   executed          what dtbert computes with the schedule
-  95% up to         the same of 95 questions in 100, where the text decides
+  95% up to         the same of 95 questions in 100, where the text decides,
+                    or a cascade
   published count   the same as the literature counts it, there called FLOPs
   nothing dropped   the same model without a schedule, at each window's length
   padded to 384     that, with every window padded, as the literature has it
@@ -56,6 +66,8 @@ examples:
   dtbert evaluate dev-v1.1.json.gz --limit 500 --schedule 1,1,0.9,0.6,0.4,0.2
   dtbert evaluate dev-v1.1.json --json --predictions predictions.json
   dtbert evaluate held-out-v2.0.json --model folder/ --choose-threshold
+  dtbert evaluate held-out.json --model folder/ --calibrate-cascade
+  dtbert evaluate dev-v1.1.json --budget auto --agreement 0.95
   dtbert evaluate dev.tsv --task sst2 --model folder/ --budget 0.5
 
 {TASK_HELP}
@@ -72,9 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--choose-threshold", action="store_true", help="write the best threshold into the model's folder"
     )
+    parser.add_argument(
+        "--calibrate-cascade",
+        action="store_true",
+        help="write cascade.json into the model's folder, for --budget auto",
+    )
     add_model_options(parser)
     add_answer_options(parser)
-    add_schedule_options(parser, budget=True)
+    add_schedule_options(parser, budget=True, auto=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,18 +100,27 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from dtbert.evaluation import evenly_spaced, measure, read_squad
+    from dtbert.qa import Cascade
 
     if arguments.predictions is not None:
         sources = (arguments.file, arguments.schedule)
         check_output("--predictions", Path(arguments.predictions), *sources, model=arguments.model)
     questions = evenly_spaced(read_squad(arguments.file), arguments.limit)
-    no_answer = arguments.no_answer or any(one.is_impossible for one in questions)
+    if arguments.calibrate_cascade:
+        return calibrate(arguments, questions)
+    some_impossible = any(one.is_impossible for one in questions)
+    if some_impossible and arguments.budget == "auto":
+        raise ValueError(
+            f"{arguments.file} has questions without an answer: --budget auto promises spans, give a number"
+        )
+    no_answer = arguments.no_answer or some_impossible
     check_threshold_is_used(arguments, no_answer)
     if arguments.choose_threshold:
         _check_choice(arguments, questions)
-    answerer, schedule = load_for_schedule(arguments)
+    answerer, chosen = load_for_answers(arguments)
+    cascade, schedule = (chosen, chosen.schedule) if isinstance(chosen, Cascade) else (None, chosen)
     with tqdm(total=len(questions), unit="q", disable=arguments.quiet or None) as bar:
-        found = measure(answerer, questions, schedule, no_answer=no_answer, on_answers=bar.update)
+        found = measure(answerer, questions, chosen, no_answer=no_answer, on_answers=bar.update)
     if arguments.choose_threshold:
         _write_threshold(arguments, len(questions), found)
     for identifier, reason in found.unreadable.items():
@@ -106,6 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         "model": arguments.model,
         "budget": arguments.budget,
         "schedule": None if schedule is None else schedule.to_dict(),
+        **({} if cascade is None else _cascade_fields(cascade, found)),
         "window": answerer.window,
         "questions": len(questions),
         "missing": list(found.scores.missing),
@@ -118,7 +145,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report)
     else:
-        if arguments.budget is not None:
+        if cascade is not None:
+            print(f"budget auto chose: {describe_cascade(cascade)}\n")
+        elif arguments.budget is not None:
             print(f"budget {arguments.budget:g} chose: {describe_schedule(schedule)}\n")
         elif schedule is not None:
             print(f"schedule: {describe_schedule(schedule)}\n")
@@ -127,11 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_choice(arguments: argparse.Namespace, questions: "Sequence[SquadQuestion]") -> None:
-    if arguments.model is None or not Path(arguments.model).exists():
-        raise ValueError(
-            "--choose-threshold writes into the model's folder: give it with --model; `dtbert convert` makes one of a "
-            "hub id"
-        )
+    check_folder("--choose-threshold", arguments.model)
     if len({one.is_impossible for one in questions}) < 2:
         raise ValueError(
             f"{arguments.file}: --choose-threshold needs questions with and without an answer, as SQuAD 2.0 has them"
@@ -147,6 +172,11 @@ def _write_threshold(arguments: argparse.Namespace, num_questions: int, found: "
     name, file = Path(arguments.file).name, model_folder(path) / THRESHOLD_FILE
     write_threshold(file, ChosenThreshold(best.threshold, best.score, name, num_questions, weights_sha256(path)))
     print(f"dtbert: {file}: threshold {best.threshold:g}", file=sys.stderr)
+
+
+def _cascade_fields(cascade: "Cascade", found: "Measurement") -> dict[str, Any]:
+    fields = {"unsure_to": cascade.unsure_to, "promised_agreement": cascade.agreement, "expected_work": cascade.work}
+    return {**fields, **({} if found.cascading is None else found.cascading._asdict())}
 
 
 def _no_answer_fields(found: "Measurement", threshold: float) -> dict[str, Any]:
@@ -183,6 +213,10 @@ def _table(report: dict[str, Any]) -> str:
         if report.get(name):
             part = report[name]
             lines.insert(-1, f"  {label:<15}{part['f1']:8.2f}   (exact match {part['exact_match']:.2f})")
+    if "agreement" in report:
+        promised = f"   (promised {report['promised_agreement']:g} of answers like those of the calibration)"
+        lines.insert(-1, f"the full model's {report['agreement']:8.3f}{promised}")
+        lines.insert(-1, f"answered again   {report['again']:8.3f}")
     if "best_f1" in report:
         best, used = report["best_f1"], report["threshold"]
         lines.insert(-1, f"  at best        {best['score']:8.2f}   (threshold {best['threshold']:.3g}, not {used:.3g})")

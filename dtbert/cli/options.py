@@ -14,7 +14,7 @@ from dtbert.files import naming
 
 if TYPE_CHECKING:
     from dtbert.model import OwnScorer, Policy
-    from dtbert.qa import QuestionAnswerer
+    from dtbert.qa import Cascade, QuestionAnswerer
 
 REVISION_HELP = "branch, tag or commit of a hub id"
 THREADS_HELP = "CPU threads (default: torch's choice)"
@@ -91,18 +91,25 @@ def check_threshold_is_used(arguments: argparse.Namespace, no_answer: bool) -> N
         raise ValueError("--threshold says when there is no answer: give --no-answer with it")
 
 
-def add_schedule_options(parser: argparse.ArgumentParser, *, budget: bool = False, several: bool = False) -> None:
-    """How many tokens stay and which: one schedule, or as many as are named where `several` may be."""
+def add_schedule_options(
+    parser: argparse.ArgumentParser, *, budget: bool = False, several: bool = False, auto: bool = False
+) -> None:
+    """How many tokens stay and which: one schedule, or as many as are named where `several` may be.
+
+    Where there is a ``budget``, it may be ``auto`` if that is so.
+    """
     nargs: Any = "+" if several else None
     group = parser.add_argument_group("token dropping")
     if budget:
-        group.add_argument(
-            "--budget",
-            type=_part,
-            nargs=nargs,
-            metavar="X",
-            help="the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5",
+        chosen = "the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5"
+        more = (
+            "; or auto: a small one, then all of it where that was unsure, by the model's cascade.json" if auto else ""
         )
+        kind = _budget if auto else _part
+        group.add_argument("--budget", type=kind, nargs=nargs, metavar="X", help=chosen + more)
+    if auto:
+        promised = "for --budget auto: the part of the answers that are to be the full model's (0.98)"
+        group.add_argument("--agreement", type=_part, metavar="A", help=promised)
     default = "" if several else " (default: all)"
     group.add_argument(
         "--schedule", nargs=nargs, metavar="SPEC", help=f"how many tokens stay after each layer{default}"
@@ -141,7 +148,11 @@ def _part(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a part of all MACs, such as 0.7, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected a part, such as 0.7, got {text!r}") from None
+
+
+def _budget(text: str) -> float | str:
+    return text if text == "auto" else _part(text)
 
 
 def schedule_of(arguments: argparse.Namespace) -> "Policy | None":
@@ -278,8 +289,7 @@ def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer,
     """
     schedule, budget = schedule_of(arguments), arguments.budget
     if budget is not None:
-        if schedule is not None:
-            raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
+        _check_alone(schedule)
         from dtbert.qa.budgets import check_budget
 
         check_budget(budget)
@@ -290,6 +300,39 @@ def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer,
         return answerer, None
     schedule.check_layers(answerer.config.num_hidden_layers)
     return answerer, resolved([schedule], answerer.own_scorer)[0]
+
+
+def load_for_answers(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, Policy | Cascade | None]":
+    """As `load_for_schedule`; where ``--budget`` is ``auto``, with the cascade that keeps the promised agreement.
+
+    Raises:
+        ValueError, OSError: as that and `QuestionAnswerer.within_agreement`; or an option that auto does not go with.
+    """
+    from dtbert.qa.cascade import check_agreement
+
+    agreement = arguments.agreement
+    if agreement is not None:
+        check_agreement(agreement)
+        if arguments.budget != "auto":
+            raise ValueError("--agreement is what --budget auto promises: give it with that")
+    if arguments.budget != "auto":
+        return load_for_schedule(arguments)
+    _check_alone(schedule_of(arguments))
+    _check_auto(arguments)
+    answerer = load_answerer(arguments)
+    return answerer, answerer.within_agreement(agreement)
+
+
+def _check_alone(schedule: "Policy | None") -> None:
+    if schedule is not None:
+        raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
+
+
+def _check_auto(arguments: argparse.Namespace) -> None:
+    given = {"--top": getattr(arguments, "top", 1) > 1, "--overlap": getattr(arguments, "overlap", False)}
+    given["--no-answer"] = arguments.no_answer
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise ValueError(f"--budget auto promises the best span: give it without {' and '.join(names)}")
 
 
 def describe_schedule(schedule: "Policy | None") -> str:
@@ -305,6 +348,14 @@ def describe_schedule(schedule: "Policy | None") -> str:
             rest.append(f" {name} {_numbers(value if isinstance(value, tuple) else (value,))}")
     scorer = ",".join(schedule.scorer) if isinstance(schedule.scorer, tuple) else schedule.scorer or "(the model's own)"
     return f"{before}{_numbers(getattr(schedule, field))}{after} {scorer}{''.join(rest)}"
+
+
+def describe_cascade(cascade: "Cascade") -> str:
+    """A cascade in a few words."""
+    if cascade.schedule is None:
+        return describe_schedule(None)
+    again = f"all again where it is sure to {cascade.unsure_to:g} at most" if cascade.unsure_to else "never again"
+    return f"{describe_schedule(cascade.schedule)}; {again}"
 
 
 # Where the numbers of each kind are, and the words around them.

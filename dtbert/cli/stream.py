@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from dtbert.cli.batch import CHARACTERS_PER_TOKEN, asking, remaining, results
 from dtbert.cli.inputs import Questions
-from dtbert.cli.options import load_for_schedule
+from dtbert.cli.options import load_for_answers
 from dtbert.cli.output import check_output, printable
 from dtbert.jobs.lines import Line, dump, parse_line
 
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     failed = total = 0
     with _sink(arguments) as sink:
         lines = _stdin_lines() if arguments.input == STREAM else Questions.of(Path(arguments.input)).lines()
-        answerer, schedule = load_for_schedule(arguments)
+        answerer, schedule = load_for_answers(arguments)
         # A bar and answers in one terminal would overwrite one another.
         hide = arguments.quiet or (arguments.output == STREAM and sys.stdout.isatty()) or None
         with tqdm(unit="q", disable=hide) as bar:

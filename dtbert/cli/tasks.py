@@ -32,6 +32,8 @@ _OF_QUESTIONS = {
     "no_answer": False,
     "threshold": None,
     "choose_threshold": False,
+    "calibrate_cascade": False,
+    "agreement": None,
 }
 
 
@@ -44,6 +46,8 @@ def check_task_options(arguments: argparse.Namespace) -> None:
     for name, default in _OF_QUESTIONS.items():
         if getattr(arguments, name, default) != default:
             raise ValueError(f"--{name.replace('_', '-')} is of questions and windows: it has no part in --task")
+    if getattr(arguments, "budget", None) == "auto":
+        raise ValueError("--budget auto is of questions: give a number with --task")
 
 
 def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) -> "TextClassifier | SentenceEncoder":

@@ -1,6 +1,15 @@
 """Accuracy and work: readers and metrics of SQuAD and of GLUE's tasks, and what a model gets right at what cost."""
 
-from dtbert.evaluation.measure import Cost, Measurement, PreparedQuestions, check_readable, evenly_spaced, measure
+from dtbert.evaluation.calibrate import calibrate
+from dtbert.evaluation.measure import (
+    Cascading,
+    Cost,
+    Measurement,
+    PreparedQuestions,
+    check_readable,
+    evenly_spaced,
+    measure,
+)
 from dtbert.evaluation.metric import (
     BestThreshold,
     Evaluation,
@@ -20,6 +29,7 @@ from dtbert.evaluation.text_measure import PreparedTexts, TextCost, TextMeasurem
 __all__ = [
     "TASKS",
     "BestThreshold",
+    "Cascading",
     "Cost",
     "Evaluation",
     "GoldAnswer",
@@ -34,6 +44,7 @@ __all__ = [
     "TextCost",
     "TextMeasurement",
     "best_threshold",
+    "calibrate",
     "check_readable",
     "evaluate",
     "evenly_spaced",

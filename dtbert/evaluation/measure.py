@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple, TypeVar, get_args
 
-import torch
-
 from dtbert.evaluation.metric import BestThreshold, Evaluation, Measure, best_threshold, evaluate
 from dtbert.evaluation.reader import SquadQuestion
-from dtbert.evaluation.work import KeptWork
+from dtbert.evaluation.work import KeptWork, Windows, answered, macs_of_windows, windows_of_each, with_again
 from dtbert.model import AdaptivePolicy, LengthSchedule, Macs, Policy
-from dtbert.qa import Answer, PairError, Prepared, QuestionAnswerer
+from dtbert.qa import Answer, Cascade, PairError, Prepared, QuestionAnswerer
+from dtbert.qa.cascade import is_same
 
 T = TypeVar("T")
 
@@ -27,8 +26,8 @@ class Cost(NamedTuple):
         padded: MACs a question where nothing is dropped and every window is padded to the answerer's ``window``.
         windows: windows a question.
         tokens: tokens a window.
-        executed_p95: executed MACs that 95 of 100 questions do not exceed, where the text decides how many tokens stay;
-            else None.
+        executed_p95: executed MACs that 95 of 100 questions do not exceed, where the text decides how many tokens stay,
+            or a cascade what is answered again; else None.
     """
 
     executed: float
@@ -80,19 +79,30 @@ class PreparedQuestions:
         self, schedule: AdaptivePolicy, begin: int = 0, end: int | None = None
     ) -> tuple[Evaluation, list[Macs]]:
         """`evaluate`, and what answering each of the questions took that can be read."""
-        part, work = self.prepared[begin:end], KeptWork(self.answerer, schedule)
-        answers = self.answerer.answer_prepared(part, schedule=schedule, watch=work.watch(part))
+        found, work = answered(self.answerer, self.prepared[begin:end], schedule)
         questions = self.questions[begin:end]
-        return evaluate(questions, _predictions(questions, answers, self._threshold)), work.of_questions
+        return evaluate(questions, _predictions(questions, found.answers, self._threshold)), work
 
     def full_work(self, begin: int = 0, end: int | None = None) -> int:
         """Executed MACs of the questions number ``begin`` to ``end`` where nothing is dropped."""
-        return _macs(self.answerer, Counter(self.prepared[begin:end].window_lengths()), None).executed
+        return macs_of_windows(self.answerer, Counter(self.prepared[begin:end].window_lengths()), None).executed
 
     @cached_property
     def _full(self) -> Macs:
         # A search counts many schedules against it.
-        return _macs(self.answerer, self._lengths, None)
+        return macs_of_windows(self.answerer, self._lengths, None)
+
+
+class Cascading(NamedTuple):
+    """What a cascade did with questions.
+
+    Attributes:
+        again: the part of them that was answered again, at full length.
+        agreement: the part of the answers that are the full model's, the same span.
+    """
+
+    again: float
+    agreement: float
 
 
 class Measurement(NamedTuple):
@@ -106,6 +116,7 @@ class Measurement(NamedTuple):
         scores: the official metric.
         cost: of the questions that the model can read; None where there are none.
         questions_per_second: answers, from text to text.
+        cascading: where they were answered by a cascade; None where none could be read.
     """
 
     predictions: dict[str, str]
@@ -115,12 +126,13 @@ class Measurement(NamedTuple):
     scores: Evaluation
     cost: Cost | None
     questions_per_second: float
+    cascading: Cascading | None = None
 
 
 def measure(
     answerer: QuestionAnswerer,
     questions: Sequence[SquadQuestion],
-    schedule: Policy | None = None,
+    schedule: Policy | Cascade | None = None,
     *,
     no_answer: bool | None = None,
     threshold: float | None = None,
@@ -130,7 +142,8 @@ def measure(
 
     Args:
         answerer, questions: the model, and what it is asked.
-        schedule: tokens that each layer keeps; all by default.
+        schedule: tokens that each layer keeps, all by default; or a cascade. Of what that did not answer again the full
+            model's answers are measured, too, outside of the time.
         no_answer: whether the answer may be that there is none; by default where one of the questions has none.
         threshold: of the margin, for that; by default the answerer's.
         on_answers: called with the number of questions that are done since the last call.
@@ -140,18 +153,32 @@ def measure(
     """
     answers: list[Answer | PairError] = []
     lengths: Counter[tuple[int, int]] = Counter()
-    work = KeptWork(answerer, schedule) if isinstance(schedule, AdaptivePolicy) else None
+    windows: list[Windows] = []
+    cascade, first = (schedule, schedule.schedule) if isinstance(schedule, Cascade) else (None, schedule)
+    work = KeptWork(answerer, first) if isinstance(first, AdaptivePolicy) else None
+    again: list[int] = []
     start = time.perf_counter()
     for part in answerer.prepare_many(_pairs(questions)):
         watch = None if work is None else work.watch(part)
-        answers += answerer.answer_prepared(part, schedule=schedule, watch=watch)
+        if cascade is None:
+            answers += answerer.answer_prepared(part, schedule=first, watch=watch)
+        else:
+            found = answerer.answer_cascade(part, cascade, watch=watch)
+            again += [len(answers) + row for row in found.again]
+            answers += found.answers
+            windows += windows_of_each(part)
         lengths.update(part.window_lengths())
         on_answers(len(part))
     seconds = time.perf_counter() - start
     spans = _predictions(questions, answers)
     margins = {one.id: found.margin for one, found in zip(questions, answers, strict=True) if isinstance(found, Answer)}
-    full = _macs(answerer, lengths, None)
-    done = schedule if work is None else work.of_questions
+    full = macs_of_windows(answerer, lengths, None)
+    done = first if work is None else work.of_questions
+    if cascade is not None and cascade.schedule is not None:
+        twice = set(again)
+        done = with_again(
+            answerer, windows, done, [row in twice for row, one in enumerate(answers) if isinstance(one, Answer)]
+        )
     cost = _cost(answerer, len(spans), lengths, full, done) if spans else None
     predictions, best = spans, dict[Measure, BestThreshold]()
     if _some_impossible(questions) if no_answer is None else no_answer:
@@ -159,7 +186,10 @@ def measure(
         best = {name: best_threshold(questions, spans, margins, name) for name in get_args(Measure)}
     scores = evaluate(questions, predictions)
     unreadable = _unreadable(questions, answers)
-    return Measurement(predictions, margins, best, unreadable, scores, cost, len(predictions) / seconds)
+    cascading = None
+    if cascade is not None and spans:
+        cascading = _cascading(answerer, questions, answers, set(again)) if cascade.schedule else Cascading(0.0, 1.0)
+    return Measurement(predictions, margins, best, unreadable, scores, cost, len(predictions) / seconds, cascading)
 
 
 def check_readable(unreadable: Mapping[str, str]) -> None:
@@ -193,6 +223,23 @@ def _predictions(
     }
 
 
+def _cascading(
+    answerer: QuestionAnswerer,
+    questions: Sequence[SquadQuestion],
+    answers: Sequence[Answer | PairError],
+    again: set[int],
+) -> Cascading:
+    first = [
+        (one, found)
+        for row, (one, found) in enumerate(zip(questions, answers, strict=True))
+        if row not in again and isinstance(found, Answer)
+    ]
+    full = answerer.answer_many(_pairs([one for one, _ in first]))
+    differing = sum(not is_same(found, other) for (_, found), other in zip(first, full, strict=True))
+    count = len(first) + len(again)
+    return Cascading(len(again) / count, 1 - differing / count)
+
+
 def _unreadable(questions: Sequence[SquadQuestion], found: Sequence[object]) -> dict[str, str]:
     return {one.id: str(why) for one, why in zip(questions, found, strict=True) if isinstance(why, PairError)}
 
@@ -214,21 +261,10 @@ def _cost(
         p95 = float(sorted(one.executed for one in done)[math.ceil(0.95 * len(done)) - 1])
     else:
         assert done is None or isinstance(done, LengthSchedule)
-        macs = full if done is None else _macs(answerer, lengths, done)
+        macs = full if done is None else macs_of_windows(answerer, lengths, done)
     windows = sum(lengths.values())
     tokens = sum(count * length for (length, _), count in lengths.items())
-    padding = _macs(answerer, {(answerer.window, answerer.window): 1}, None)
+    padding = macs_of_windows(answerer, {(answerer.window, answerer.window): 1}, None)
     n = num_questions
     own, padded = full.executed / n, windows * padding.executed / n
     return Cost(macs.executed / n, macs.published / n, own, padded, windows / n, tokens / windows, p95)
-
-
-def _macs(answerer: QuestionAnswerer, lengths: Mapping[tuple[int, int], int], schedule: LengthSchedule | None) -> Macs:
-    schedule = answerer.resolve(schedule) or LengthSchedule.ratios([1] * answerer.config.num_hidden_layers)
-    published = executed = 0
-    with torch.inference_mode():  # as it answers
-        backend = answerer.model.backend_name
-    for (length, question_length), count in lengths.items():
-        macs = schedule.macs(answerer.config, length, question_length=question_length, backend=backend)
-        published, executed = published + count * macs.published, executed + count * macs.executed
-    return Macs(published, executed)

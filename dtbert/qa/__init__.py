@@ -2,6 +2,7 @@
 
 from dtbert.qa.answerer import QuestionAnswerer
 from dtbert.qa.budgets import Latency, MeasuredSchedule, ScheduleFront, read_schedules, write_schedules
+from dtbert.qa.cascade import CalibratedCascade, Cascade, Cascaded, CascadeStage, read_cascade, write_cascade
 from dtbert.qa.documents import DocumentAnswer
 from dtbert.qa.spans import Answer
 from dtbert.qa.thresholds import ChosenThreshold, read_threshold, write_threshold
@@ -11,6 +12,10 @@ from dtbert.qa.windows import PairError, Prepared, Window
 
 __all__ = [
     "Answer",
+    "CalibratedCascade",
+    "Cascade",
+    "CascadeStage",
+    "Cascaded",
     "ChosenThreshold",
     "DocumentAnswer",
     "Latency",
@@ -26,8 +31,10 @@ __all__ = [
     "Window",
     "check_pair",
     "load_tokenizer",
+    "read_cascade",
     "read_schedules",
     "read_threshold",
+    "write_cascade",
     "write_schedules",
     "write_threshold",
 ]

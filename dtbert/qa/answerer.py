@@ -1,6 +1,6 @@
 """The answerer: questions and contexts in, answers out, one at a time or any number."""
 
-from collections import deque
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from typing import Any, Literal, TypeVar, Unpack, overload
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from dtbert.model import BertForQuestionAnswering, OwnScorer, Policy
 from dtbert.qa.answering import Watch, best_answers
-from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, check_budget, own_scorer, schedules_of
+from dtbert.qa.budgets import MeasuredSchedule, ScheduleFront, own_scorer, schedules_of, within_budget
 from dtbert.qa.calls import (
     Asking,
     Named,
@@ -24,22 +24,20 @@ from dtbert.qa.calls import (
     pairs_of,
     request_of,
 )
-from dtbert.qa.documents import BestOfDocuments, DocumentAnswer, Documents, named_texts
-from dtbert.qa.reading import Pair, read_examples, without_errors
+from dtbert.qa.cascade import DEFAULT_AGREEMENT, CalibratedCascade, Cascade, Cascaded, cascade_of, within_agreement
+from dtbert.qa.documents import DocumentAnswer, Documents, best_of_documents
+from dtbert.qa.reading import Pair, Reader, without_errors
 from dtbert.qa.spans import Answer, BestAnswers
 from dtbert.qa.thresholds import check_threshold, threshold_of
-from dtbert.qa.tokenize import check_pair, load_tokenizer, plain, special_ids, tokenize
+from dtbert.qa.tokenize import load_tokenizer
 from dtbert.qa.trace import Trace, trace_example
-from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, windows
+from dtbert.qa.windows import Example, PairError, Prepared
 from dtbert.weights import load_model, model_folder, resolve_source
 
 P = TypeVar("P", bound=Policy)
 
-# `answer_many` reads ahead until it has this many characters per token of a batch.
-BUFFER_CHARACTERS_PER_TOKEN = 32
 
-
-class QuestionAnswerer:
+class QuestionAnswerer(Reader):
     """Answers questions about texts with a model and its tokenizer.
 
     A context of any length is read in windows; an answer is a span of one of them. Calls share no state that
@@ -56,15 +54,16 @@ class QuestionAnswerer:
         front: schedules that were measured for this model, for calls with a ``budget``.
         threshold: margin below which the best span is no answer, for calls with ``no_answer``; 0 by default, at which
             that there is none is as likely as the best span.
+        cascade: what was calibrated for this model, for calls with ``budget="auto"``.
 
     Attributes:
-        model, tokenizer, window, stride, max_answer_tokens, batch_tokens, front, threshold: as given.
+        model, tokenizer, window, stride, max_answer_tokens, batch_tokens, front, threshold, cascade: as given.
         config: the model's sizes.
 
     Raises:
         TypeError: not a model, a tokenizer or whole numbers.
         ValueError: the window exceeds the model's positions, leaves no room beside the stride or exceeds
-            ``batch_tokens``, the tokenizer is not the model's, or a schedule of ``front`` does not fit the model.
+            ``batch_tokens``, the tokenizer is not the model's, or a schedule of ``front`` or ``cascade`` does not fit.
     """
 
     def __init__(
@@ -78,21 +77,19 @@ class QuestionAnswerer:
         batch_tokens: int | None = None,
         front: ScheduleFront | None = None,
         threshold: float | None = None,
+        cascade: CalibratedCascade | None = None,
     ) -> None:
         if not isinstance(model, BertForQuestionAnswering):
             raise TypeError(f"the model must be a BertForQuestionAnswering, not {type(model).__name__}")
         if batch_tokens is None:
             batch_tokens = 2048 if model.device.type == "cpu" else 32768
-        self.window, self.stride = window, stride
-        self._size = WindowSize(window, stride, model.config)
         check_count("max_answer_tokens", max_answer_tokens, 1)
-        check_count("batch_tokens", batch_tokens, window)
-        self.model, self.tokenizer, self.config = model, plain(tokenizer), model.config
-        self._cls, self._sep = special_ids(self.tokenizer, model.config.vocab_size)
-        self.max_answer_tokens, self.batch_tokens = max_answer_tokens, batch_tokens
-        if front is not None:
-            front.check_layers(model.config.num_hidden_layers)
-        self.front = front
+        super().__init__(tokenizer, model.config, window, stride, batch_tokens)
+        self.model, self.max_answer_tokens = model, max_answer_tokens
+        for one in (front, cascade):
+            if one is not None:
+                one.check_layers(model.config.num_hidden_layers)
+        self.front, self.cascade = front, cascade
         self.threshold = 0.0 if threshold is None else threshold
         check_threshold(self.threshold)
 
@@ -118,15 +115,15 @@ class QuestionAnswerer:
         with_schedules: bool = True,
         **reading: Unpack[Reading],
     ) -> "QuestionAnswerer":
-        """Load a model, its tokenizer, and its `schedules.json` and `no_answer.json` where there are such.
+        """Load a model, its tokenizer, and where there are such its `schedules.json`, `cascade.json`, `no_answer.json`.
 
-        Schedules and a threshold that were measured with other weights are loaded with a warning in the log.
+        What was measured with other weights is loaded with a warning in the log.
 
         Args:
             source: a local folder, or a hub id; by default the model that ships with dtbert.
             revision: of the hub id.
             device, dtype, graphs: as `dtbert.load_model`.
-            with_schedules: False leaves `schedules.json` unread, whatever it holds.
+            with_schedules: False leaves `schedules.json` and `cascade.json` unread, whatever they hold.
             reading: window, stride, max_answer_tokens, batch_tokens and threshold, as the class; a threshold that is
                 given goes before the file's.
 
@@ -138,10 +135,12 @@ class QuestionAnswerer:
         path = resolve_source(source, revision)
         model = load_model(path, device=device, dtype=dtype, graphs=graphs)
         tokenizer = load_tokenizer(model_folder(path))
-        front = schedules_of(path, model.config.num_hidden_layers) if with_schedules else None
+        layers = model.config.num_hidden_layers
+        front = schedules_of(path, layers) if with_schedules else None
+        cascade = cascade_of(path, layers) if with_schedules else None
         if reading.get("threshold") is None:
             reading["threshold"] = threshold_of(path)
-        return cls(model, tokenizer, front=front, **reading)
+        return cls(model, tokenizer, front=front, cascade=cascade, **reading)
 
     @overload
     def __call__(
@@ -167,7 +166,9 @@ class QuestionAnswerer:
                 ``front`` where all its schedules have the same, else the config's, else ``received``.
             budget: instead of a schedule: the part of the full model's MACs that a schedule may cost in the mean over
                 the questions it was searched on, above 0 and at most 1; the most accurate of `schedules` that fits is
-                used, see `within_budget`. A short text may cost a few points more.
+                used, see `within_budget`. A short text may cost a few points more. ``"auto"`` answers at a small
+                budget, and again in full where that is unsure: `within_agreement`; one answer, without ``no_answer``.
+            agreement: for ``budget="auto"``: the part of the answers that are to be the full model's; 0.98 by default.
             overlap: whether one of several answers may share characters with a better one; False by default.
             no_answer: whether the answer may be that the context has none, which is ``""`` from 0 to 0; False by
                 default. It comes before all answers whose margin is below the threshold.
@@ -176,7 +177,8 @@ class QuestionAnswerer:
         Raises:
             TypeError: not strings, not a `Policy`, a number that is none; or an option that there is not.
             ValueError: a text is empty, blank, without tokens or with lone surrogates; a question too long for the
-                window; a schedule with another number of layers than the model; as `within_budget`.
+                window; a schedule with another number of layers than the model; as `within_budget` and
+                `within_agreement`.
         """
         check_count("top_k", top_k, 1)
         request = self._request(top_k, **asking)
@@ -196,7 +198,8 @@ class QuestionAnswerer:
         """
         check_count("k", k, 1)
         request = self._request(k, **asking)
-        return self._answer([self._example(question, context)], request)[0].answers(request.threshold)
+        (found,) = self._answer_readable(Prepared((self._example(question, context),)), request)
+        return [found] if k == 1 else found
 
     @overload
     def answer_many(
@@ -282,37 +285,15 @@ class QuestionAnswerer:
         """
         check_count("k", k, 1)
         check_choice("errors", errors, "raise", "skip")
-        request, best = self._request(k, **asking), BestOfDocuments(k)
+        request = self._request(k, **asking)
+        if request.cascade is not None:
+            raise ValueError("budget='auto' promises the best span of one text, not of many: give a number instead")
         self._example(question, "?")  # what is wrong with the question is wrong with no document
-        names: deque[Any] = deque()
 
-        def pairs() -> Iterator[Pair]:
-            for name, text in named_texts(documents):
-                names.append(name)
-                yield question, text
+        def answer(examples: Sequence[Example]) -> list[BestAnswers]:
+            return self._answer(examples, request)
 
-        for part in self.prepare_many(pairs()):
-            read = [(names.popleft(), example) for example in part.examples]
-            for name, example in read:
-                if isinstance(example, PairError) and errors == "raise":
-                    raise type(example)(f"document {name!r}: {example}")
-            usable = [(name, example) for name, example in read if isinstance(example, Example)]
-            best.add([name for name, _ in usable], self._answer([example for _, example in usable], request))
-        return best.answers(request.threshold)
-
-    def prepare(self, pairs: Iterable[Pair]) -> Prepared:
-        """Tokenize questions once, to answer them with many schedules by `answer_prepared`; all are held in memory.
-
-        Raises:
-            TypeError, ValueError: as `answer_many`, at once.
-        """
-        return Prepared(tuple(without_errors(one for part in self.prepare_many(pairs) for one in part.examples)))
-
-    def prepare_many(self, pairs: Iterable[Pair]) -> Iterator[Prepared]:
-        """Tokenize any number of questions, a part at a time in bounded memory; wrong pairs leave their errors."""
-        characters = BUFFER_CHARACTERS_PER_TOKEN * self.batch_tokens
-        buffers = read_examples(iter(pairs), self.tokenizer, self._size, characters)
-        return (Prepared(tuple(examples)) for examples in buffers)
+        return best_of_documents(question, documents, k, errors, self.prepare_many, answer).answers(request.threshold)
 
     def answer_prepared(
         self, prepared: Prepared, *, schedule: Policy | None = None, watch: Watch | None = None
@@ -323,11 +304,29 @@ class QuestionAnswerer:
         """
         return self._answer_readable(prepared, Request(1, self.resolve(schedule)), watch)
 
+    def answer_cascade(self, prepared: Prepared, cascade: Cascade, *, watch: Watch | None = None) -> Cascaded:
+        """The best answer to each of the prepared questions, by a cascade; ``watch`` is told of the first pass.
+
+        What is answered again goes through the model together, in batches as the first time.
+        """
+        readable = {row: one for row, one in enumerate(prepared.examples) if isinstance(one, Example)}
+        first = self._answer(list(readable.values()), Request(1, self.resolve(cascade.schedule)), watch)
+        best, certainties = dict(zip(readable, first, strict=True)), [math.nan] * len(prepared)
+        for row, one in best.items():
+            certainties[row] = one.certainty
+        again = [row for row in readable if cascade.is_unsure(certainties[row])]
+        best |= zip(again, self._answer([readable[row] for row in again], Request()), strict=True)
+        examples = enumerate(prepared.examples)
+        answers = [best[row].answers()[0] if isinstance(one, Example) else one for row, one in examples]
+        return Cascaded(answers, certainties, again)
+
     def trace(
         self, question: str, context: str, *, schedule: Policy | None = None, budget: float | None = None
     ) -> Trace:
         """Which tokens each layer drops, and what becomes of the answer; else as calling the answerer."""
         request = self._request(1, schedule=schedule, budget=budget)
+        if request.cascade is not None:
+            raise ValueError("a trace is of one schedule, and budget='auto' may take two: give a number")
         example = self._example(question, context)
         return trace_example(self, example, (self._cls, self._sep), request.schedule, budget)
 
@@ -360,37 +359,34 @@ class QuestionAnswerer:
             TypeError: not a number.
             ValueError: out of range, below the cheapest schedule, or the model has no `schedules.json`.
         """
-        check_budget(budget)
-        if self.front is None:
-            raise ValueError(
-                f"budget {budget}: this model has no {SCHEDULES_FILE} to choose a schedule from; make one in its "
-                "folder with `dtbert search`, or pass schedule= (`--schedule`) instead"
-            )
-        return self.front.within(budget)
+        return within_budget(self.front, budget)
 
-    def windows(self, question: str, context: str) -> list[Window]:
-        """What the model reads to answer: at least one window, in order of the text.
+    def within_agreement(self, agreement: float | None = None) -> Cascade:
+        """How ``budget="auto"`` answers: `dtbert.qa.CalibratedCascade.within`, for 0.98 by default.
 
-        Raises:
-            TypeError, ValueError: as calling the answerer.
+        Where that is the full model alone, a warning in the log says so; ValueError also where there is no
+        `cascade.json`.
         """
-        return windows(self._example(question, context), self._cls, self._sep)
+        return within_agreement(self.cascade, DEFAULT_AGREEMENT if agreement is None else agreement)
 
     def _request(self, k: int, **asking: Unpack[Asking]) -> Request:
-        schedule, budget = asking.get("schedule"), asking.get("budget")
-        if budget is not None and schedule is None:
+        schedule, agreement, cascade = asking.get("schedule"), asking.get("agreement"), None
+        budget: Any = asking.get("budget")
+        if budget == "auto":
+            cascade = self.within_agreement(agreement)
+        elif agreement is not None:
+            raise ValueError("agreement is what budget='auto' promises: give it with that")
+        elif budget is not None and schedule is None:
             schedule = self.within_budget(budget).schedule
-        return request_of(k, self.resolve(schedule), asking, self.threshold)
-
-    def _example(self, question: str, context: str) -> Example:
-        check_pair(question, context)
-        return self._size.example(*tokenize(self.tokenizer, [question, context]))
+        return request_of(k, self.resolve(schedule), asking, self.threshold, cascade)
 
     def _answer_pairs(self, pairs: Iterable[Pair], request: Request) -> Iterator[Any]:
         return (one for part in self.prepare_many(pairs) for one in self._answer_readable(part, request))
 
     def _answer_readable(self, prepared: Prepared, request: Request, watch: Watch | None = None) -> list[Any]:
         """An answer to each question, or a list of them where the request is for several, or its error."""
+        if request.cascade is not None:
+            return self.answer_cascade(prepared, request.cascade, watch=watch).answers
         examples = prepared.examples
         answers = iter(self._answer([one for one in examples if isinstance(one, Example)], request, watch))
         found = [next(answers).answers(request.threshold) if isinstance(one, Example) else one for one in examples]

@@ -240,6 +240,17 @@ def schedules_of(path: Path, num_layers: int) -> ScheduleFront | None:
     return front
 
 
+def within_budget(front: ScheduleFront | None, budget: float) -> MeasuredSchedule:
+    """As `ScheduleFront.within`; ValueError also where the model has no `schedules.json`."""
+    check_budget(budget)
+    if front is None:
+        raise ValueError(
+            f"budget {budget}: this model has no {SCHEDULES_FILE} to choose a schedule from; make one in its folder "
+            "with `dtbert search`, or pass schedule= (`--schedule`) instead"
+        )
+    return front.within(budget)
+
+
 def own_scorer(front: ScheduleFront | None, config: BertConfig) -> OwnScorer:
     """What a model's tokens are dropped by where a schedule names no scorer: as its front has it, else its config."""
     of_front = None if front is None else front.own_scorer
@@ -249,6 +260,6 @@ def own_scorer(front: ScheduleFront | None, config: BertConfig) -> OwnScorer:
 def check_budget(budget: float) -> None:
     """Raise TypeError or ValueError unless the budget is a number above 0 and at most 1."""
     if not isinstance(budget, int | float) or isinstance(budget, bool):
-        raise TypeError(f"budget must be a number, the part of the full model's MACs, not {budget!r}")
+        raise TypeError(f"budget must be a number, the part of the full model's MACs, or 'auto', not {budget!r}")
     if not 0 < budget <= 1:
         raise ValueError(f"budget must be above 0 and at most 1, the full model's MACs, not {budget}")

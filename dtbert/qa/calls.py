@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from dtbert.model import Policy
+from dtbert.qa.cascade import Cascade
 from dtbert.qa.thresholds import check_threshold
 
 Texts = str | Sequence[str] | None
@@ -42,7 +43,8 @@ class Asking(TypedDict, total=False):
     """What a call may say beside its texts: see `QuestionAnswerer.__call__`."""
 
     schedule: Policy | None
-    budget: float | None
+    budget: float | Literal["auto"] | None
+    agreement: float | None
     overlap: bool
     no_answer: bool
     threshold: float | None
@@ -50,12 +52,16 @@ class Asking(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Request:
-    """What a call asks for, checked: ``threshold`` is None where there is always an answer."""
+    """What a call asks for, checked: ``threshold`` is None where there is always an answer.
+
+    Where there is a ``cascade``, it says how questions are answered, and all else is as by default.
+    """
 
     k: int = 1
     schedule: Policy | None = None
     overlap: bool = False
     threshold: float | None = None
+    cascade: Cascade | None = None
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
@@ -80,8 +86,10 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
-def request_of(k: int, schedule: Policy | None, asking: Asking, threshold: float) -> Request:
-    """What a call asks for, with the schedule that it chose and the threshold that holds where it gives none.
+def request_of(
+    k: int, schedule: Policy | None, asking: Asking, threshold: float, cascade: Cascade | None = None
+) -> Request:
+    """What a call asks for, with what it chose, a schedule or a cascade, and the threshold where it gives none.
 
     Raises:
         TypeError, ValueError: an option that there is not, or a value that it cannot have.
@@ -98,6 +106,13 @@ def request_of(k: int, schedule: Policy | None, asking: Asking, threshold: float
         if not no_answer:
             raise ValueError("threshold says when there is no answer: give no_answer=True with it")
         threshold = given
+    if cascade is not None:
+        if k > 1 or overlap or no_answer:
+            raise ValueError(
+                "budget='auto' promises the best span of one text: give it without top_k, overlap and no_answer, or "
+                "give a number instead"
+            )
+        return Request(cascade=cascade)
     return Request(k, schedule, overlap, threshold if no_answer else None)
 
 

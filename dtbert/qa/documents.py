@@ -1,11 +1,14 @@
 """One question, many documents: the best answers of them all."""
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from dtbert.qa.reading import Pair
 from dtbert.qa.spans import NOTHING, Answer, BestAnswers, Found, ranked, with_nothing
+from dtbert.qa.windows import Example, PairError, Prepared
 
 Documents = Mapping[Any, str] | Iterable[str | tuple[Any, str]]
 
@@ -66,3 +69,29 @@ class BestOfDocuments:
         places = ranked([one for _, one in self._best], threshold)[: self._k]
         names = iter(name for name, _ in self._best)
         return [DocumentAnswer(None if one is NOTHING else next(names), one.answer(total)) for one in places]
+
+
+def best_of_documents(
+    question: str,
+    documents: Documents,
+    k: int,
+    errors: Literal["raise", "skip"],
+    prepare_many: Callable[[Iterator[Pair]], Iterator[Prepared]],
+    answer: Callable[[Sequence[Example]], list[BestAnswers]],
+) -> BestOfDocuments:
+    """The best answers to a question, as `QuestionAnswerer.answer_documents` says; read and answered by its methods."""
+    best, names = BestOfDocuments(k), deque[Any]()
+
+    def pairs() -> Iterator[Pair]:
+        for name, text in named_texts(documents):
+            names.append(name)
+            yield question, text
+
+    for part in prepare_many(pairs()):
+        read = [(names.popleft(), example) for example in part.examples]
+        for name, example in read:
+            if isinstance(example, PairError) and errors == "raise":
+                raise type(example)(f"document {name!r}: {example}")
+        usable = [(name, example) for name, example in read if isinstance(example, Example)]
+        best.add([name for name, _ in usable], answer([example for _, example in usable]))
+    return best

@@ -5,16 +5,57 @@ from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from dtbert.qa.tokenize import check_pair, tokenize
-from dtbert.qa.windows import Example, PairError, WindowSize
+from dtbert.model import BertConfig
+from dtbert.qa.calls import check_count
+from dtbert.qa.tokenize import check_pair, plain, special_ids, tokenize
+from dtbert.qa.windows import Example, PairError, Prepared, Window, WindowSize, windows
 
 P = TypeVar("P")
 T = TypeVar("T")
 
 # At most so many pairs are read at a time.
 BUFFER_PAIRS = 4096
+# Fewer, once they have this many characters per token of a batch.
+BUFFER_CHARACTERS_PER_TOKEN = 32
 
 Pair = tuple[str, str] | Mapping[str, str]
+
+
+class Reader:
+    """Reads questions and contexts as a model's tokens, in windows; the arguments are `QuestionAnswerer`'s."""
+
+    def __init__(self, tokenizer: Tokenizer, config: BertConfig, window: int, stride: int, batch_tokens: int) -> None:
+        self.window, self.stride = window, stride
+        self._size = WindowSize(window, stride, config)
+        check_count("batch_tokens", batch_tokens, window)
+        self.tokenizer, self.config, self.batch_tokens = plain(tokenizer), config, batch_tokens
+        self._cls, self._sep = special_ids(self.tokenizer, config.vocab_size)
+
+    def prepare(self, pairs: Iterable[Pair]) -> Prepared:
+        """Tokenize questions once, to answer them with many schedules by `answer_prepared`; all are held in memory.
+
+        Raises:
+            TypeError, ValueError: as `answer_many`, at once.
+        """
+        return Prepared(tuple(without_errors(one for part in self.prepare_many(pairs) for one in part.examples)))
+
+    def prepare_many(self, pairs: Iterable[Pair]) -> Iterator[Prepared]:
+        """Tokenize any number of questions, a part at a time in bounded memory; wrong pairs leave their errors."""
+        characters = BUFFER_CHARACTERS_PER_TOKEN * self.batch_tokens
+        buffers = read_examples(iter(pairs), self.tokenizer, self._size, characters)
+        return (Prepared(tuple(examples)) for examples in buffers)
+
+    def windows(self, question: str, context: str) -> list[Window]:
+        """What the model reads to answer: at least one window, in order of the text.
+
+        Raises:
+            TypeError, ValueError: as calling the answerer.
+        """
+        return windows(self._example(question, context), self._cls, self._sep)
+
+    def _example(self, question: str, context: str) -> Example:
+        check_pair(question, context)
+        return self._size.example(*tokenize(self.tokenizer, [question, context]))
 
 
 def read_examples(

@@ -197,6 +197,12 @@ class BestAnswers:
             return self._log_total
         return _log_sum_exp(self._margins)
 
+    @property
+    def certainty(self) -> float:
+        """The probability of the best span alone: of these very words, among all spans and that there is no answer."""
+        margin = self._best.margin if self._margins is None else float(self._margins.max())
+        return math.exp(min(margin - with_nothing([self.log_total]), 0))
+
     def found(self) -> list[Found]:
         """Best first; fewer than ``k`` where the context has no more, none where none is at the edges of words."""
         return [self._at(span) for span in self._ranked()]

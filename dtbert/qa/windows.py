@@ -1,6 +1,6 @@
 """Windows: a question and one part of its context at a time, so that a context may have any length."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,6 +63,10 @@ class Prepared:
 
     def __getitem__(self, rows: slice) -> "Prepared":
         return Prepared(self.examples[rows])
+
+    def rows(self, rows: Iterable[int]) -> "Prepared":
+        """Some of the questions, by their numbers."""
+        return Prepared(tuple(self.examples[row] for row in rows))
 
     def window_lengths(self) -> list[tuple[int, int]]:
         """Of each window of the questions that can be read: its tokens, and how many of them are of segment 0."""

@@ -159,9 +159,9 @@ class Service:
                 asking["schedule"] = LengthSchedule.parse(text) if is_list else Policy.from_json(text)
             budget, most = asked.budget, self._shedding.budget(self.batcher.waiting)
             shed = asked.schedule is None and most is not None and (budget is None or budget > most)
-            asking["budget"] = most if shed else budget
+            used = asking["budget"] = most if shed else budget
             request = self.qa._request(k, **asking)
-            return Chosen(request, asking["budget"], shed, began)
+            return Chosen(request, used, shed, began)
 
     def _check_lengths(self, texts: Sequence[str]) -> None:
         longest = max(map(len, texts))

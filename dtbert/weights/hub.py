@@ -13,7 +13,7 @@ from dtbert.weights.pooling import MODULES_FILE, POOLING_FILE
 SHIPPED = Path(__file__).parent / "shipped"
 
 # What is downloaded beside config and weights, and nothing else.
-_COMPANIONS = (*TOKENIZER_FILES, "schedules.json", MODULES_FILE)
+_COMPANIONS = (*TOKENIZER_FILES, "schedules.json", "cascade.json", MODULES_FILE)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 # What a disk answers that is full, or not to be written.

@@ -22,7 +22,7 @@ from dtbert.weights.pooling import MODULES_FILE, POOLING_FILE
 from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_rows
 
 # What goes with the weights into a converted folder.
-_MEASURED = ("schedules.json", "no_answer.json")
+_MEASURED = ("schedules.json", "cascade.json", "no_answer.json")
 _COMPANIONS = ("config.json", *TOKENIZER_FILES, *_MEASURED, MODULES_FILE, POOLING_FILE, "README.md", "LICENSE")
 
 Saved = BertForQuestionAnswering | BertForSequenceClassification | BertEncoder
@@ -83,8 +83,8 @@ def convert(
         revision: as `load_model`'s.
         int8: write ``model.int8.safetensors``, a quarter of float32's size: matrices as int8 with a float16 scale per
             row, the rest as float16. Otherwise ``model.safetensors``, in the floats of the source; int8 becomes
-            float32. A `schedules.json` or `no_answer.json` beside the source goes along; it was measured with the
-            source's weights, and with ``int8`` loading says so.
+            float32. A `schedules.json`, `cascade.json` or `no_answer.json` beside the source goes along; it was
+            measured with the source's weights, and with ``int8`` loading says so.
 
     Returns:
         ``dest``.

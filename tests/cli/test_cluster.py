@@ -185,6 +185,7 @@ def test_job_stops_where_an_input_was_changed(job: Job, tmp_path: Path) -> None:
     [
         (("--device", "cuda:1"), "give cpu or cuda"),
         (("--output", "-"), "- is for a pipe"),
+        (("--budget", "auto"), "--engine ray knows no cascade.json"),
         (("--input", "s4://bucket/*"), "s4://bucket/*: Protocol not known"),
         (("--input", "nothing-here"), "nothing-here: there are no files"),
         (("--output", "in"), "holds the input"),

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 
 from dtbert.evaluation import evaluate, read_squad
-from dtbert.model import LengthSchedule, TopP
-from dtbert.qa import QuestionAnswerer, read_threshold
+from dtbert.model import LengthSchedule, Macs, TopP
+from dtbert.qa import (
+    MeasuredSchedule,
+    QuestionAnswerer,
+    ScheduleFront,
+    read_cascade,
+    read_threshold,
+    write_schedules,
+)
+from dtbert.weights import weights_sha256
 from tests.cli.conftest import Run
 
 CONTEXTS = ["Ada wrote it in London in 1843.", "Zoe said it in Paris. " * 40, "the letter to Ada, " * 200]
@@ -22,10 +30,10 @@ def questions_file(tmp_path: Path) -> Path:
     return path
 
 
-def write_squad(path: Path, questions: list[str]) -> None:
-    paragraphs: list[dict[str, Any]] = [{"context": context, "qas": []} for context in CONTEXTS]
+def write_squad(path: Path, questions: list[str], contexts: list[str] = CONTEXTS) -> None:
+    paragraphs: list[dict[str, Any]] = [{"context": context, "qas": []} for context in contexts]
     for number, question in enumerate(questions):
-        paragraph = paragraphs[number % 3]
+        paragraph = paragraphs[number % len(paragraphs)]
         answer = {"text": paragraph["context"][:3], "answer_start": 0}
         paragraph["qas"].append({"id": f"q{number}", "question": question, "answers": [answer]})
     path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": paragraphs}]}))
@@ -148,7 +156,86 @@ def test_chosen_threshold_is_the_models_from_then_on(
         (questions_file, ("--model", folder), "needs questions with and without an answer"),
     ):
         assert message in run("evaluate", file, "--choose-threshold", *more).err
+    auto = run("evaluate", second_file, "--model", folder, "--budget", "auto")
+    assert "has questions without an answer: --budget auto promises spans" in auto.err
     assert "give --no-answer with it" in run("evaluate", questions_file, "--model", folder, "--threshold", 1).err
+
+
+@pytest.fixture
+def with_schedules(model_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the model, with a front."""
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    entries = [
+        MeasuredSchedule(schedule, part, Macs(10, 10), part * 80, part * 80, (0, 100))
+        for schedule, part in ((LengthSchedule.ratios([0.5, 0.2], scorer="cls"), 0.5), (None, 1.0))
+    ]
+    front = ScheduleFront((entries[0],), entries[1], "f", 1, "", weights_sha256(folder), "0.1.0")
+    write_schedules(folder / "schedules.json", front)
+    return folder
+
+
+def test_calibrated_cascade_answers_from_then_on(run: Run, with_schedules: Path, tmp_path: Path) -> None:
+    questions_file = tmp_path / "squad.json"
+    words = ["ada", "zoe", "paris", "london", "letter", "said", "wrote"]
+    contexts = [" ".join([*words[row:], "in", *words[:row], "."] * 2) for row in range(1, 7)]
+    write_squad(questions_file, [f"who {'and where ' * (row % 5)}?" for row in range(24)], contexts)
+    evaluate = ("evaluate", questions_file, "--model", with_schedules)
+    auto = (*evaluate, "--budget", "auto", "--agreement", 0.3)
+    assert "no cascade.json to choose by" in run(*auto).err
+    status, out, err = run(*evaluate, "--calibrate-cascade")
+    file = with_schedules / "cascade.json"
+    assert (status, err) == (0, f"dtbert: {file}: of 1 schedules and 24 questions\n")
+    assert out.startswith("agreement    work   first answers\n      0.9   1.000   everything\n")
+    found = read_cascade(file)
+    file.write_text("{")
+    assert (found.num_questions, found.questions_file, found.dtype) == (24, "squad.json", "float32")
+    assert json.loads(run(*evaluate, "--calibrate-cascade", "--json").out)["cascades"][0]["work"] == 1
+    report = json.loads(run(*auto, "--json").out)
+    chosen = QuestionAnswerer.load(with_schedules).within_agreement(0.3)
+    assert chosen.schedule is not None
+    assert report["schedule"] == chosen.schedule.to_dict()
+    assert (report["unsure_to"], report["promised_agreement"]) == (chosen.unsure_to, 0.3)
+    # On the questions of the calibration itself.
+    assert report["ratio_to_own_length"]["executed"] == pytest.approx(report["expected_work"], abs=1e-3)
+    assert report["agreement"] >= 0.3
+    table = run(*auto).out
+    assert table.startswith("budget auto chose: 0.5 0.2 cls; all again where ")
+    for line in ("the full model's", "answered again ", "  executed ", "    95% up to "):
+        assert f"\n{line}" in table
+    asked, told = tmp_path / "asked.jsonl", tmp_path / "told.jsonl"
+    asked.write_text("".join(json.dumps({"question": "who?", "context": context}) + "\n" for context in contexts[:3]))
+    answer = ("answer", "--model", with_schedules, "--budget", "auto", "--agreement", 0.3)
+    assert run(*answer, "--input", asked, "--output", told).status == 0
+    assert json.loads(Path(f"{told}.settings.json").read_text())["unsure_to"] == chosen.unsure_to
+    lines = [json.loads(line)["answer"] for line in told.read_text().splitlines()]
+    one = json.loads(run(*answer, "--question", "who?", "--text", contexts[0], "--json").out)
+    assert (len(lines), one["answer"]) == (3, lines[0])
+    again = run(*answer[:-1], 0.9, "--input", asked, "--output", told)
+    assert "made from other settings (schedule, unsure_to)" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--calibrate-cascade", "--schedule", "1,0.5"), "--calibrate-cascade measures the schedules"),
+        (("--agreement", 0.9), "--agreement is what --budget auto promises"),
+        (("--budget", 0.5, "--agreement", 0.9), "--agreement is what --budget auto promises"),
+        (("--budget", "auto", "--agreement", 2), "agreement must be above 0 and at most 1, not 2"),
+        (("--budget", "auto", "--no-answer"), "--budget auto promises the best span: give it without --no-answer"),
+        (("--budget", "auto", "--schedule", "1,1"), "exclude each other"),
+        (("--budget", "much"), "such as 0.7, got 'much'"),
+        (("--task", "sst2", "--budget", "auto"), "--budget auto is of questions: give a number with --task"),
+        (("--task", "sst2", "--calibrate-cascade"), "--calibrate-cascade is of questions and windows"),
+        (("--calibrate-cascade",), "has no schedules.json, of which the first answers come"),
+    ],
+)
+def test_cascade_says_what_is_wrong_in_one_line(
+    run: Run, model_folder: Path, questions_file: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    status, out, err = run("evaluate", questions_file, "--model", model_folder, *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
 
 
 def test_limit_spreads_over_the_file(run: Run, model_folder: Path, questions_file: Path) -> None:

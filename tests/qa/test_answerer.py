@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from dtbert import BertForQuestionAnswering, LengthSchedule, save_model
 from dtbert.model import PackedBatch, SpanLogits
 from dtbert.qa import Answer, PairError, QuestionAnswerer, load_tokenizer, reading
-from dtbert.qa.answerer import BUFFER_CHARACTERS_PER_TOKEN
+from dtbert.qa.reading import BUFFER_CHARACTERS_PER_TOKEN
 from dtbert.weights import resolve_source
 from tests.qa.conftest import LETTER, NEEDLE, QUESTION, make_model, same
 

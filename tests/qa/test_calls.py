@@ -49,7 +49,11 @@ def test_threshold_is_the_answerers_own_unless_given(make_answerer: Callable[...
         ({"doc_stride": 64}, TypeError, "doc_stride.* stride"),
         ({"max_seq_len": 384}, TypeError, "max_seq_len.* window"),
         ({"topk": 2}, TypeError, "topk.* top_k"),
-        ({"colour": 2}, TypeError, "no option 'colour': there are budget, no_answer, overlap, schedule, threshold"),
+        (
+            {"colour": 2},
+            TypeError,
+            "no option 'colour': there are agreement, budget, no_answer, overlap, schedule, threshold",
+        ),
     ],
 )
 def test_options_of_a_call_are_checked(
