@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
 from os import PathLike
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -32,7 +33,7 @@ from dtbert.qa.thresholds import check_threshold, threshold_of
 from dtbert.qa.tokenize import load_tokenizer
 from dtbert.qa.trace import Trace, trace_example
 from dtbert.qa.windows import Example, PairError, Prepared
-from dtbert.weights import load_model, model_folder, resolve_source
+from dtbert.weights import load_model, model_folder, resolve_source, weights_sha256
 
 P = TypeVar("P", bound=Policy)
 
@@ -135,11 +136,11 @@ class QuestionAnswerer(Reader):
         path = resolve_source(source, revision)
         model = load_model(path, device=device, dtype=dtype, graphs=graphs)
         tokenizer = load_tokenizer(model_folder(path))
-        layers = model.config.num_hidden_layers
-        front = schedules_of(path, layers) if with_schedules else None
-        cascade = cascade_of(path, layers) if with_schedules else None
+        layers, digest = model.config.num_hidden_layers, cache(partial(weights_sha256, path))
+        front = schedules_of(path, layers, digest) if with_schedules else None
+        cascade = cascade_of(path, layers, digest) if with_schedules else None
         if reading.get("threshold") is None:
-            reading["threshold"] = threshold_of(path)
+            reading["threshold"] = threshold_of(path, digest)
         return cls(model, tokenizer, front=front, cascade=cascade, **reading)
 
     @overload

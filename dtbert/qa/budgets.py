@@ -1,7 +1,6 @@
 """Budgets: the schedules that a search found for a model, what each costs and how right it is; `schedules.json`."""
 
 import json
-import logging
 import math
 from dataclasses import dataclass, field
 from os import PathLike
@@ -10,13 +9,11 @@ from typing import Any
 
 from dtbert.files import Json, naming, write_whole
 from dtbert.model import BertConfig, Macs, OwnScorer, Policy
-from dtbert.weights import model_folder, weights_sha256
+from dtbert.qa.measured import Digest, read_beside
 
 SCHEDULES_FILE = "schedules.json"
 _FORMAT = 1
 _ANEW = "; make it anew with `dtbert search`, or remove it"
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -219,25 +216,24 @@ def write_schedules(path: str | PathLike[str], front: ScheduleFront) -> None:
     write_whole(path, front.to_json())
 
 
-def schedules_of(path: Path, num_layers: int) -> ScheduleFront | None:
+def schedules_of(path: Path, num_layers: int, digest: Digest | None = None) -> ScheduleFront | None:
     """The front beside a model's weights, None where there is none; a warning where it is of other weights.
 
     Raises:
         OSError, ValueError: as `read_schedules`, or its schedules are for another number of layers.
     """
-    file = model_folder(path) / SCHEDULES_FILE
-    if not file.is_file():
-        return None
-    front = read_schedules(file)
-    with naming(file, _ANEW):
-        front.check_layers(num_layers)
-    if front.model_sha256 != weights_sha256(path):
-        logger.warning(
-            "%s was measured with other weights than these: its F1 may not hold here; remove it, and `dtbert search` "
-            "makes one anew",
-            file,
-        )
-    return front
+
+    def read(file: Path) -> ScheduleFront:
+        front = read_schedules(file)
+        with naming(file, _ANEW):
+            front.check_layers(num_layers)
+        return front
+
+    other = (
+        "was measured with other weights than these: its F1 may not hold here; remove it, and `dtbert search` makes "
+        "one anew"
+    )
+    return read_beside(path, SCHEDULES_FILE, read, other, digest)
 
 
 def within_budget(front: ScheduleFront | None, budget: float) -> MeasuredSchedule:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from dtbert.files import Json, naming, write_whole
 from dtbert.model import Policy
+from dtbert.qa.measured import Digest, read_beside
 from dtbert.qa.spans import Answer
 from dtbert.qa.windows import PairError
-from dtbert.weights import model_folder, weights_sha256
 
 CASCADE_FILE = "cascade.json"
 DEFAULT_AGREEMENT = 0.98
@@ -252,23 +252,21 @@ def write_cascade(path: str | PathLike[str], cascade: CalibratedCascade) -> None
     write_whole(path, cascade.to_json())
 
 
-def cascade_of(path: Path, num_layers: int) -> CalibratedCascade | None:
+def cascade_of(path: Path, num_layers: int, digest: Digest | None = None) -> CalibratedCascade | None:
     """The cascade beside a model's weights, None where there is none; a warning where it is of other weights.
 
     Raises:
         OSError, ValueError: as `read_cascade`, or its schedules are for another number of layers.
     """
-    file = model_folder(path) / CASCADE_FILE
-    if not file.is_file():
-        return None
-    cascade = read_cascade(file)
-    with naming(file, _ANEW):
-        cascade.check_layers(num_layers)
-    if cascade.model_sha256 != weights_sha256(path):
-        logger.warning(
-            "%s was calibrated with other weights than these: what it promises may not hold here%s", file, _ANEW
-        )
-    return cascade
+
+    def read(file: Path) -> CalibratedCascade:
+        cascade = read_cascade(file)
+        with naming(file, _ANEW):
+            cascade.check_layers(num_layers)
+        return cascade
+
+    other = f"was calibrated with other weights than these: what it promises may not hold here{_ANEW}"
+    return read_beside(path, CASCADE_FILE, read, other, digest)
 
 
 def within_agreement(cascade: CalibratedCascade | None, agreement: float) -> Cascade:

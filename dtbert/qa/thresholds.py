@@ -1,19 +1,16 @@
 """When the best span is no answer: a threshold of its margin, chosen on questions that were held out."""
 
 import json
-import logging
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
 from dtbert.files import Json, naming, write_whole
-from dtbert.weights import model_folder, weights_sha256
+from dtbert.qa.measured import Digest, read_beside
 
 THRESHOLD_FILE = "no_answer.json"
 _FORMAT = 1
 _ANEW = "; make it anew with `dtbert evaluate --choose-threshold`"
-
-logger = logging.getLogger("dtbert")
 
 
 class ChosenThreshold(NamedTuple):
@@ -53,19 +50,15 @@ def write_threshold(path: str | PathLike[str], chosen: ChosenThreshold) -> None:
     write_whole(path, json.dumps({"format": _FORMAT, **chosen._asdict()}, indent=1) + "\n")
 
 
-def threshold_of(path: Path) -> float | None:
+def threshold_of(path: Path, digest: Digest | None = None) -> float | None:
     """The threshold beside a model's weights, None where there is none; a warning where it is of other weights.
 
     Raises:
         OSError, ValueError: as `read_threshold`.
     """
-    file = model_folder(path) / THRESHOLD_FILE
-    if not file.is_file():
-        return None
-    chosen = read_threshold(file)
-    if chosen.model_sha256 != weights_sha256(path):
-        logger.warning("%s was chosen with other weights than these: it may not hold here%s", file, _ANEW)
-    return chosen.threshold
+    other = f"was chosen with other weights than these: it may not hold here{_ANEW}"
+    chosen = read_beside(path, THRESHOLD_FILE, read_threshold, other, digest)
+    return None if chosen is None else chosen.threshold
 
 
 def check_threshold(value: float) -> None:
