@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from dtbert import __version__
 from dtbert.cli.options import describe_cascade, load_answerer
 from dtbert.cli.output import print_json
-from dtbert.files import text_sha256
 
 if TYPE_CHECKING:
     from dtbert.evaluation import SquadQuestion
@@ -32,7 +31,7 @@ def calibrate(arguments: argparse.Namespace, questions: "Sequence[SquadQuestion]
     """Write a cascade.json into the model's folder, and say what it promises for which work."""
     from tqdm import tqdm
 
-    from dtbert.evaluation import PreparedQuestions
+    from dtbert.evaluation import PreparedQuestions, ids_sha256
     from dtbert.evaluation import calibrate as stages_of
     from dtbert.qa import CalibratedCascade, write_cascade
     from dtbert.qa.budgets import schedules_of
@@ -57,8 +56,7 @@ def calibrate(arguments: argparse.Namespace, questions: "Sequence[SquadQuestion]
     with tqdm(total=len(questions) * (1 + len(schedules)), unit="q", disable=arguments.quiet or None) as bar:
         stages = stages_of(prepared, schedules, bar.update)
     name, dtype = Path(arguments.file).name, arguments.dtype or "float32"
-    # As `dtbert.search.ids_sha256` has it, which would ask for the extra.
-    sha256, weights = text_sha256("\n".join(sorted(one.id for one in questions))), weights_sha256(path)
+    sha256, weights = ids_sha256(questions), weights_sha256(path)
     found = CalibratedCascade(stages, name, len(questions), sha256, dtype, weights, __version__)
     file = model_folder(path) / CASCADE_FILE
     write_cascade(file, found)

@@ -21,7 +21,7 @@ from dtbert.evaluation.metric import (
     normalize_answer,
     score_prediction,
 )
-from dtbert.evaluation.reader import GoldAnswer, SquadQuestion, read_squad
+from dtbert.evaluation.reader import GoldAnswer, SquadQuestion, ids_sha256, read_squad
 from dtbert.evaluation.task_reader import LabelledText, LabelledTexts, read_task
 from dtbert.evaluation.tasks import TASKS, Task, task_named
 from dtbert.evaluation.text_measure import PreparedTexts, TextCost, TextMeasurement, measure_texts
@@ -50,6 +50,7 @@ __all__ = [
     "evenly_spaced",
     "exact_match",
     "f1",
+    "ids_sha256",
     "measure",
     "measure_texts",
     "normalize_answer",

@@ -3,12 +3,13 @@
 import gzip
 import io
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from dtbert.files import GZIP_MAGIC, Json, naming
+from dtbert.files import GZIP_MAGIC, Json, naming, text_sha256
 
 # A small file may unpack to more than any memory holds; SQuAD takes 30 million bytes.
 _PIECE, _MOST_BYTES = 2**20, 2**31
@@ -141,3 +142,13 @@ def _text(parent: Json, name: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise field.error("holds a lone surrogate, which is no character")
     return text
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+def ids_sha256(questions: Iterable[_Identified]) -> str:
+    """The SHA-256 of the sorted ids, one a line: what files name the questions by that they were made on."""
+    return text_sha256("\n".join(sorted(question.id for question in questions)))

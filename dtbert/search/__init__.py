@@ -7,8 +7,9 @@ except ModuleNotFoundError as error:
         f"the search needs {error.name}, which is not installed: pip install 'dtbert[search]'", name=error.name
     ) from error
 
+from dtbert.evaluation import ids_sha256
 from dtbert.search import plot
-from dtbert.search.evaluation import Evaluator, QuestionEvaluator, TextEvaluator, ids_sha256, in_search_order
+from dtbert.search.evaluation import Evaluator, QuestionEvaluator, TextEvaluator, in_search_order
 from dtbert.search.front import bootstrap_intervals, front_of
 from dtbert.search.records import Record, is_beaten, pareto, records_of
 from dtbert.search.space import (

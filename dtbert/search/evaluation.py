@@ -218,8 +218,3 @@ def in_search_order(questions: Sequence[Q]) -> list[Q]:
         for rank, question in enumerate(article)
     ]
     return [question for _, _, question in sorted(placed, key=lambda item: item[:2])]
-
-
-def ids_sha256(questions: Sequence[Identified]) -> str:
-    """The SHA-256 of the sorted ids, one a line."""
-    return text_sha256("\n".join(sorted(question.id for question in questions)))

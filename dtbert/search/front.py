@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dtbert
+from dtbert.evaluation import ids_sha256
 from dtbert.qa import Latency, MeasuredSchedule, ScheduleFront
-from dtbert.search.evaluation import Identified, ids_sha256
+from dtbert.search.evaluation import Identified
 from dtbert.search.records import Record, pareto, records_of
 from dtbert.search.study import Search
 
