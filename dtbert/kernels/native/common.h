@@ -40,16 +40,25 @@ typedef uint16_t Halves __attribute__((vector_size(2 * kTile), aligned(2)));
 inline Vector all(float x) { return x - Vector{}; }
 inline Vector larger(Vector x, Vector y) { return x > y ? x : y; }
 
+// op over the values of a vector, half with half: few steps, always in the same order.
+template <typename Op>
+inline float folded(Vector x, const Op& op) {
+  typedef float Half __attribute__((vector_size(2 * kTile)));
+  typedef float Quarter __attribute__((vector_size(kTile)));
+  struct Halves2 { Half low, high; };
+  struct Quarters2 { Quarter low, high; };
+  const auto halves = std::bit_cast<Halves2>(x);
+  const auto quarters = std::bit_cast<Quarters2>(op(halves.low, halves.high));
+  const Quarter four = op(quarters.low, quarters.high);
+  return op(op(four[0], four[2]), op(four[1], four[3]));
+}
+
 inline float sum_of(Vector x) {
-  float total = 0;
-  for (int i = 0; i < kTile; ++i) total += x[i];
-  return total;
+  return folded(x, [](auto one, auto other) { return one + other; });
 }
 
 inline float largest_of(Vector x) {
-  float found = x[0];
-  for (int i = 1; i < kTile; ++i) found = x[i] > found ? x[i] : found;
-  return found;
+  return folded(x, [](auto one, auto other) { return one > other ? one : other; });
 }
 
 // 2^x for x <= 0, to 2 units in the last place; 2^-126 below that.
@@ -163,7 +172,10 @@ void multiply(int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b
       for (int v = 0; v < VECTORS; ++v) sums[r][v] = add_product<T>(sums[r][v], factor, row[v]);
     }
   }
+  // Unrolled too, else the sums lie in memory between.
+#pragma GCC unroll 24
   for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) store(c + r * c_stride + v * kTile, sums[r][v]);
 }
 
