@@ -1,16 +1,19 @@
 // Attention over packed sequences on a CPU, and the significance of its keys from the same probabilities.
 //
-// A unit of work is a head of a sequence, or some blocks of its queries where there are few heads. A block's logits, its
-// softmax and its share of the scores stay in the cache of one core. Sums of scores go by block, then head: their order
-// depends neither on the number of threads nor on what else is in the batch.
+// A unit of work is a head of a sequence, or some blocks of its queries where there are few heads. A block is worked
+// through in strips of queries, whose logits and softmax stay in the first cache of one core. Sums of scores go by block,
+// then head: their order depends neither on the number of threads nor on what else is in the batch.
 
 #include "common.h"
 
 namespace dtbert {
 namespace {
 
-// Queries of a block, and keys that one product takes: few shapes, for each is compiled once.
+// Queries of a block, and keys that one product takes.
 constexpr int64_t kQueries = 64, kKeys = 64;
+// Queries of a strip; to the matrix unit a whole block: few shapes, for each is compiled once.
+template <typename T>
+constexpr int64_t kStrip = kOwn<T> ? 24 : kQueries;
 
 // In the order of `SCORES` in __init__.py.
 enum Score : int64_t { kNone, kReceived, kOffDiagonal, kMax, kCls, kFromQuestion, kValueNorm };
@@ -37,10 +40,10 @@ struct Scratch {
   Scratch(const Work<T>& work) {
     keys.resize(work.longest * work.head_size);
     values.resize(work.longest * work.head_size);
-    if (std::is_same_v<T, BFloat16>) powers.resize(kQueries * work.longest);
-    queries.resize(kQueries * work.head_size);
-    logits.resize(kQueries * work.longest);
-    context.resize(kQueries * work.head_size);
+    if (std::is_same_v<T, BFloat16>) powers.resize(kStrip<T> * work.longest);
+    queries.resize(kStrip<T> * work.head_size);
+    logits.resize(kStrip<T> * work.longest);
+    context.resize(kStrip<T> * work.head_size);
   }
 };
 
@@ -107,19 +110,42 @@ void multiply_values(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s
   }
 }
 
-// Softmax of a row without its quotient: powers take the logits' place, `columns` of them, 0 from n on; and their sum.
-float powers_of(float* logits, int64_t n, int64_t columns, float scale) {
+// Softmax of a row without its quotient: powers of the logits, as many as `columns`, of which n are real; and their sum.
+template <typename P>
+float powers_of(float* logits, int64_t n, int64_t columns, float scale, P* powers) {
   for (int64_t k = n; k < columns; ++k) logits[k] = -std::numeric_limits<float>::infinity();
   Vector most = load(logits), total{};
   for (int64_t k = kTile; k < columns; k += kTile) most = larger(most, load(logits + k));
   const float shift = largest_of(most) * scale;
   for (int64_t k = 0; k < columns; k += kTile) {
-    const Vector power = exp2_of(load(logits + k) * scale - shift);
-    store(logits + k, power);
+    const Vector exponent = load(logits + k) * scale - shift;
+    const Vector power = std::is_same_v<P, float> ? exp2_of(exponent) : exp2_near(exponent);
+    store(powers + k, power);
     total += power;
   }
-  for (int64_t k = n; k < columns; ++k) logits[k] = 0;
   return sum_of(total);
+}
+
+// The powers of `count` rows of logits, and the inverse of each row's sum. For scores they take the logits' place, too.
+template <typename T>
+void soften(const Work<T>& work, int64_t count, int64_t n, Scratch<T>& s, float* inverse) {
+  const float scale = static_cast<float>(M_LOG2E / std::sqrt(static_cast<double>(work.head_size)));
+  const int64_t columns = round_up(n, kTile);
+  for (int64_t row = 0; row < count; ++row) {
+    float* logits = s.logits.data() + row * work.longest;
+    if constexpr (std::is_same_v<T, float>) {
+      inverse[row] = 1.0f / powers_of(logits, n, columns, scale, logits);
+    } else {
+      T* powers = s.powers.data() + row * work.longest;
+      if (work.columns == nullptr) {
+        inverse[row] = 1.0f / powers_of(logits, n, columns, scale, powers);
+      } else {
+        inverse[row] = 1.0f / powers_of(logits, n, columns, scale, logits);
+        for (int64_t k = 0; k < columns; k += kTile) store(powers + k, load(logits + k));
+      }
+      if (!kOwn<T>) std::fill(powers + columns, powers + round_up(n, kKeys), static_cast<T>(0));
+    }
+  }
 }
 
 void add_columns(float* columns, const float* powers, int64_t stride, int64_t rows, int64_t n, const float* inverse) {
@@ -141,59 +167,66 @@ void max_columns(float* columns, const float* powers, int64_t stride, int64_t ro
       store(columns + k, larger(load(columns + k), load(powers + row * stride + k) * inverse[row]));
 }
 
+// A unit's queries, and how many keys they read.
+struct Span {
+  int64_t first_query, queries, keys;
+};
+
+// Adds a strip's share to a block's scores; `start` is its first query's place in the sequence.
+template <typename T>
+void add_scores(const Work<T>& work, int64_t start, int64_t count, int64_t n, const Scratch<T>& s, const float* inverse,
+                float* sums) {
+  const float* powers = s.logits.data();
+  if (work.score == kMax) max_columns(sums, powers, work.longest, count, n, inverse);
+  else add_columns(sums, powers, work.longest, count, n, inverse);
+  if (work.score == kOffDiagonal)
+    for (int64_t row = 0; row < count; ++row) sums[start + row] -= powers[row * work.longest + start + row] * inverse[row];
+}
+
+// Logits, softmax, scores and context of some queries of a head, the first of them at `start` among the span's.
+template <typename T>
+void attend_strip(const Work<T>& work, const Span& span, int64_t head, int64_t start, int64_t count, Scratch<T>& s,
+                  float* sums) {
+  const int64_t d = work.head_size, hidden = work.heads * d, rows = kOwn<T> ? count : round_up(count, kTile);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t at = span.first_query + start + std::min(row, count - 1);
+    const T* from = work.qkv + head * d + (work.chosen == nullptr ? at : work.chosen[at]) * work.row_stride;
+    std::copy(from, from + d, s.queries.data() + row * d);
+  }
+  multiply_keys(work, rows, span.keys, s);
+  float inverse[kStrip<T>];
+  soften(work, count, span.keys, s, inverse);
+  if (sums != nullptr) add_scores(work, start, count, span.keys, s, inverse, sums);
+  if (work.context == nullptr) return;
+  multiply_values(work, rows, span.keys, s);
+  for (int64_t row = 0; row < count; ++row) {
+    const float* from = s.context.data() + row * d;
+    T* to = work.context + (span.first_query + start + row) * hidden + head * d;
+    for (int64_t i = 0; i < d; i += kTile) store(to + i, load(from + i) * inverse[row]);
+  }
+}
+
 template <typename T>
 void attend(const Work<T>& work, int64_t sequence, int64_t head, int64_t block, int64_t blocks, Scratch<T>& scratch) {
   const int64_t d = work.head_size, hidden = work.heads * d, begin = work.begins[sequence];
   const int64_t n = work.begins[sequence + 1] - begin;
-  const T* query = work.qkv + head * d;
-  const T* key = query + hidden + begin * work.row_stride;
-  const T* value = key + hidden;
-  int64_t first = begin, asked = n;
+  Span span{begin, n, n};
   if (work.query_begins != nullptr) {
-    first = work.query_begins[sequence];
-    asked = work.query_begins[sequence + 1] - first;
+    span.first_query = work.query_begins[sequence];
+    span.queries = work.query_begins[sequence + 1] - span.first_query;
   }
-  const float scale = static_cast<float>(M_LOG2E / std::sqrt(static_cast<double>(d)));
-  pack(key, value, work.row_stride, n, d, scratch);
-  const int64_t columns = round_up(n, kTile);
-  float inverse[kQueries];
-  for (int64_t start = block * kQueries; start < std::min(asked, (block + blocks) * kQueries); start += kQueries) {
-    const int64_t real = std::min(kQueries, asked - start), rows = round_up(real, kTile);
-    for (int64_t row = 0; row < rows; ++row) {
-      T* to = scratch.queries.data() + row * d;
-      const int64_t at = std::min(start + row, asked - 1) + first;
-      const T* from = query + (work.chosen == nullptr ? at : work.chosen[at]) * work.row_stride;
-      std::copy(from, from + d, to);
-    }
-    multiply_keys(work, rows, n, scratch);
-    for (int64_t row = 0; row < rows; ++row) {
-      float* logits = scratch.logits.data() + row * work.longest;
-      if (row < real) inverse[row] = 1.0f / powers_of(logits, n, columns, scale);
-      if constexpr (std::is_same_v<T, BFloat16>) {
-        if (work.context == nullptr) continue;
-        T* to = scratch.powers.data() + row * work.longest;
-        for (int64_t k = 0; k < columns; k += kTile) store(to + k, load(logits + k));
-        std::fill(to + columns, to + round_up(n, kKeys), static_cast<T>(0));
-      }
-    }
+  const T* key = work.qkv + begin * work.row_stride + hidden + head * d;
+  pack(key, key + hidden, work.row_stride, n, d, scratch);
+  const int64_t end = std::min(span.queries, (block + blocks) * kQueries);
+  for (; block * kQueries < end; ++block) {
+    const int64_t start = block * kQueries, stop = std::min(end, start + kQueries);
+    float* sums = nullptr;
     if (work.columns != nullptr) {
-      const int64_t in_all = (work.longest / kQueries);
-      float* sums = work.columns + ((sequence * work.heads + head) * in_all + start / kQueries) * work.longest;
-      std::fill(sums, sums + columns, 0.0f);
-      const float* powers = scratch.logits.data();
-      if (work.score == kMax) max_columns(sums, powers, work.longest, real, n, inverse);
-      else add_columns(sums, powers, work.longest, real, n, inverse);
-      if (work.score == kOffDiagonal)
-        for (int64_t row = 0; row < real; ++row)
-          sums[start + row] -= powers[row * work.longest + start + row] * inverse[row];
+      sums = work.columns + ((sequence * work.heads + head) * (work.longest / kQueries) + block) * work.longest;
+      std::fill(sums, sums + round_up(n, kTile), 0.0f);
     }
-    if (work.context == nullptr) continue;
-    multiply_values(work, rows, n, scratch);
-    for (int64_t row = 0; row < real; ++row) {
-      const float* from = scratch.context.data() + row * d;
-      T* to = work.context + (first + start + row) * hidden + head * d;
-      for (int64_t i = 0; i < d; i += kTile) store(to + i, load(from + i) * inverse[row]);
-    }
+    for (int64_t strip = start; strip < stop; strip += kStrip<T>)
+      attend_strip(work, span, head, strip, std::min(kStrip<T>, stop - strip), scratch, sums);
   }
 }
 
