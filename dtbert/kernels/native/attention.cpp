@@ -91,22 +91,25 @@ void pack(const float* key, const float* value, int64_t stride, int64_t n, int64
 template <typename T>
 void multiply_keys(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s) {
   const int64_t d = work.head_size;
-  for (int64_t block = 0; block < n; block += kKeys)
-    multiply(rows, kKeys, d, s.queries.data(), d, s.keys.data() + block * d, kKeys, s.logits.data() + block, work.longest);
+  for (int64_t block = 0; block < n; block += kKeys) {
+    const T* keys = s.keys.data() + block * d;
+    multiply(rows, kKeys, d, s.queries.data(), d, keys, kKeys, s.logits.data() + block, work.longest, keys);
+  }
 }
 
 // context [rows, D] = powers [rows, n] x values
 template <typename T>
 void multiply_values(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s) {
   const int64_t d = work.head_size;
+  const T* values = s.values.data();
   if constexpr (std::is_same_v<T, float>) {
-    multiply(rows, d, n, s.logits.data(), work.longest, s.values.data(), d, s.context.data(), d);
+    multiply(rows, d, n, s.logits.data(), work.longest, values, d, s.context.data(), d, values);
   } else if constexpr (kOwn<T>) {
-    multiply(rows, d, round_up(n, kNeighbours<T>), s.powers.data(), work.longest, s.values.data(), d, s.context.data(), d);
+    multiply(rows, d, round_up(n, kNeighbours<T>), s.powers.data(), work.longest, values, d, s.context.data(), d, values);
   } else {
     for (int64_t block = 0; block < n; block += kKeys)
       at::native::cpublas::brgemm(rows, d, kKeys, work.longest, d, d, block > 0, s.powers.data() + block,
-                                  s.values.data() + block * d, s.context.data(), true);
+                                  values + block * d, s.context.data(), true);
   }
 }
 

@@ -38,7 +38,23 @@ typedef uint32_t Bits __attribute__((vector_size(4 * kTile), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kTile), aligned(2)));
 
 inline Vector all(float x) { return x - Vector{}; }
-inline Vector larger(Vector x, Vector y) { return x > y ? x : y; }
+
+// Left to the compiler these are a comparison and a choice.
+inline Vector larger(Vector x, Vector y) {
+#ifdef __AVX512F__
+  return (Vector)_mm512_max_ps((__m512)x, (__m512)y);
+#else
+  return x > y ? x : y;
+#endif
+}
+
+inline Vector smaller(Vector x, Vector y) {
+#ifdef __AVX512F__
+  return (Vector)_mm512_min_ps((__m512)x, (__m512)y);
+#else
+  return x < y ? x : y;
+#endif
+}
 
 // op over the values of a vector, half with half: few steps, always in the same order.
 template <typename Op>
@@ -97,7 +113,13 @@ inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(
 inline Integers load(const int32_t* from) { return *reinterpret_cast<const Integers*>(from); }
 
 inline Vector load(const BFloat16* from) {
+#ifdef __AVX512F__
+  // As one conversion, not in halves.
+  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return (Vector)_mm512_slli_epi32(bits, 16);
+#else
   return (Vector)(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
+#endif
 }
 
 inline void store(float* to, Vector x) { *reinterpret_cast<Vector*>(to) = x; }
@@ -176,12 +198,15 @@ inline int32_t bits_at(const void* from) {
   return bits;
 }
 
-// c [ROWS, kTile * VECTORS] = a [ROWS, inner] x b [inner, kTile * VECTORS]
+// c [ROWS, kTile * VECTORS] = a [ROWS, inner] x b [inner, kTile * VECTORS]; meanwhile kTile * inner values come nearer
+// that are needed next.
 template <typename T, int ROWS, int VECTORS, typename A, typename C>
-void multiply(int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride, C* c, int64_t c_stride) {
+void multiply(int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride, C* c, int64_t c_stride,
+              const T* next) {
   Sum<T> sums[ROWS][VECTORS] = {};
   for (int64_t k = 0; k < inner; k += kNeighbours<T>) {
     Integers row[VECTORS];
+    __builtin_prefetch(next + k * kTile, 0, 2);
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) row[v] = *reinterpret_cast<const Integers*>(b + k * b_stride + v * kTile * kNeighbours<T>);
 #pragma GCC unroll 24
@@ -200,20 +225,22 @@ void multiply(int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b
 
 template <typename T, int ROWS, int VECTORS, typename A, typename C>
 void multiply_rows(int64_t rows, int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride, C* c,
-                   int64_t c_stride) {
+                   int64_t c_stride, const T* next) {
   int64_t row = 0;
-  for (; row + ROWS <= rows; row += ROWS)
-    multiply<T, ROWS, VECTORS>(inner, a + row * a_stride, a_stride, b, b_stride, c + row * c_stride, c_stride);
+  for (int64_t part = 0; row + ROWS <= rows; row += ROWS, ++part)
+    multiply<T, ROWS, VECTORS>(inner, a + row * a_stride, a_stride, b, b_stride, c + row * c_stride, c_stride,
+                               next + std::min<int64_t>(part, VECTORS - 1) * kTile * inner);
   if constexpr (ROWS > 1)
     multiply_rows<T, (ROWS > 4 ? 4 : ROWS / 2), VECTORS>(rows - row, inner, a + row * a_stride, a_stride, b, b_stride,
-                                                        c + row * c_stride, c_stride);
+                                                        c + row * c_stride, c_stride, next);
 }
 
 // c [rows, columns] = a [rows, inner] x b [inner, columns], b in neighbours of which `b_stride` columns lie in a row;
-// columns and strides are multiples of kTile, and inner of the neighbours. int8 is b's kind: its a has no sign.
+// columns and strides are multiples of kTile, and inner of the neighbours. int8 is b's kind: its a has no sign. `next`, of
+// b's size, is what comes after b.
 template <typename T, typename A, typename C>
 void multiply(int64_t rows, int64_t columns, int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride,
-              C* c, int64_t c_stride) {
+              C* c, int64_t c_stride, const T* next) {
   if constexpr (!kOwn<T>) {
     at::native::cpublas::brgemm(rows, columns, inner, a_stride, b_stride, c_stride, false, a, b, c, true);
     return;
@@ -222,12 +249,12 @@ void multiply(int64_t rows, int64_t columns, int64_t inner, const A* a, int64_t 
     int64_t at = 0;
     if constexpr (kRegisters >= 24)
       for (; at + 4 * kTile <= columns; at += 4 * kTile)
-        multiply_rows<T, kRegisters / 4, 4>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride);
+        multiply_rows<T, kRegisters / 4, 4>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride, next);
     if constexpr (kRegisters >= 24)
       for (; at + 2 * kTile <= columns; at += 2 * kTile)
-        multiply_rows<T, kRegisters / 2, 2>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride);
+        multiply_rows<T, kRegisters / 2, 2>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride, next);
     for (; at < columns; at += kTile)
-      multiply_rows<T, 6, 1>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride);
+      multiply_rows<T, 6, 1>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride, next);
   }
 }
 

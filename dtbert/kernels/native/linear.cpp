@@ -37,14 +37,29 @@ inline Vector normal_cdf(Vector x) {
   return x < 0 ? tail : 1.0f - tail;
 }
 
+// The same by a polynomial: x * normal_cdf_near(x) is right to 1e-4, and 0 or x beyond the end.
+inline Vector normal_cdf_near(Vector x) {
+  constexpr float kEnd = 4.25f;
+  const Vector near = larger(smaller(x, all(kEnd)), all(-kEnd)), square = near * near;
+  Vector sum = -8.46041515e-10f * square + 7.57083853e-08f;
+  sum = sum * square - 2.93880453e-06f;
+  sum = sum * square + 6.55271288e-05f;
+  sum = sum * square - 0.000940447906f;
+  sum = sum * square + 0.00925782416f;
+  sum = sum * square - 0.0654534996f;
+  sum = sum * square + 0.398420036f;
+  return near * sum + 0.5f;
+}
+
 inline Vector sigmoid(Vector x) {
   const Vector small = decay(size_of(x)), inverse = 1.0f / (1.0f + small);
   return x < 0 ? small * inverse : inverse;
 }
 
-template <Activation activation>
+// T is what the result is rounded to.
+template <Activation activation, typename T>
 inline Vector activate(Vector x) {
-  if constexpr (activation == kGelu) return x * normal_cdf(x);
+  if constexpr (activation == kGelu) return x * (std::is_same_v<T, float> ? normal_cdf(x) : normal_cdf_near(x));
   if constexpr (activation == kGeluTanh) return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
   if constexpr (activation == kRelu) return larger(x, Vector{});
   if constexpr (activation == kSilu) return x * sigmoid(x);
@@ -105,9 +120,9 @@ struct Scratch {
     for (int64_t i = 0; i < inputs; i += kTile) {
       const Vector part = load(x + i);
       most = larger(most, part);
-      least = larger(least, -part);
+      least = smaller(least, part);
     }
-    const float low = largest_of(least), range = largest_of(most) + low, inverse = range > 0 ? 255.0f / range : 0.0f;
+    const float low = largest_of(-least), range = largest_of(most) + low, inverse = range > 0 ? 255.0f / range : 0.0f;
     zero[row] = static_cast<int32_t>(std::nearbyint(low * inverse));
     step[row] = range / 255.0f;
     uint8_t* to = copied.data() + row * inputs;
@@ -125,30 +140,42 @@ struct Scratch {
 template <typename T, typename W>
 void multiply_panel(const Weight<T, W>& weight, int64_t panel, int64_t padded, Scratch<T, W>& s,
                     typename Scratch<T, W>::C* results, int64_t stride) {
-  multiply(padded, kColumns, weight.inputs, s.rows, s.stride, weight.panel(panel), kColumns, results, stride);
+  const W* next = weight.panel(std::min(panel + 1, weight.panel_count() - 1));
+  multiply(padded, kColumns, weight.inputs, s.rows, s.stride, weight.panel(panel), kColumns, results, stride, next);
 }
 
-// kTile values of a product, from `column` of a panel on, with their bias.
+// Makes results of a product, kTile of a row from `output` on, what they stand for, and adds the bias.
 template <typename T, typename W>
-inline Vector finished(const Weight<T, W>& weight, int64_t panel, int64_t column, const Scratch<T, W>& s, int64_t row,
-                       const typename Scratch<T, W>::C* results) {
-  const Vector bias = load(weight.bias + panel * kColumns + column);
-  if constexpr (std::is_same_v<W, int8_t>) {
-    const Columns& of = *reinterpret_cast<const Columns*>(weight.panel(panel) + weight.inputs * kColumns);
-    const Integers whole = load(results) - s.zero[row] * load(of.sum + column);
-    return __builtin_convertvector(whole, Vector) * (load(of.scale + column) * s.step[row]) + bias;
-  } else {
-    return load(results) + bias;
+struct Finish {
+  Vector bias, scale;
+  Integers sum;
+
+  Finish(const Weight<T, W>& weight, int64_t output) : bias(load(weight.bias + output)) {
+    if constexpr (std::is_same_v<W, int8_t>) {
+      const W* panel = weight.panel(output / kColumns);
+      const Columns& of = *reinterpret_cast<const Columns*>(panel + weight.inputs * kColumns);
+      scale = load(of.scale + output % kColumns);
+      sum = load(of.sum + output % kColumns);
+    }
   }
-}
+
+  Vector operator()(const Scratch<T, W>& s, int64_t row, const typename Scratch<T, W>::C* results) const {
+    if constexpr (std::is_same_v<W, int8_t>) {
+      const Integers whole = load(results) - s.zero[row] * sum;
+      return __builtin_convertvector(whole, Vector) * (scale * s.step[row]) + bias;
+    } else {
+      return load(results) + bias;
+    }
+  }
+};
 
 template <typename T, typename W, Activation activation>
 void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t count, const Scratch<T, W>& s, T* to) {
   const int64_t first = panel * kColumns, columns = std::min(kColumns, weight.outputs - first);
-  for (int64_t row = 0; row < count; ++row) {
-    T* out = to + row * weight.outputs + first;
-    for (int64_t c = 0; c < columns; c += kTile)
-      store(out + c, activate<activation>(finished(weight, panel, c, s, row, s.results.data() + row * kColumns + c)));
+  for (int64_t c = 0; c < columns; c += kTile) {
+    const Finish<T, W> finish(weight, first + c);
+    for (int64_t row = 0; row < count; ++row)
+      store(to + row * weight.outputs + first + c, activate<activation, T>(finish(s, row, s.results.data() + row * kColumns + c)));
   }
 }
 
@@ -204,7 +231,7 @@ void add_norm(const Weight<T, W>& weight, const Norm<T>& norm, const T* x, int64
       const T* residual = norm.residual + (norm.rows == nullptr ? start + row : norm.rows[start + row]) * norm.stride;
       Vector total{}, squares{};
       for (int64_t c = 0; c < outputs; c += kTile) {
-        const Vector sum = finished(weight, c / kColumns, c % kColumns, s, row, results + c) + load(residual + c);
+        const Vector sum = Finish<T, W>(weight, c)(s, row, results + c) + load(residual + c);
         store(sums + c, sum);
         total += sum;
       }
