@@ -34,25 +34,24 @@ struct Work {
 // What one thread needs for a unit.
 template <typename T>
 struct Scratch {
-  std::vector<T> keys, values, queries, powers;
-  std::vector<float> logits, context;
+  T *keys, *values, *queries, *powers;
+  float *logits, *context;
 
-  Scratch(const Work<T>& work) {
-    keys.resize(work.longest * work.head_size);
-    values.resize(work.longest * work.head_size);
-    if (std::is_same_v<T, BFloat16>) powers.resize(kStrip<T> * work.longest);
-    queries.resize(kStrip<T> * work.head_size);
-    logits.resize(kStrip<T> * work.longest);
-    context.resize(kStrip<T> * work.head_size);
-  }
+  Scratch(const Work<T>& work)
+      : keys(kept_room<T, 0>(work.longest * work.head_size)),
+        values(kept_room<T, 1>(work.longest * work.head_size)),
+        queries(kept_room<T, 2>(kStrip<T> * work.head_size)),
+        powers(std::is_same_v<T, float> ? nullptr : kept_room<T, 3>(kStrip<T> * work.longest)),
+        logits(kept_room<float, 4>(kStrip<T> * work.longest)),
+        context(kept_room<float, 5>(kStrip<T> * work.head_size)) {}
 };
 
 // Keys and values as the matrix instructions take them: pairs of neighbours along the summed dimension side by side, in
 // blocks of kKeys keys; 0 past the end.
 void pack(const BFloat16* key, const BFloat16* value, int64_t stride, int64_t n, int64_t d, Scratch<BFloat16>& scratch) {
   const int64_t padded = round_up(n, kKeys), pairs = d / 2;
-  uint32_t* to_keys = reinterpret_cast<uint32_t*>(scratch.keys.data());
-  BFloat16* to_values = scratch.values.data();
+  uint32_t* to_keys = reinterpret_cast<uint32_t*>(scratch.keys);
+  BFloat16* to_values = scratch.values;
   for (int64_t block = 0; block < padded; block += kKeys, to_keys += kKeys * pairs, to_values += kKeys * d) {
     const int64_t real = std::min(kKeys, n - block);
     for (int64_t j = 0; j < kKeys; ++j) {
@@ -78,7 +77,7 @@ void pack(const BFloat16* key, const BFloat16* value, int64_t stride, int64_t n,
 
 // In blocks of kKeys keys: these transposed, values as they are.
 void pack(const float* key, const float* value, int64_t stride, int64_t n, int64_t d, Scratch<float>& scratch) {
-  float *to_keys = scratch.keys.data(), *to_values = scratch.values.data();
+  float *to_keys = scratch.keys, *to_values = scratch.values;
   for (int64_t block = 0; block < n; block += kKeys, to_keys += kKeys * d) {
     const int64_t real = std::min(kKeys, n - block);
     for (int64_t i = 0; i < d; ++i)
@@ -92,8 +91,8 @@ template <typename T>
 void multiply_keys(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s) {
   const int64_t d = work.head_size;
   for (int64_t block = 0; block < n; block += kKeys) {
-    const T* keys = s.keys.data() + block * d;
-    multiply(rows, kKeys, d, s.queries.data(), d, keys, kKeys, s.logits.data() + block, work.longest, keys);
+    const T* keys = s.keys + block * d;
+    multiply(rows, kKeys, d, s.queries, d, keys, kKeys, s.logits + block, work.longest, keys);
   }
 }
 
@@ -101,15 +100,15 @@ void multiply_keys(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s) 
 template <typename T>
 void multiply_values(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s) {
   const int64_t d = work.head_size;
-  const T* values = s.values.data();
+  const T* values = s.values;
   if constexpr (std::is_same_v<T, float>) {
-    multiply(rows, d, n, s.logits.data(), work.longest, values, d, s.context.data(), d, values);
+    multiply(rows, d, n, s.logits, work.longest, values, d, s.context, d, values);
   } else if constexpr (kOwn<T>) {
-    multiply(rows, d, round_up(n, kNeighbours<T>), s.powers.data(), work.longest, values, d, s.context.data(), d, values);
+    multiply(rows, d, round_up(n, kNeighbours<T>), s.powers, work.longest, values, d, s.context, d, values);
   } else {
     for (int64_t block = 0; block < n; block += kKeys)
-      at::native::cpublas::brgemm(rows, d, kKeys, work.longest, d, d, block > 0, s.powers.data() + block,
-                                  values + block * d, s.context.data(), true);
+      at::native::cpublas::brgemm(rows, d, kKeys, work.longest, d, d, block > 0, s.powers + block,
+                                  values + block * d, s.context, true);
   }
 }
 
@@ -135,11 +134,11 @@ void soften(const Work<T>& work, int64_t count, int64_t n, Scratch<T>& s, float*
   const float scale = static_cast<float>(M_LOG2E / std::sqrt(static_cast<double>(work.head_size)));
   const int64_t columns = round_up(n, kTile);
   for (int64_t row = 0; row < count; ++row) {
-    float* logits = s.logits.data() + row * work.longest;
+    float* logits = s.logits + row * work.longest;
     if constexpr (std::is_same_v<T, float>) {
       inverse[row] = 1.0f / powers_of(logits, n, columns, scale, logits);
     } else {
-      T* powers = s.powers.data() + row * work.longest;
+      T* powers = s.powers + row * work.longest;
       if (work.columns == nullptr) {
         inverse[row] = 1.0f / powers_of(logits, n, columns, scale, powers);
       } else {
@@ -179,7 +178,7 @@ struct Span {
 template <typename T>
 void add_scores(const Work<T>& work, int64_t start, int64_t count, int64_t n, const Scratch<T>& s, const float* inverse,
                 float* sums) {
-  const float* powers = s.logits.data();
+  const float* powers = s.logits;
   if (work.score == kMax) max_columns(sums, powers, work.longest, count, n, inverse);
   else add_columns(sums, powers, work.longest, count, n, inverse);
   if (work.score == kOffDiagonal)
@@ -194,7 +193,7 @@ void attend_strip(const Work<T>& work, const Span& span, int64_t head, int64_t s
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = span.first_query + start + std::min(row, count - 1);
     const T* from = work.qkv + head * d + (work.chosen == nullptr ? at : work.chosen[at]) * work.row_stride;
-    std::copy(from, from + d, s.queries.data() + row * d);
+    std::copy(from, from + d, s.queries + row * d);
   }
   multiply_keys(work, rows, span.keys, s);
   float inverse[kStrip<T>];
@@ -203,7 +202,7 @@ void attend_strip(const Work<T>& work, const Span& span, int64_t head, int64_t s
   if (work.context == nullptr) return;
   multiply_values(work, rows, span.keys, s);
   for (int64_t row = 0; row < count; ++row) {
-    const float* from = s.context.data() + row * d;
+    const float* from = s.context + row * d;
     T* to = work.context + (span.first_query + start + row) * hidden + head * d;
     for (int64_t i = 0; i < d; i += kTile) store(to + i, load(from + i) * inverse[row]);
   }

@@ -14,6 +14,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <new>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -256,6 +258,23 @@ void multiply(int64_t rows, int64_t columns, int64_t inner, const A* a, int64_t 
     for (; at < columns; at += kTile)
       multiply_rows<T, 6, 1>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride, next);
   }
+}
+
+// Memory that a thread keeps from step to step, a place of it for each use; what lies in it is of the step before. Fresh
+// memory would cost a fault for each of its pages.
+template <typename T, int place>
+T* kept_room(int64_t count) {
+  constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(T* memory) const { ::operator delete(memory, kLine); }
+  };
+  thread_local std::unique_ptr<T, Free> memory;
+  thread_local int64_t held = 0;
+  if (count > held) {
+    memory.reset(static_cast<T*>(::operator new(count * sizeof(T), kLine)));
+    held = count;
+  }
+  return memory.get();
 }
 
 // Calls work(unit, scratch) for each unit, whoever is free the next one; each thread makes its scratch once.

@@ -7,10 +7,14 @@
 
 #include "common.h"
 
+#include <numeric>
+
 namespace dtbert {
 namespace {
 
 constexpr int64_t kRows = 64, kColumns = 64;
+// Blocks for each thread, from which on one that has a block less does not matter.
+constexpr int64_t kManyBlocks = 8;
 
 // Of a panel with what stands behind it.
 template <typename W>
@@ -91,18 +95,19 @@ template <typename T, typename W>
 struct Scratch {
   using A = std::conditional_t<std::is_same_v<W, int8_t>, uint8_t, T>;
   using C = std::conditional_t<std::is_same_v<W, int8_t>, int32_t, float>;
-  std::vector<A> copied;
-  std::vector<C> results;
+  A* copied;
+  C* results;
   float step[kRows];   // between two neighbouring values of a row in 8 bit
   int32_t zero[kRows];
   const A* rows;
   int64_t stride;
 
-  Scratch(int64_t inputs, int64_t columns) : copied(kRows * inputs), results(kRows * columns) {}
+  Scratch(int64_t inputs, int64_t columns)
+      : copied(kept_room<A, 0>(kRows * inputs)), results(kept_room<C, 1>(kRows * columns)) {}
 
   // Takes `count` rows, as many as `padded` of which are computed.
   void take(const T* x, int64_t x_stride, int64_t count, int64_t padded, int64_t inputs) {
-    rows = copied.data();
+    rows = copied;
     stride = inputs;
     if constexpr (std::is_same_v<W, int8_t>) {
       for (int64_t row = 0; row < count; ++row) quantize(x + row * x_stride, inputs, row);
@@ -110,7 +115,7 @@ struct Scratch {
       rows = x;
       stride = x_stride;
     } else {
-      for (int64_t row = 0; row < count; ++row) std::copy_n(x + row * x_stride, inputs, copied.data() + row * inputs);
+      for (int64_t row = 0; row < count; ++row) std::copy_n(x + row * x_stride, inputs, copied + row * inputs);
     }
   }
 
@@ -125,7 +130,7 @@ struct Scratch {
     const float low = largest_of(-least), range = largest_of(most) + low, inverse = range > 0 ? 255.0f / range : 0.0f;
     zero[row] = static_cast<int32_t>(std::nearbyint(low * inverse));
     step[row] = range / 255.0f;
-    uint8_t* to = copied.data() + row * inputs;
+    uint8_t* to = copied + row * inputs;
     constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
     const Integers offset = Integers{} + (zero[row] - std::bit_cast<int32_t>(kMagic));
     for (int64_t i = 0; i < inputs; i += kTile) {
@@ -136,12 +141,12 @@ struct Scratch {
   }
 };
 
-// results [padded, kColumns], `stride` apart, = rows x a panel.
+// results [rows, kColumns], `stride` apart, = rows x a panel.
 template <typename T, typename W>
-void multiply_panel(const Weight<T, W>& weight, int64_t panel, int64_t padded, Scratch<T, W>& s,
+void multiply_panel(const Weight<T, W>& weight, int64_t panel, int64_t rows, Scratch<T, W>& s,
                     typename Scratch<T, W>::C* results, int64_t stride) {
   const W* next = weight.panel(std::min(panel + 1, weight.panel_count() - 1));
-  multiply(padded, kColumns, weight.inputs, s.rows, s.stride, weight.panel(panel), kColumns, results, stride, next);
+  multiply(rows, kColumns, weight.inputs, s.rows, s.stride, weight.panel(panel), kColumns, results, stride, next);
 }
 
 // Makes results of a product, kTile of a row from `output` on, what they stand for, and adds the bias.
@@ -175,7 +180,7 @@ void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t count, const
   for (int64_t c = 0; c < columns; c += kTile) {
     const Finish<T, W> finish(weight, first + c);
     for (int64_t row = 0; row < count; ++row)
-      store(to + row * weight.outputs + first + c, activate<activation, T>(finish(s, row, s.results.data() + row * kColumns + c)));
+      store(to + row * weight.outputs + first + c, activate<activation, T>(finish(s, row, s.results + row * kColumns + c)));
   }
 }
 
@@ -190,18 +195,25 @@ void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t count, const
   }
 }
 
+// Rows that are computed for so many: the matrix unit takes kTile at a time.
+template <typename W>
+int64_t padded(int64_t count) {
+  return kOwn<W> ? count : round_up(count, kTile);
+}
+
 template <typename T, typename W>
 void linear(const Weight<T, W>& weight, const T* x, int64_t tokens, int64_t x_stride, T* to) {
   const int64_t blocks = (tokens + kRows - 1) / kRows, panels = weight.panel_count();
-  // Few tokens for many threads: each takes some of the outputs.
-  const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / std::max<int64_t>(1, blocks), 1, panels);
+  // Few blocks, of which the threads would not all have as many: each takes some of the outputs.
+  const int64_t threads = at::get_num_threads(), even = threads / std::gcd(blocks, threads);
+  const int64_t parts = blocks < kManyBlocks * threads ? std::min(even, panels) : 1;
   const int64_t part = (panels + parts - 1) / parts;
   share(blocks * parts, [&] { return Scratch<T, W>(weight.inputs, kColumns); }, [&](int64_t unit, Scratch<T, W>& s) {
-    const int64_t start = unit / parts * kRows, count = std::min(kRows, tokens - start), padded = round_up(count, kTile);
-    s.take(x + start * x_stride, x_stride, count, padded, weight.inputs);
+    const int64_t start = unit / parts * kRows, count = std::min(kRows, tokens - start), rows = padded<W>(count);
+    s.take(x + start * x_stride, x_stride, count, rows, weight.inputs);
     const int64_t first = unit % parts * part;
     for (int64_t panel = first; panel < std::min(panels, first + part); ++panel) {
-      multiply_panel(weight, panel, padded, s, s.results.data(), kColumns);
+      multiply_panel(weight, panel, rows, s, s.results, kColumns);
       store_panel(weight, panel, count, s, to + start * weight.outputs);
     }
   });
@@ -218,16 +230,17 @@ struct Norm {
 template <typename T, typename W>
 void add_norm(const Weight<T, W>& weight, const Norm<T>& norm, const T* x, int64_t tokens, int64_t x_stride, T* to) {
   const int64_t panels = weight.panel_count(), outputs = weight.outputs, stride = panels * kColumns;
-  const int64_t threads = at::get_num_threads();
-  const int64_t block = std::clamp(round_up((tokens + threads - 1) / threads, kTile), kTile, kRows);
+  // As many blocks for each thread.
+  const int64_t blocks = std::max<int64_t>(1, round_up((tokens + kRows - 1) / kRows, at::get_num_threads()));
+  const int64_t block = std::max(kTile, round_up((tokens + blocks - 1) / blocks, kTile));
   share((tokens + block - 1) / block, [&] { return Scratch<T, W>(weight.inputs, stride); }, [&](int64_t unit, Scratch<T, W>& s) {
-    const int64_t start = unit * block, count = std::min(block, tokens - start), padded = round_up(count, kTile);
-    s.take(x + start * x_stride, x_stride, count, padded, weight.inputs);
+    const int64_t start = unit * block, count = std::min(block, tokens - start), rows = padded<W>(count);
+    s.take(x + start * x_stride, x_stride, count, rows, weight.inputs);
     for (int64_t panel = 0; panel < panels; ++panel)
-      multiply_panel(weight, panel, padded, s, s.results.data() + panel * kColumns, stride);
+      multiply_panel(weight, panel, rows, s, s.results + panel * kColumns, stride);
     for (int64_t row = 0; row < count; ++row) {
-      const auto* results = s.results.data() + row * stride;
-      float* sums = reinterpret_cast<float*>(s.results.data() + row * stride);
+      const auto* results = s.results + row * stride;
+      float* sums = reinterpret_cast<float*>(s.results + row * stride);
       const T* residual = norm.residual + (norm.rows == nullptr ? start + row : norm.rows[start + row]) * norm.stride;
       Vector total{}, squares{};
       for (int64_t c = 0; c < outputs; c += kTile) {
