@@ -178,9 +178,8 @@ class ScheduleFront:
         if not affordable:
             cheapest = min(entries, key=lambda entry: entry.macs_fraction)
             raise ValueError(
-                f"budget {budget} is below the cheapest {'static ' * static}schedule: it takes "
-                f"{cheapest.least_budget:g} of the full model's MACs (F1 {cheapest.f1:.1f}); give at least that, or "
-                "pass a schedule of your own"
+                f"budget {budget} is below the cheapest schedule: it takes {cheapest.least_budget:g} of the full "
+                f"model's MACs (F1 {cheapest.f1:.1f}); give at least that, or pass a schedule of your own"
             )
         return max(affordable, key=lambda entry: (entry.f1, -entry.macs_fraction))
 
