@@ -153,8 +153,9 @@ class AdaptiveSpace(Space):
     """
 
     made: ClassVar[type[AdaptivePolicy]]
-    # Decimal digits of the share: at the harshest, and beyond that to the gentlest, of scores and of logarithmic ones.
-    digits: ClassVar[tuple[float, float, float]]
+    # Decimal digits of the share, at the harshest and from there to the gentlest: of scores, and of logarithmic ones, of
+    # which a late layer's lie mostly with the few tokens that may be the answer.
+    digits: ClassVar[tuple[tuple[float, float], tuple[float, float]]]
 
     def _draw(self, trial: Suggests, layer: int) -> float:
         return trial.suggest_float(f"gentle_{layer}", 0, _TOP)
@@ -183,8 +184,7 @@ class AdaptiveSpace(Space):
         return self._make([(0.8, 0.55, 0.3)[harshness]] * self.num_layers, scorer, keep_question)
 
     def _span(self, scorer: str) -> tuple[float, float]:
-        least, plain, logarithmic = self.digits
-        return least, logarithmic if is_logarithmic(scorer) else plain
+        return self.digits[is_logarithmic(scorer)]
 
     @abstractmethod
     def _of_shares(self, shares: Sequence[float], **options: Any) -> AdaptivePolicy: ...
@@ -194,9 +194,9 @@ class AdaptiveSpace(Space):
 
 
 class ThresholdSpace(AdaptiveSpace):
-    """`Threshold` with thresholds of 0.03 to 0.0001, or to 1e-11 where scores are logarithmic."""
+    """`Threshold` with thresholds of 0.03 to 0.0001, or of 0.3 to 1e-11 where scores are logarithmic."""
 
-    name, made, constant, digits = "threshold", Threshold, "constant threshold", (1.5, 2.5, 9.5)
+    name, made, constant, digits = "threshold", Threshold, "constant threshold", ((1.5, 2.5), (0.5, 10.5))
 
     def nearest(self, policy: Threshold) -> Threshold:
         """The policy with thresholds that the search tries: none below the least, none above the greatest."""
@@ -215,7 +215,7 @@ class ThresholdSpace(AdaptiveSpace):
 class TopPSpace(AdaptiveSpace):
     """`TopP` with parts that leave out shares of 0.6 to 0.006, or to 6e-10 where scores are logarithmic."""
 
-    name, made, constant, digits = "top-p", TopP, "constant part", (0.2, 2.0, 9.0)
+    name, made, constant, digits = "top-p", TopP, "constant part", ((0.2, 2.0), (0.2, 9.0))
 
     def _of_shares(self, shares: Sequence[float], **options: Any) -> TopP:
         # To a digit more than the least share has.

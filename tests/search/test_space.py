@@ -103,7 +103,7 @@ def test_any_share_that_is_drawn_can_be_a_start(
 
 def test_gentler_draws_keep_more_and_logarithms_reach_further() -> None:
     made = [SHARES[0]._make([gentle] * 4, scorer, False) for scorer in SHARES[0].scorers for gentle in (0, 1)]
-    assert [policy.thresholds[0] for policy in made] == [0.03162, 1e-4, 0.03162, 1e-11]
+    assert [policy.thresholds[0] for policy in made] == [0.03162, 1e-4, 0.3162, 1e-11]
     made = [SHARES[1]._make([gentle] * 4, scorer, False) for scorer in SHARES[1].scorers for gentle in (0, 1)]
     assert [policy.parts[0] for policy in made] == [0.369, 0.99369, 0.369, 1 - 6.31e-10]
     assert len({*SHARES[0].constants()}) == 3 * 2 * 2
