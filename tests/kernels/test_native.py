@@ -249,3 +249,14 @@ def test_gelu_is_exact_far_out() -> None:
     layer.bias.zero_()
     x = torch.linspace(-30, 30, 64)[None]
     assert torch.allclose(NATIVE.linear(x, laid_out(layer), "gelu"), F.gelu(x), atol=2e-6)
+
+
+@pytest.mark.skipif(torch.bfloat16 not in DTYPES, reason="this processor has no products in bfloat16")
+def test_gelu_of_bfloat16_is_right_to_a_ten_thousandth() -> None:
+    layer = layer_of(64, 64, 0, torch.bfloat16)
+    layer.weight.data = torch.eye(64, dtype=torch.bfloat16)
+    layer.bias.zero_()
+    x = torch.cat([torch.linspace(-end, end, 64 * 32) for end in (6.0, 60.0)]).view(-1, 64).bfloat16()
+    want = F.gelu(x.double())
+    rounded = 2**-8 * want.abs()
+    assert ((NATIVE.linear(x, laid_out(layer), "gelu") - want).abs() <= 1e-4 + rounded).all()
