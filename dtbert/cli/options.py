@@ -48,11 +48,11 @@ schedules:
 _LIST = re.compile(r"\s*[\[(]?[\d.,\s+\-eE]*[\])]?\s*")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, shipped: bool = True) -> None:
+    """The model, where it runs and in what numbers; whether the one inside dtbert will do."""
+    default = " (default: the one inside dtbert)" if shipped else ""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", metavar="SOURCE", help="a hub id, a folder or a file (default: the one inside dtbert)"
-    )
+    group.add_argument("--model", metavar="SOURCE", help=f"a hub id, a folder or a file{default}")
     group.add_argument("--revision", metavar="R", help=REVISION_HELP)
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="number format of the computation (default: float32)")

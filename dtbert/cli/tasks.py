@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dtbert.cli.options import MAX_ANSWER_TOKENS, STRIDE, WINDOW, describe_schedule, placement, resolved, schedule_of
 from dtbert.cli.output import check_output, print_json, printable
@@ -24,6 +24,8 @@ tasks:
   compressed with gzip. Columns of your own files are text (and pair) and label,
   tables separate them with tabs.
 """
+M = TypeVar("M", bound="TextClassifier | SentenceEncoder")
+
 # What is of no use beside --task, with its default.
 _OF_QUESTIONS = {
     "window": WINDOW,
@@ -48,6 +50,31 @@ def check_task_options(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is of questions and windows: it has no part in --task")
     if getattr(arguments, "budget", None) == "auto":
         raise ValueError("--budget auto is of questions: give a number with --task")
+
+
+def load_with_schedule(
+    arguments: argparse.Namespace, load: "Callable[[argparse.Namespace], M]"
+) -> "tuple[M, LengthSchedule | None]":
+    """A model of whole texts, and the schedule that ``--schedule`` gives or ``--budget`` chooses, as it drops by it.
+
+    Raises:
+        ValueError, OSError: as `schedule_of` and ``load``; the schedule does not fit the model, or a budget is for one
+            that is no classifier.
+    """
+    from dtbert.text import TextClassifier
+
+    schedule, budget = lengths_alone(schedule_of(arguments)), getattr(arguments, "budget", None)
+    if schedule is not None and budget is not None:
+        raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
+    model = load(arguments)
+    if budget is not None:
+        if not isinstance(model, TextClassifier):
+            raise ValueError("--budget needs a classifier: for embeddings give --schedule")
+        schedule = lengths_alone(model.within_budget(budget).schedule)
+    if schedule is None:
+        return model, None
+    schedule.check_layers(model.config.num_hidden_layers)
+    return model, lengths_alone(*resolved([schedule], model.own_scorer))
 
 
 def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) -> "TextClassifier | SentenceEncoder":
@@ -109,15 +136,10 @@ def evaluate_task(arguments: argparse.Namespace) -> int:
     from dtbert.text import TextClassifier
 
     check_task_options(arguments)
-    task, schedule = task_named(arguments.task), lengths_alone(schedule_of(arguments))
+    task = task_named(arguments.task)
     if arguments.predictions is not None:
         check_output("--predictions", Path(arguments.predictions), arguments.file, model=arguments.model)
-    model = load_text_model(arguments)
-    if arguments.budget is not None:
-        schedule = _within_budget(arguments, model, schedule)
-    if schedule is not None:
-        schedule.check_layers(model.config.num_hidden_layers)
-        schedule = lengths_alone(*resolved([schedule], model.own_scorer))
+    model, schedule = load_with_schedule(arguments, load_text_model)
     labels = model.labels if isinstance(model, TextClassifier) else None
     data = read_texts([arguments.file], arguments.task, labels, arguments.limit)
     texts = PreparedTexts(model, data)
@@ -150,18 +172,6 @@ def evaluate_task(arguments: argparse.Namespace) -> int:
             print(f"{chosen}: {describe_schedule(schedule)}\n")
         print(_table(report, found.scores))
     return 1 if texts.unreadable else 0
-
-
-def _within_budget(
-    arguments: argparse.Namespace, model: "TextClassifier | SentenceEncoder", schedule: "LengthSchedule | None"
-) -> "LengthSchedule | None":
-    from dtbert.text import TextClassifier
-
-    if schedule is not None:
-        raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
-    if not isinstance(model, TextClassifier):
-        raise ValueError("--budget needs a classifier: for embeddings give --schedule")
-    return lengths_alone(model.within_budget(arguments.budget).schedule)
 
 
 def _cost_fields(cost: "TextCost | None") -> dict[str, Any]:
