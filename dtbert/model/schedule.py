@@ -157,8 +157,8 @@ class LengthSchedule(Policy, kinds=("absolute", "ratios")):
             config: the model's sizes, and its own scorer.
             sequence_length: tokens that enter the first layer.
             question_length: tokens of segment 0, which the score ``from_question`` alone costs; by default it is
-                counted as if every token were one. ``overlap`` multiplies nothing, and what a registered scorer
-                computes is not counted.
+                counted as if every token were one. ``overlap`` multiplies nothing; a registered scorer takes what
+                it was registered with.
             backend: whose executed count: one computes products for a score again that another has at hand.
 
         Raises:
