@@ -27,6 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier `model`, the files `train.tsv` and `dev.tsv`."""
     there = tmp_path_factory.mktemp("tasks")
     write_classifier(there / "model", ("NEGATIVE", "POSITIVE"))
+    write_classifier(there / "three")
+    write_classifier(there / "teacher", ("positive", "negative"), num_hidden_layers=4)
     write_tsv(there / "train.tsv", 24)
     write_tsv(there / "dev.tsv", 12, seed=1)
     return there
@@ -93,8 +95,10 @@ def test_evaluate_prints_a_table_and_names_what_it_leaves_out(run: Run, tmp_path
         ((*EVALUATE, "--schedule", "0.5,0.5", "--scorer", "answer"), "reads the span head"),
         ((*EVALUATE, "--predictions", "dev.tsv"), "is the input itself"),
         (("search", "dev.tsv", "--task", "stsb", "--model", "model", "--out", "f.json"), "has no column 'sentence1'"),
-        (("train", "--task", "sst2", "--model", "model", "--train", "train.tsv", "--out", "r", "--teacher", "model"),
-         "--teacher and --answer-loss are of a span head"),
+        (("train", "--task", "sst2", "--model", "model", "--train", "train.tsv", "--out", "r", "--length-drop",
+          "--answer-loss", 1), "--answer-loss is of a span head: it has no part in --task"),
+        (("train", "--task", "sst2", "--model", "model", "--train", "train.tsv", "--out", "r", "--teacher", "three"),
+         "--teacher three: the labels are NEGATIVE, POSITIVE, the model's negative, neutral, positive"),
         (("train", "--task", "sst2", "--model", "model", "--train", "train.tsv", "--out", "r", "--batch-tokens", 9),
          "a text has 21 tokens, a step 9: give larger batches"),
     ],
@@ -139,6 +143,17 @@ def test_train_then_search_then_evaluate_within_a_budget(run: Run, tmp_path: Pat
     text = "bo ba di"
     classifier = TextClassifier.load(best)
     assert classifier(text, budget=1.0) == classifier(text, schedule=chosen.schedule)
+
+
+@pytest.mark.parametrize("options", [("--temperature", 2), ("--distill", "intermediate")])
+def test_train_with_a_teacher_goes_on_as_the_same_run(run: Run, tmp_path: Path, options: tuple[object, ...]) -> None:
+    command = ("train", "--task", "sst2", "--model", "model", "--teacher", "teacher", "--train", "train.tsv",
+               "--dev", "dev.tsv", "--out", tmp_path / "run", *SMALL, *options)  # fmt: skip
+    first = run(*command)
+    assert first.status == 0, first.err
+    assert "accuracy" in first.out
+    assert "nothing to do" in run(*command).out
+    assert run(*command, "--hard-label-weight", 1).status == 2
 
 
 def test_files_of_ones_own_train_a_new_classifier(run: Run, tmp_path: Path) -> None:
