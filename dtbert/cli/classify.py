@@ -13,7 +13,7 @@ from dtbert.cli.tasks import load_with_schedule
 from dtbert.jobs.lines import Columns, Line
 
 if TYPE_CHECKING:
-    from dtbert.model import LengthSchedule
+    from dtbert.model import Policy
     from dtbert.text import Label, TextClassifier
 
 SUMMARY = "label a text or a pair of texts, or a file of them"
@@ -111,7 +111,7 @@ def _work_of(arguments: argparse.Namespace) -> Work:
 
 
 def _labelled(
-    classifier: "TextClassifier", schedule: "LengthSchedule | None", top: int, lines: Sequence[Line]
+    classifier: "TextClassifier", schedule: "Policy | None", top: int, lines: Sequence[Line]
 ) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Each line, and the JSON fields of its label, or of its error."""
     texts: Any = (line.texts if len(line.texts) == 2 else line.texts[0] for line in lines if line.error is None)

@@ -20,7 +20,7 @@ from dtbert.jobs.lines import Columns, Line
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtbert.model import LengthSchedule
+    from dtbert.model import Policy
     from dtbert.text import SentenceEncoder
 
 SUMMARY = "make vectors of texts, or of a file of them"
@@ -138,7 +138,7 @@ def _work_of(arguments: argparse.Namespace) -> Work:
 
 
 def _embedded(
-    encoder: "SentenceEncoder", schedule: "LengthSchedule | None", normalize: bool, lines: Sequence[Line]
+    encoder: "SentenceEncoder", schedule: "Policy | None", normalize: bool, lines: Sequence[Line]
 ) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Each line, and the JSON fields of its vector, or of its error."""
     texts = (line.texts[0] for line in lines if line.error is None)

@@ -13,7 +13,7 @@ from dtbert.files import write_whole
 
 if TYPE_CHECKING:
     from dtbert.evaluation import LabelledTexts, TextCost
-    from dtbert.model import LengthSchedule, Policy
+    from dtbert.model import Policy
     from dtbert.text import SentenceEncoder, TextClassifier
 
 TASK_HELP = """\
@@ -54,7 +54,7 @@ def check_task_options(arguments: argparse.Namespace) -> None:
 
 def load_with_schedule(
     arguments: argparse.Namespace, load: "Callable[[argparse.Namespace], M]"
-) -> "tuple[M, LengthSchedule | None]":
+) -> "tuple[M, Policy | None]":
     """A model of whole texts, and the schedule that ``--schedule`` gives or ``--budget`` chooses, as it drops by it.
 
     Raises:
@@ -63,18 +63,18 @@ def load_with_schedule(
     """
     from dtbert.text import TextClassifier
 
-    schedule, budget = lengths_alone(schedule_of(arguments)), getattr(arguments, "budget", None)
+    schedule, budget = schedule_of(arguments), getattr(arguments, "budget", None)
     if schedule is not None and budget is not None:
         raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
     model = load(arguments)
     if budget is not None:
         if not isinstance(model, TextClassifier):
             raise ValueError("--budget needs a classifier: for embeddings give --schedule")
-        schedule = lengths_alone(model.within_budget(budget).schedule)
+        schedule = model.within_budget(budget).schedule
     if schedule is None:
         return model, None
     schedule.check_layers(model.config.num_hidden_layers)
-    return model, lengths_alone(*resolved([schedule], model.own_scorer))
+    return model, resolved([schedule], model.own_scorer)[0]
 
 
 def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) -> "TextClassifier | SentenceEncoder":
@@ -89,15 +89,6 @@ def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) 
     if has_classifier(source):
         return TextClassifier.load(source, **placed, with_schedules=with_schedules)
     return SentenceEncoder.load(source, **placed)
-
-
-def lengths_alone(schedule: "Policy | None") -> "LengthSchedule | None":
-    """The schedule; ValueError for one by which the text decides how much stays."""
-    from dtbert.model import LengthSchedule
-
-    if schedule is not None and not isinstance(schedule, LengthSchedule):
-        raise ValueError("with --task a schedule says how many tokens stay: one by which the text decides has no part")
-    return schedule
 
 
 def read_texts(
@@ -177,7 +168,8 @@ def evaluate_task(arguments: argparse.Namespace) -> int:
 def _cost_fields(cost: "TextCost | None") -> dict[str, Any]:
     if cost is None:
         return {}
-    macs = {name: getattr(cost, name) for name in ("executed", "published", "own_length")}
+    macs = {name: getattr(cost, name) for name in ("executed", "executed_p95", "published", "own_length")}
+    macs = {name: count for name, count in macs.items() if count is not None}
     return {
         "tokens_per_text": cost.tokens,
         "macs_per_text": {name: round(count) for name, count in macs.items()},
@@ -198,6 +190,8 @@ def _table(report: dict[str, Any], scores: dict[str, float]) -> str:
         return "\n".join(lines)
     lines += ["", "MACs a text            millions   of own length"]
     labels = {"executed": "executed", "published": "published count"} if report["schedule"] else {}
+    if "executed_p95" in report["macs_per_text"]:
+        labels = {"executed": "executed", "executed_p95": "  95% up to", "published": "published count"}
     for name, label in {**labels, "own_length": "nothing dropped"}.items():
         millions, ratio = report["macs_per_text"][name] / 1e6, report["ratio_to_own_length"][name]
         lines.append(f"  {label:<17} {millions:11,.1f}   {ratio:13.3f}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.cli.options import describe_schedule, resolved
 from dtbert.cli.output import printable
-from dtbert.cli.tasks import check_task_options, lengths_alone, read_texts, warn
+from dtbert.cli.tasks import check_task_options, read_texts, warn
 from dtbert.files import naming, text_sha256
 from dtbert.training import TrainingOptions
 
@@ -134,7 +134,6 @@ def text_parts(
     if any(scorer_named(name).needs_span_head for name in own.scorers):
         model.config = replace(model.config, scorer=None, keep_question=False)
     schedules = _eval_schedules(parsed, options, model.config, rank)
-    lengths = {name: lengths_alone(one) for name, one in schedules.items()}
     classifier = TextClassifier(model, load_tokenizer(model_folder(source)))
     data = TextTrainingSet.from_texts(train, classifier.reader, model.labels)
     if (train.damaged or data.unusable) and arguments.strict:
@@ -145,7 +144,7 @@ def text_parts(
     evaluate = None
     if dev is not None:
         held_out = PreparedTexts(classifier, dev)
-        evaluate = partial(held_out_text_scores, held_out, lengths)
+        evaluate = partial(held_out_text_scores, held_out, schedules)
     if rank == 0:
         warn("--train", "left out: they cannot be trained on", data.unusable)
         unreadable = held_out.unreadable if dev is not None else {}

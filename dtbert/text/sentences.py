@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dtbert.model import BertForSentenceEmbedding, LengthSchedule, Pooling
+from dtbert.model import BertForSentenceEmbedding, Policy, Pooling
 from dtbert.qa.calls import check_choice
 from dtbert.qa.reading import without_errors
 from dtbert.qa.tokenize import load_tokenizer
@@ -84,7 +84,7 @@ class SentenceEncoder(TextModel):
         return cls(model, tokenizer, batch_tokens=batch_tokens, normalize=asked.normalize)
 
     def encode(
-        self, texts: Iterable[str], *, normalize: bool | None = None, schedule: LengthSchedule | None = None
+        self, texts: Iterable[str], *, normalize: bool | None = None, schedule: Policy | None = None
     ) -> Tensor:
         """The embedding of each of any number of texts, in order: float32 ``[B, H]`` on the CPU.
 
@@ -94,7 +94,7 @@ class SentenceEncoder(TextModel):
             schedule: tokens that each layer keeps; all by default. The mean is over those that leave the last layer.
 
         Raises:
-            TypeError: not strings, or not a `LengthSchedule`.
+            TypeError: not strings, or not a `Policy`.
             ValueError: a text is empty, blank, without tokens, with lone surrogates, or longer than the model's
                 positions, with its number from 0; a schedule with another number of layers than the model.
         """
@@ -110,7 +110,7 @@ class SentenceEncoder(TextModel):
         *,
         errors: Literal["raise"] = "raise",
         normalize: bool | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
     ) -> Iterator[Tensor]: ...
 
     @overload
@@ -120,7 +120,7 @@ class SentenceEncoder(TextModel):
         *,
         errors: Literal["yield"],
         normalize: bool | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
     ) -> Iterator[Tensor | PairError]: ...
 
     def encode_many(
@@ -129,7 +129,7 @@ class SentenceEncoder(TextModel):
         *,
         errors: Literal["raise", "yield"] = "raise",
         normalize: bool | None = None,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
     ) -> Iterator[Tensor | PairError]:
         """The embeddings, float32 ``[H]`` on the CPU, of any number of texts, in order, in bounded memory.
 
@@ -150,7 +150,7 @@ class SentenceEncoder(TextModel):
         return found if errors == "yield" else without_errors(found, "text")
 
     def _embedded(
-        self, read: Sequence[TextTokens | PairError], schedule: LengthSchedule | None, normalize: bool
+        self, read: Sequence[TextTokens | PairError], schedule: Policy | None, normalize: bool
     ) -> list[Tensor | PairError]:
         tokens = [one for one in read if isinstance(one, TextTokens)]
         found = rows_of(self.model, tokens, schedule, self.batch_tokens)

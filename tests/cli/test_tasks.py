@@ -61,6 +61,18 @@ def test_evaluate_reports_what_the_classifier_gets_right_at_what_cost(run: Run, 
     }
 
 
+def test_evaluate_takes_what_the_text_decides(run: Run) -> None:
+    threshold = '{"kind": "threshold", "thresholds": [0.02, 0.05]}'
+    status, out, err = run(*EVALUATE, "--schedule", threshold, "--scorer", "cls")
+    assert (status, err) == (0, "")
+    assert "schedule: shares from 0.02 0.05 cls" in out
+    assert "  95% up to" in out
+    report = json.loads(run(*EVALUATE, "--schedule", threshold, "--scorer", "cls", "--json").out)
+    macs = report["macs_per_text"]
+    assert macs["executed"] < macs["executed_p95"] <= macs["own_length"] * 2
+    assert macs["executed"] < macs["own_length"]
+
+
 def test_evaluate_prints_a_table_and_names_what_it_leaves_out(run: Run, tmp_path: Path) -> None:
     status, out, err = run(*EVALUATE, "--schedule", "0.6,0.4", "--scorer", "received")
     assert (status, err) == (0, "")
