@@ -29,9 +29,7 @@ def asking(arguments: argparse.Namespace, schedule: "Policy | Cascade | None") -
     return {"schedule": of_all, "overlap": arguments.overlap, "no_answer": arguments.no_answer}
 
 
-def settings_of(
-    arguments: argparse.Namespace, schedule: "Policy | Cascade | None", threshold: float
-) -> dict[str, Any]:
+def settings_of(arguments: argparse.Namespace, schedule: "Policy | Cascade | None", threshold: float) -> dict[str, Any]:
     """What answers depend on beside the questions and the model; options that came later where they say something."""
     longest = arguments.max_answer_tokens
     return {

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 SUMMARY = "make vectors of texts, or of a file of them"
 DESCRIPTION = """\
 Make a vector of each text by a sentence encoder: any BERT, such as those of
-sentence-transformers. Whether it is the mean over the tokens or the first one's,
-and whether it is brought to length 1, is what the model's modules.json says,
-unless --pooling and --normalize or --no-normalize do.
+sentence-transformers. Whether it is the mean over the tokens or that of the
+first, and whether it is brought to length 1, is what the model's modules.json
+says, unless --pooling and --normalize or --no-normalize do.
 
 --input is a file of texts, one JSON object a line, such as
   {"id": 7, "text": "A man is eating."}
-of which "id" may be missing; or an array of such objects, CSV or TSV whose first
-line names these columns, or Parquet (where pyarrow is installed); each but the
-last may be a .gz.
+of which "id" may be missing; or an array of such objects, CSV or TSV whose
+first line names these columns, or Parquet (where pyarrow is installed); each
+but the last may be a .gz.
 
 With an --output that ends in .npy all vectors go into one array, float32, a row
 for each line of --input, in the same order; a line that cannot be read is NaN
@@ -145,8 +145,10 @@ def _embedded(
     found = encoder.encode_many(texts, errors="yield", normalize=normalize, schedule=schedule)
     for line in lines:
         one = next(found) if line.error is None else line.error
-        wrong = isinstance(one, str | TypeError | ValueError)
-        yield line, {"error": str(one)} if wrong else {"embedding": _values(one)}
+        if isinstance(one, str | TypeError | ValueError):
+            yield line, {"error": str(one)}
+        else:
+            yield line, {"embedding": _values(one)}
 
 
 def _values(vector: "Tensor") -> list[float]:

@@ -105,8 +105,8 @@ class PreparedTexts:
     ) -> Values:
         """The number of each text's label, or its number, ``[n]``; -1 of one that cannot be read.
 
-        Errors of the schedule are the model's; of the texts number ``begin`` to ``end`` alone. To ``work`` comes what each
-        took of those that can be read.
+        Errors of the schedule are the model's; of the texts number ``begin`` to ``end`` alone. To ``work`` is added
+        what each took by the schedule, of those that can be read.
         """
         schedule = self.model.resolve(schedule)
         part = self._read[begin:end]

@@ -131,7 +131,9 @@ class SequenceModel(Bert):
         given = schedule or LengthSchedule.ratios([1] * self.config.num_hidden_layers, scorer="random")
         run = self.executed(given)
         if not isinstance(run, LengthSchedule):
-            raise TypeError(f"what a {type(given).__name__} takes is known when a text was read: count it by macs_of_kept")
+            raise TypeError(
+                f"what a {type(given).__name__} takes is known when a text was read: count it by macs_of_kept"
+            )
         published, executed = (
             self._count(one, sequence_length, one.lengths(sequence_length), question_length, backend)
             for one in (given.resolve(self.config.own_scorer), run)

@@ -197,9 +197,7 @@ def _random(view: LayerView) -> Tensor:
     return (x >> 39).float()  # 24 bits: every value is exact in float32
 
 
-def _attention(
-    score: AttentionScore, macs: Count, *, with_context: bool = False
-) -> Scorer:
+def _attention(score: AttentionScore, macs: Count, *, with_context: bool = False) -> Scorer:
     return Scorer(lambda view: view.attention(score), score, with_context, macs=macs)
 
 
@@ -279,7 +277,7 @@ def register_scorer(
 
 
 def make_known(name: str, function: Callable[[LayerView], Tensor]) -> None:
-    """Make a function available under a name, as it was registered under another, or else as one that is all default."""
+    """Make a function available under a name, as it is registered under another, or by `register_scorer`'s defaults."""
     row = next((row for row in _TABLE.values() if row.given is function), None)
     if row is None:
         register_scorer(name, function)
@@ -344,7 +342,7 @@ def _count_of(name: str, macs: float | str | Count) -> Count:
 def _whole(name: str, macs: float) -> int:
     if not isinstance(macs, int | float) or isinstance(macs, bool):
         raise TypeError(
-            f"macs of {name!r} must be a number, a built-in scorer's name or a function that gives a number, not {macs!r}"
+            f"macs of {name!r} must be a number, a built-in scorer's name or a function that gives one, not {macs!r}"
         )
     if not 0 <= macs < math.inf:
         raise ValueError(f"macs of {name!r} must be at least 0 and finite, not {macs}")

@@ -225,9 +225,7 @@ class TextClassifier(TextModel):
             raise ValueError("schedule and budget exclude each other: a budget chooses a schedule; give one of them")
         return self.resolve(schedule if budget is None else self.within_budget(budget).schedule)
 
-    def _labels(
-        self, read: Sequence[TextTokens | PairError], schedule: Policy | None
-    ) -> list[Label | PairError]:
+    def _labels(self, read: Sequence[TextTokens | PairError], schedule: Policy | None) -> list[Label | PairError]:
         logits = self.logits([one for one in read if isinstance(one, TextTokens)], schedule)
         scores = iter((logits if self.model.is_regression else logits.softmax(1)).tolist())
         return [self._label(next(scores)) if isinstance(one, TextTokens) else one for one in read]

@@ -83,9 +83,7 @@ class SentenceEncoder(TextModel):
         tokenizer = load_tokenizer(model_folder(path))
         return cls(model, tokenizer, batch_tokens=batch_tokens, normalize=asked.normalize)
 
-    def encode(
-        self, texts: Iterable[str], *, normalize: bool | None = None, schedule: Policy | None = None
-    ) -> Tensor:
+    def encode(self, texts: Iterable[str], *, normalize: bool | None = None, schedule: Policy | None = None) -> Tensor:
         """The embedding of each of any number of texts, in order: float32 ``[B, H]`` on the CPU.
 
         Args:

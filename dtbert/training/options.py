@@ -98,8 +98,8 @@ class Distillation(_Checked):
 
     ``"intermediate"``: to have the teacher's hidden states and attention, either its probabilities or, as the code of
     TinyBERT and Dynamic-TinyBERT does, the scores before the softmax. ``"prediction"``: to give the teacher's
-    distributions over tokens, or labels; ``temperature`` divides the logits of both. To either the loss of the data's own
-    labels may be added.
+    distributions over tokens, or labels; ``temperature`` divides the logits of both. To either the loss of the data's
+    own labels may be added.
 
     Raises:
         ValueError: a number is outside its range.

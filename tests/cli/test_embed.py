@@ -39,7 +39,9 @@ def test_a_few_texts_are_shown_with_their_cosines(run: Run, model: Path) -> None
     assert lines[3:] == [f"cosine of 1 and {place}: {one:.4f}" for place, one in enumerate(cosines, start=2)]
 
 
-@pytest.mark.parametrize("options", [(), ("--normalize",), ("--pooling", "cls", "--schedule", "0.6,0.4", "--scorer", "cls")])
+@pytest.mark.parametrize(
+    "options", [(), ("--normalize",), ("--pooling", "cls", "--schedule", "0.6,0.4", "--scorer", "cls")]
+)
 def test_json_holds_each_float32_as_it_is(run: Run, model: Path, options: tuple[str, ...]) -> None:
     out = run("embed", "--model", model, "--text", *TEXTS, "--json", *options).out
     schedule = LengthSchedule.ratios([0.6, 0.4], scorer="cls") if "--schedule" in options else None
@@ -68,10 +70,18 @@ def test_an_array_has_a_row_for_each_line_and_the_lines_the_same_numbers(
 
     assert run(*command, "texts.jsonl", "--output", "vectors.jsonl").status == 1
     lines = read(Path("vectors.jsonl"))
-    assert [(line["id"], "error" in line) for line in lines] == [(0, True), (1, False), (2, False), (3, True), (4, False)]
+    assert [(line["id"], "error" in line) for line in lines] == [
+        (0, True),
+        (1, False),
+        (2, False),
+        (3, True),
+        (4, False),
+    ]
     by_lines = np.array([line["embedding"] for line in lines if "embedding" in line], np.float32)
     assert np.array_equal(by_lines, found[[1, 2, 4]])
-    assert "other settings (normalize)" in run(*command, "texts.jsonl", "--output", "vectors.jsonl", "--no-normalize").err
+    assert (
+        "other settings (normalize)" in run(*command, "texts.jsonl", "--output", "vectors.jsonl", "--no-normalize").err
+    )
 
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(Path("texts.jsonl").read_bytes())))
     assert run(*command, "-", "--output", "piped.npy").status == 1

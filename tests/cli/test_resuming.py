@@ -129,9 +129,7 @@ def test_batch_survives_kills_at_any_moment(model_folder: Path, tmp_path: Path, 
     process.join()
     assert process.exitcode == 1
     assert broken.read_bytes() == unbroken.read_bytes()
-    assert [line["line"] for line in read(broken)] == [
-        line.number for line in Source.of(tmp_path / "q.jsonl").lines()
-    ]
+    assert [line["line"] for line in read(broken)] == [line.number for line in Source.of(tmp_path / "q.jsonl").lines()]
     assert "Traceback" not in log.read_text()
 
 

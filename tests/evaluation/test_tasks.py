@@ -241,7 +241,9 @@ def test_a_number_for_an_unreadable_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_the_text_decides_costs_what_it_kept(nli: TextClassifier, tmp_path: Path) -> None:
-    data = read_task(nli_file(tmp_path / "dev.jsonl", {"premise": " ", "hypothesis": "bo", "label": 1}), task_named("mnli"))
+    data = read_task(
+        nli_file(tmp_path / "dev.jsonl", {"premise": " ", "hypothesis": "bo", "label": 1}), task_named("mnli")
+    )
     policy, texts = Threshold([0.02, 0.05], scorer="cls"), PreparedTexts(nli, data)
     found = measure_texts(texts, policy)
     executed, published = [], []

@@ -92,7 +92,9 @@ def make_trainer(model_folder: Path, questions: list[SquadQuestion], tmp_path: P
         shown = None
         if teacher is not None:
             assert chosen.distillation is not None
-            shown = SpanTeacher(load_model(teacher, device=device, backend="reference"), chosen.distillation, model.config)
+            shown = SpanTeacher(
+                load_model(teacher, device=device, backend="reference"), chosen.distillation, model.config
+            )
         return Trainer(model, data, chosen, folder, model_folder, evaluate, shown)
 
     return make
