@@ -107,9 +107,10 @@ def _embed_few(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"embeddings": [_values(one) for one in found]})
         return 0
-    for one in found:
+    for place, one in enumerate(found, start=1):
         values = " ".join(f"{value:.4f}" for value in one[:_SHOWN].tolist())
-        print(f"{values} ...: {len(one)} values, length {one.norm():.4g}")
+        number = f"{place}. " if len(found) > 1 else ""
+        print(f"{number}{values} ...: {len(one)} values, length {one.norm():.4g}")
     for place, one in enumerate(found[1:], start=2):
         print(f"cosine of 1 and {place}: {torch.cosine_similarity(found[0], one, dim=0):.4f}")
     return 0

@@ -33,7 +33,9 @@ def test_a_few_texts_are_shown_with_their_cosines(run: Run, model: Path) -> None
     found = SentenceEncoder.load(model).encode(TEXTS)
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines[:3]] == [f"{value:.4f}" for value in found[:, 0].tolist()]
+    assert [line.split()[:2] for line in lines[:3]] == [
+        [f"{place}.", f"{value:.4f}"] for place, value in enumerate(found[:, 0].tolist(), start=1)
+    ]
     assert all(line.endswith(f"32 values, length {one.norm():.4g}") for line, one in zip(lines, found, strict=False))
     cosines = torch.cosine_similarity(found[:1], found[1:]).tolist()
     assert lines[3:] == [f"cosine of 1 and {place}: {one:.4f}" for place, one in enumerate(cosines, start=2)]
