@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
@@ -90,8 +90,7 @@ class PreparedTexts:
         if data.task.is_regression:
             for line, reason in self.unreadable.items():
                 raise ValueError(f"line {line}: {reason}; take it out of the file")
-        tokens = chain.from_iterable(one for one in self._read if isinstance(one, list))
-        self._lengths = Counter((len(one.ids), one.num_first) for one in tokens)
+        self._lengths = _lengths(self._read)
 
     def __len__(self) -> int:
         return len(self._read)
@@ -135,20 +134,24 @@ class PreparedTexts:
             p95, macs = executed_p95(work), sum_of(work)
         elif schedule is not None:
             assert isinstance(schedule, LengthSchedule)
-            macs = self._macs(schedule)
+            macs = self._macs(schedule, self._lengths)
         tokens = sum(times * length for (length, _), times in self._lengths.items())
         means = macs.executed / count, macs.published / count, self._full.executed / count, tokens / count
         return TextCost(*means, p95)
 
+    def full_work(self, begin: int = 0, end: int | None = None) -> int:
+        """Executed MACs of the texts number ``begin`` to ``end`` that can be read, where nothing is dropped."""
+        return self._macs(None, _lengths(self._read[begin:end])).executed
+
     @cached_property
     def _full(self) -> Macs:
         # A search counts many schedules against it.
-        return self._macs(None)
+        return self._macs(None, self._lengths)
 
-    def _macs(self, schedule: LengthSchedule | None) -> Macs:
+    def _macs(self, schedule: LengthSchedule | None, lengths: Mapping[tuple[int, int], int]) -> Macs:
         model, schedule, backend = self.model.model, self.model.resolve(schedule), self._backend
         published = executed = 0
-        for (length, first), times in self._lengths.items():
+        for (length, first), times in lengths.items():
             macs = model.macs(schedule, length, question_length=first, backend=backend)
             published, executed = published + times * macs.published, executed + times * macs.executed
         return Macs(published, executed)
@@ -198,6 +201,12 @@ def measure_texts(
     count = len(texts) - len(texts.unreadable)
     cost = texts.cost(schedule, work)
     return TextMeasurement(texts.scores(predicted), _named(texts, predicted), cost, count / seconds)
+
+
+def _lengths(read: Sequence[list[TextTokens] | PairError]) -> Counter[tuple[int, int]]:
+    """How many texts there are of so many tokens, and so many of them of segment 0."""
+    tokens = chain.from_iterable(one for one in read if isinstance(one, list))
+    return Counter((len(one.ids), one.num_first) for one in tokens)
 
 
 def _named(texts: PreparedTexts, predicted: Values) -> list[str | float | None]:

@@ -1,11 +1,12 @@
 """`--task` of `evaluate`, `train` and `search`: labelled texts in place of questions."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from dtbert import LengthSchedule, TextClassifier
+from dtbert import LengthSchedule, TextClassifier, Threshold
 from dtbert.cli.tasks import TASK_HELP
 from dtbert.evaluation import TASKS, PreparedTexts, measure_texts, read_task, task_named
 from dtbert.qa import read_schedules
@@ -166,6 +167,26 @@ def test_train_with_a_teacher_goes_on_as_the_same_run(run: Run, tmp_path: Path, 
     assert "accuracy" in first.out
     assert "nothing to do" in run(*command).out
     assert run(*command, "--hard-label-weight", 1).status == 2
+
+
+def test_search_of_what_the_text_decides_then_evaluate_within_a_budget(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the search needs the extra: pip install 'dtbert[search]'")
+    folder = tmp_path / "model"
+    shutil.copytree("model", folder)
+    command = ("search", "dev.tsv", "--task", "sst2", "--model", folder, "--out", folder / "schedules.json",
+               "--policy", "threshold", "--scorers", "cls", "--trials", 4, "--rungs", "none", "--quiet")  # fmt: skip
+    assert run(*command, "--learn", 1).err.startswith("dtbert: error: --learn learns of the full model's answers")
+    status, out, err = run(*command)
+    assert (status, err) == (0, "")
+    assert "shares from" in out
+    front = read_schedules(folder / "schedules.json")
+    assert any(isinstance(entry.schedule, Threshold) for entry in front.schedules)
+    cheapest = front.schedules[0]
+    evaluate = ("evaluate", "dev.tsv", "--task", "sst2", "--model", folder, "--budget", cheapest.least_budget)
+    report = json.loads(run(*evaluate, "--json").out)
+    assert report["schedule"] == cheapest.schedule.to_dict()
+    assert report["accuracy"] == pytest.approx(cheapest.f1, abs=1e-3)
+    assert report["ratio_to_own_length"]["executed"] == pytest.approx(cheapest.macs_fraction, abs=1e-4)
 
 
 def test_files_of_ones_own_train_a_new_classifier(run: Run, tmp_path: Path) -> None:
