@@ -289,7 +289,7 @@ def adaptive(draw: st.DrawFn, layers: int = 4) -> AdaptivePolicy:
 
 
 @pytest.mark.parametrize("model", [MODEL, MEAN, sentence_encoder(PEER, "cls")], ids=["classifier", "mean", "cls"])
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(policy=adaptive(), data=st.data(), seed=st.integers(0, 2**16))
 def test_what_the_text_decides_is_the_schedule_of_what_it_kept(
     model: SequenceModel, policy: AdaptivePolicy, data: st.DataObject, seed: int
@@ -316,7 +316,7 @@ def test_what_the_text_decides_is_the_schedule_of_what_it_kept(
 
 
 @pytest.mark.parametrize("model", [MODEL, MEAN], ids=["classifier", "mean"])
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(policy=adaptive(), length=st.integers(1, 40))
 def test_what_runs_is_what_is_counted_where_the_text_decides(
     model: SequenceModel, policy: AdaptivePolicy, length: int

@@ -128,14 +128,14 @@ def text_trainer(
     data = TextTrainingSet.from_texts(made_up(48), reader, LABELS[::2])
     teacher = TextTeacher(load_classifier(source, backend="reference"), distillation, model)
     plain = {"batch_tokens": 1024, "hidden_dropout": 0.0, "attention_dropout": 0.0, "learning_rate": 3e-3}
-    chosen = TrainingOptions(**{**plain, "epochs": 15.0, **options}, distillation=distillation)
+    chosen = TrainingOptions(**{**plain, "epochs": 10.0, **options}, distillation=distillation)
     return Trainer(model, data, chosen, RunFolder(folder, chosen.to_dict()), student, None, teacher), teacher
 
 
 def test_a_classifier_learns_its_teachers_labels_whatever_their_order(
     classifiers: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    often = {"epochs": 30.0, "learning_rate": 1e-2}
+    often = {"epochs": 25.0, "learning_rate": 1e-2}
     trainer, _ = text_trainer(tmp_path / "run", classifiers, Distillation(temperature=2.0), **often)
     trainer.run()
     losses = [record["loss"] for record in metrics(tmp_path / "run")]
