@@ -68,8 +68,8 @@ def learnt(arguments: argparse.Namespace, search: "Search", questions: "list[Squ
     from dtbert.training.learnt_thresholds import ThresholdLearning, learn_thresholds
     from dtbert.weights import load_model
 
-    space, evaluator = search.space, search.evaluator
-    assert isinstance(space, ThresholdSpace)
+    evaluator = search.evaluator
+    (space,) = (one for one in search.space.parts if isinstance(one, ThresholdSpace))
     assert isinstance(evaluator, QuestionEvaluator)
     # Gradients need the plain steps, and weights that are laid out for no processor.
     model = load_model(**{**placement(arguments), "dtype": None}, source=arguments.model, backend="reference")

@@ -88,6 +88,24 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
+def resolved(schedule: P | None, config: BertConfig, own: OwnScorer) -> P | None:
+    """The schedule as a model runs it: one without a scorer takes the model's own; None stays None.
+
+    Raises:
+        TypeError: not a `Policy`.
+        ValueError: another number of layers than the model's, or the model's own scorer is unknown.
+    """
+    if schedule is None:
+        return None
+    if not isinstance(schedule, Policy):
+        raise TypeError(
+            f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with LengthSchedule.absolute "
+            "or LengthSchedule.ratios, or let the text decide by Threshold or TopP"
+        )
+    schedule.check_layers(config.num_hidden_layers)
+    return schedule.resolve(own)
+
+
 def request_of(
     k: int, schedule: Policy | None, asking: Asking, threshold: float, cascade: Cascade | None = None
 ) -> Request:
@@ -144,21 +162,3 @@ def pairs_of(question: Question, context: Texts) -> tuple[list[Any], bool]:
             f"{len(question)} questions and {len(contexts)} contexts: give a context to each, or one to all"
         )
     return list(zip(question, contexts, strict=True)), True
-
-
-def resolved(schedule: P | None, config: BertConfig, own: OwnScorer) -> P | None:
-    """The schedule as a model runs it: one without a scorer takes the model's own; None stays None.
-
-    Raises:
-        TypeError: not a `Policy`.
-        ValueError: another number of layers than the model's, or the model's own scorer is unknown.
-    """
-    if schedule is None:
-        return None
-    if not isinstance(schedule, Policy):
-        raise TypeError(
-            f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with LengthSchedule.absolute "
-            "or LengthSchedule.ratios, or let the text decide by Threshold or TopP"
-        )
-    schedule.check_layers(config.num_hidden_layers)
-    return schedule.resolve(own)

@@ -218,7 +218,8 @@ class TextClassifier(TextModel):
                 f"budget {budget}: this model has no {SCHEDULES_FILE} to choose a schedule from; make one in its "
                 "folder with `dtbert search --task`, or pass schedule= (`--schedule`) instead"
             )
-        return self.front.within(budget)
+        # As an answerer: what the text decides a GPU is waited for in each layer that drops.
+        return self.front.within(budget, static=self.model.device.type != "cpu")
 
     def _chosen(self, schedule: Policy | None, budget: float | None) -> Policy | None:
         if schedule is not None and budget is not None:
