@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dtbert.evaluation import LabelledTexts
 from dtbert.kernels.packing import to_device
 from dtbert.model import BertForSequenceClassification, PackedBatch
+from dtbert.model.heads import first_states
 from dtbert.text import TextReader, TextTokens
 from dtbert.text.running import pack
 from dtbert.training.backend import AttentionPieces, TrainingBackend
@@ -114,7 +115,7 @@ class ClassifierModel(nn.Module):
             # Of all tokens, for a teacher shows all of its own; the last layer's have no other reader.
             encoding = model.encoder(batch, None, backend=backend, keep_hidden_states=True)
             hidden_states = encoding.hidden_states
-            states = encoding.states.index_select(0, batch.packing.cu_seqlens[:-1].long())
+            states = first_states(encoding)
         else:
             states = model.cls_states(batch, drops.schedule, backend, drops.skip_layers)
         logits = backend.linear(dropout(model.pooled(states, backend), backend.hidden_dropout), model.classifier)
