@@ -1,7 +1,7 @@
 // Attention over packed sequences on a CPU, and the significance of its keys from the same probabilities.
 //
 // A unit of work is a head of a sequence, or some blocks of its queries where there are few heads. A block is worked
-// through in strips of queries, whose logits and softmax stay in the first cache of one core. Sums of scores go by block,
+// through in strips of queries, whose logits and softmax stay near in the cache of one core. Sums of scores go by block,
 // then head: their order depends neither on the number of threads nor on what else is in the batch.
 
 #include "common.h"
