@@ -1,5 +1,6 @@
 """Files of questions as they come: JSON lines, an array, CSV, TSV, Parquet; all but the last also packed by gzip."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -54,6 +55,8 @@ class Questions:
             packed = file.read(2) == GZIP_MAGIC
         with _opened(path, packed) as file:
             head = file.read(_HEAD)
+        if len(head) == _HEAD:  # where it ends it may cut a character
+            head = head[: codecs.utf_8_decode(head, "ignore")[1]]
         if head.startswith(b"PAR1"):
             if packed:
                 raise ValueError(f"{path} is Parquet inside gzip: unpack it first (gunzip)")
@@ -177,6 +180,6 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         with ParquetFile(path) as file:
             for batch in file.iter_batches(columns=question_columns(str(path), file.schema_arrow.names)):
                 yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is a damaged Parquet file ({json.dumps(reason)})") from error
