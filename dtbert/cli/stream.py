@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from dtbert.cli.batch import CHARACTERS_PER_TOKEN, asking, remaining, results
+from dtbert.cli.batch import CHARACTERS_PER_TOKEN, asking, check_source, remaining, results
 from dtbert.cli.inputs import Questions
 from dtbert.cli.options import load_for_answers
 from dtbert.cli.output import check_output, printable
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = "stdin" if arguments.input == STREAM else arguments.input
     failed = total = 0
     with _sink(arguments) as sink:
-        lines = _stdin_lines() if arguments.input == STREAM else Questions.of(Path(arguments.input)).lines()
+        lines = _stdin_lines() if arguments.input == STREAM else _file_lines(Path(arguments.input))
         answerer, schedule = load_for_answers(arguments)
         # A bar and answers in one terminal would overwrite one another.
         hide = arguments.quiet or (arguments.output == STREAM and sys.stdout.isatty()) or None
@@ -59,6 +59,11 @@ def _sink(arguments: argparse.Namespace) -> Iterator[BinaryIO]:
         )
     with output.open("wb") as file:
         yield file
+
+
+def _file_lines(source: Path) -> Iterator[Line]:
+    check_source(source)
+    return Questions.of(source).lines()
 
 
 def _stdin_lines() -> Iterator[Line]:
