@@ -57,8 +57,9 @@ def _read_folder(folder: Path) -> dict[str, str]:
     """The texts of a folder and those in it, by their endings; what is left out is said on stderr."""
     texts: dict[str, str] = {}
     left_out = Counter[str]()
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left_out.update("link to a folder" for name in folders if Path(place, name).is_symlink())
         for file in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
             text = _decoded(str(file), file.read_bytes()) if file.suffix.lower() in _TEXT_ENDINGS else None
             if text is None or not text.strip():
@@ -73,6 +74,11 @@ def _read_folder(folder: Path) -> dict[str, str]:
         message = f"{folder}: {len(texts)} files read, those that end in {endings}; left out: {kinds}"
         print(printable(f"dtbert: {message}"), file=sys.stderr)
     return texts
+
+
+def _refuse(error: OSError) -> None:
+    # A folder that cannot be read would be passed over in silence.
+    raise error
 
 
 def _decoded(name: str, raw: bytes) -> str:

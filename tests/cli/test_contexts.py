@@ -86,3 +86,21 @@ def test_files_that_hold_no_text_are_refused(tmp_path: Path) -> None:
         for argument in (path, tmp_path):
             with pytest.raises(ValueError, match=rf"letter\.txt.*{message}"):
                 given(argument)
+
+
+def test_folders_that_are_not_read_are_no_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("A a.")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "letters" / "b").symlink_to(tmp_path / "elsewhere")
+    assert len(given(tmp_path / "letters")) == 1
+    assert capsys.readouterr().err.strip().endswith("left out: 1 link to a folder")
+
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(PermissionError, match="letters"):
+        given(tmp_path / "letters")
