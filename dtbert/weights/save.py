@@ -14,7 +14,7 @@ from dtbert.files import check_new_folder, new_folder, replacing, write_whole
 from dtbert.kernels.parameters import Linear
 from dtbert.model import BertEncoder, BertForQuestionAnswering, BertForSequenceClassification
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES, Checkpoint, open_checkpoint, weights_sha256
-from dtbert.weights.hub import resolve_source
+from dtbert.weights.hub import MEASURED_FILES, resolve_source
 from dtbert.weights.labels import label_fields, read_labels
 from dtbert.weights.load import expected_tensors
 from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, hub_names
@@ -22,8 +22,7 @@ from dtbert.weights.pooling import MODULES_FILE, POOLING_FILE
 from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_rows
 
 # What goes with the weights into a converted folder.
-_MEASURED = ("schedules.json", "cascade.json", "no_answer.json")
-_COMPANIONS = ("config.json", *TOKENIZER_FILES, *_MEASURED, MODULES_FILE, POOLING_FILE, "README.md", "LICENSE")
+_COMPANIONS = ("config.json", *TOKENIZER_FILES, *MEASURED_FILES, MODULES_FILE, POOLING_FILE, "README.md", "LICENSE")
 
 Saved = BertForQuestionAnswering | BertForSequenceClassification | BertEncoder
 
@@ -107,7 +106,7 @@ def convert(
             if (checkpoint.folder / name).is_file():
                 (partial / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(checkpoint.folder / name, partial / name)
-        measured = [] if int8 else [partial / name for name in _MEASURED if (partial / name).is_file()]
+        measured = [] if int8 else [partial / name for name in MEASURED_FILES if (partial / name).is_file()]
         if measured:
             # They were measured with the same values in another file.
             old, new = weights_sha256(checkpoint.file.path), weights_sha256(partial)
