@@ -72,6 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, of ``sys.argv`` by default; errors go to stderr without a traceback. Returns the exit status."""
+    # Where they are closed, a message for stderr would go to stdout, and nothing could be read.
+    sys.stdin, sys.stderr = sys.stdin or open(os.devnull), sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows its escape; it is no reason to stop.
         if isinstance(stream, TextIOWrapper):
