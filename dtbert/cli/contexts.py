@@ -49,6 +49,8 @@ def _read_context(argument: str) -> dict[str, str]:
 def _read_file(argument: str) -> dict[str, str]:
     if argument == "-":
         return {"-": _decoded("stdin", sys.stdin.buffer.read())}
+    if not argument:  # as a path it would be this folder
+        raise ValueError("--file is empty: name a file, a folder, or - for stdin")
     path = Path(argument)
     return _read_folder(path) if path.is_dir() else {argument: _decoded(argument, path.read_bytes())}
 

@@ -81,6 +81,8 @@ def test_texts_of_a_folder_are_read_and_the_rest_is_named(tmp_path: Path, capsys
 
 def test_files_that_hold_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "letter.txt"
+    with pytest.raises(ValueError, match="--file is empty"):
+        given(file=[""])
     for raw, message in ((b"caf\xe9", r"not UTF-8 .*byte 4 is 0xe9"), (b"%PDF-1.7\n\xff", "a PDF: take its text out")):
         path.write_bytes(raw)
         for argument in (path, tmp_path):
