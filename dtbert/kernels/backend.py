@@ -319,7 +319,7 @@ def _why_not_native(device: torch.device, sizes: Sizes) -> str | None:
     if device.type != "cpu":
         return f"needs tensors on the CPU, not on {device}: leave backend out"
     native = _native_room()
-    if not native.library().is_file():
+    if not native.is_built():
         return "was not built for this torch and processor: run `dtbert build`, or leave backend out"
     if not native.available(sizes.dtype):
         return f"does not compute in {sizes.dtype or 'any dtype'} on this processor: leave backend out"
