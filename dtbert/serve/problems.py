@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
     "unreadable": Kind(400, "The request cannot be read", "Send JSON in UTF-8, with `Content-Type: application/json`."),
     "defect": Kind(500, "The service has failed", "Ask again; if it fails again, its log says why."),
 }
-_OF_STATUS = {401: "no-key", 404: "not-found", 405: "wrong-method", 413: "too-large"}
+_OF_STATUS = {401: "no-key", 404: "not-found", 405: "wrong-method", 408: "too-late", 413: "too-large"}
 
 
 class ProblemError(Exception):

@@ -170,6 +170,16 @@ def test_bodies_without_a_length_are_bounded_too(serve: Serve) -> None:
     assert "the body is longer" in problem(response, "too-large")["detail"]
 
 
+def test_a_body_is_not_waited_for_for_ever(serve: Serve) -> None:
+    async def chunks() -> Any:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    client, headers = serve(deadline=0.05), {"Content-Type": "application/json"}
+    response = client.run(lambda http: http.post("/v1/answer", content=chunks(), headers=headers))
+    assert problem(response, "too-late")["detail"] == "the body was not there within 0.05 s"
+
+
 def test_other_mistakes_are_problems_too(serve: Serve) -> None:
     client = serve()
     assert "GET /v1/nothing" in problem(client.get("/v1/nothing"), "not-found")["detail"]
