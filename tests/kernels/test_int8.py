@@ -113,3 +113,10 @@ def test_a_size_that_is_not_compiled_is_computed_by_torch() -> None:
     NATIVE.prepare(layer)
     assert not layer.laid_out
     assert torch.equal(NATIVE.linear(x, layer), PLAIN.linear(x, layer))
+
+
+def test_a_token_of_next_to_nothing_is_nothing() -> None:
+    layer, x = in_int8(4, 16, 0, torch.float32), torch.full((2, 16), 1e-38)
+    x[1] = -1e-42
+    assert layer.scale is not None
+    assert torch.equal(int8_product(x, layer.weight, layer.scale, layer.bias), layer.bias.expand(2, 4))
