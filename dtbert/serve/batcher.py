@@ -54,7 +54,7 @@ class Job:
         self.kept: list[tuple[int, list[int]]] = []
 
     def finish(self) -> bool:
-        """Whether it is answered; a text without a span at the edges of words is read again for one inside of a word."""
+        """Whether it is answered; a text without a span at the edges of words is read again for one inside a word."""
         if self.best.is_empty:
             self.example = self.example.at_any_token()
             self._begin()

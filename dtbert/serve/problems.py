@@ -127,7 +127,7 @@ def _said(error: Mapping[str, Any]) -> str:
 
 
 def _pointer(error: Mapping[str, Any], body: Any) -> str:
-    """Where in the body, as a JSON pointer: Pydantic names the types, too, of which a value is none, as if inside of it."""
+    """Where in the body, as a JSON pointer; of the types that a value is none of, which Pydantic names too, nothing."""
     steps = list[Any]()
     for step in error["loc"][1:]:
         if isinstance(body, dict | list) and step in (body if isinstance(body, dict) else range(len(body))):

@@ -265,7 +265,7 @@ def test_whoever_has_no_home_needs_none(elsewhere: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
     assert choose_backend("cpu", None, Sizes(torch.float32)) == "cpu"
-    with pytest.raises(native.BuildError, match="Could not determine home directory.*set XDG_CACHE_HOME"):
+    with pytest.raises(native.BuildError, match=r"Could not determine home directory.*set XDG_CACHE_HOME"):
         native.build()
 
 

@@ -152,7 +152,11 @@ def _json(body: Any) -> dict[str, Any]:
 
 
 def test_a_pointer_names_a_place_in_the_body(serve: Serve) -> None:
-    body = {"questions": [{**ASK, "id": True}, {**ASK, "id": "\ud800"}, {"question": ""}], "schedule": {"a": 1}, "b/~": 1}
+    body = {
+        "questions": [{**ASK, "id": True}, {**ASK, "id": "\ud800"}, {"question": ""}],
+        "schedule": {"a": 1},
+        "b/~": 1,
+    }
     found = problem(serve().run(lambda http: http.post("/v1/answers", **_json(body))), "invalid-request")
     places = {one["pointer"] for one in found["errors"]}
     assert places == {"/questions/0/id", "/questions/1/id", "/questions/2/context", "/b~1~0"}
