@@ -60,10 +60,10 @@ class Bert(nn.Module):
             dtype = torch.int8 if self.int8 else self.dtype
             sizes = Sizes(dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
             self._chosen = get_backend(self.device, self._asked, sizes)
-        if self._prepared and self._chosen.name == "cpu" and torch.compiler.is_exporting():
+        if self._prepared and self._chosen.name in ("cpu", "native") and torch.compiler.is_exporting():
             raise ValueError(
-                "torch.export needs weights as torch lays them out, the backend 'cpu' has its own layout: load the "
-                "model with backend='reference'"
+                f"torch.export needs weights as torch lays them out, the backend {self._chosen.name!r} has its own "
+                "layout: load the model with backend='reference'"
             )
         if not self._chosen.differentiable and self._needs_gradients():
             if self._asked is not None:
