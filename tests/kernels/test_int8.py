@@ -120,3 +120,11 @@ def test_a_token_of_next_to_nothing_is_nothing() -> None:
     x[1] = -1e-42
     assert layer.scale is not None
     assert torch.equal(int8_product(x, layer.weight, layer.scale, layer.bias), layer.bias.expand(2, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_states_that_the_compiled_steps_do_not_take_go_to_torch(dtype: torch.dtype, int8_steps: None) -> None:
+    layer, x = in_int8(80, 64, 0, dtype), tokens_of(5, 64, 1, dtype) / 100
+    want = PLAIN.linear(x, layer, "gelu")
+    NATIVE.prepare(layer)
+    assert torch.equal(NATIVE.linear(x, layer, "gelu"), want)

@@ -54,6 +54,8 @@ class Native(Cpu):
         )
 
     def _lay_out(self, layer: Linear) -> None:
+        if layer.bias.dtype not in _DTYPES:  # as that of the states, which the products do not take
+            return
         outputs, inputs = layer.weight.shape
         panels = _ops().to_panels(layer.weight.detach().contiguous(), layer.scale)
         layer.lay_out(panels, functools.partial(_from_panels, outputs=outputs, inputs=inputs))
