@@ -237,9 +237,11 @@ class BertEncoder(Bert):
         for states, kept in zip(encoding.hidden_states, (None, *encoding.kept), strict=False):
             left = rows if kept is None else kept if rows is None else rows[kept]
             hidden_states.append(unpack(states, left, input_ids.shape, 0.0))
-        kept_by = [one.unpack(rows, input_ids.shape) for one in layers_kept(encoding)] if output_kept else []
+        of_layers = layers_kept(encoding, batch.packing.num_tokens) if output_kept else ()
         last = unpack(encoding.states, rows, input_ids.shape, 0.0)
-        return EncoderOutput(last, pooled, tuple(hidden_states), tuple(kept_by))
+        return EncoderOutput(
+            last, pooled, tuple(hidden_states), tuple(one.unpack(rows, input_ids.shape) for one in of_layers)
+        )
 
     def _exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> EncoderOutput:
         encoding = self._encode_exported(padded, schedule, **asked)
@@ -371,7 +373,7 @@ class BertForQuestionAnswering(Bert):
         span_head, schedule = self.span_head(backend), self._resolved(schedule)
         encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
         start, end = span_head(encoding.states).unbind(1)
-        return SpanLogitsAndKept(start, end, layers_kept(encoding))
+        return SpanLogitsAndKept(start, end, layers_kept(encoding, len(start)))
 
     def _forward(
         self,
