@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dtbert.kernels import Backend, BackendName, Packing, Sizes, get_backend
+from dtbert.kernels.float8 import FLOAT8
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.model.batch import PackedBatch, PaddedInputs, pack_padded, unpack
 from dtbert.model.config import BertConfig
@@ -41,9 +42,17 @@ class Bert(nn.Module):
         return self.encoder.embeddings.word.dtype
 
     @property
+    def product_dtype(self) -> torch.dtype:
+        """In which the layers' matrices are held and multiplied: ``torch.int8``, ``torch.float8_e4m3fn`` or `dtype`."""
+        for module in self.modules():
+            if isinstance(module, Linear) and module.scale is not None:
+                return FLOAT8 if module.weight.dtype == FLOAT8 else torch.int8  # whatever its layout
+        return self.dtype
+
+    @property
     def int8(self) -> bool:
         """Whether the layers' matrices are held and multiplied in int8; the states are in `dtype`."""
-        return any(isinstance(module, Linear) and module.scale is not None for module in self.modules())
+        return self.product_dtype == torch.int8
 
     @property
     def backend(self) -> Backend:
@@ -57,8 +66,7 @@ class Bert(nn.Module):
         """
         if self._chosen is None:
             config = self.config
-            dtype = torch.int8 if self.int8 else self.dtype
-            sizes = Sizes(dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
+            sizes = Sizes(self.product_dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
             self._chosen = get_backend(self.device, self._asked, sizes)
         if self._prepared and self._chosen.name == "cpu" and torch.compiler.is_exporting():
             raise ValueError(
@@ -108,8 +116,9 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
-            if self.int8:
-                raise ValueError("weights in int8 cannot be trained: load the model in another dtype")
+            if (dtype := self.product_dtype) != self.dtype:
+                name = str(dtype).removeprefix("torch.")
+                raise ValueError(f"weights in {name} cannot be trained: load the model in another dtype")
             self._to_plain()
         super().requires_grad_(requires_grad)
         return self
