@@ -276,7 +276,7 @@ def table(rows: list[Row]) -> str:
 
 
 # float16 takes the code of bfloat16, no published model has heads of 128, and a width changes no LayerNorm's code.
-_NOT_BRIEF = re.compile("fp16|head 128|H768|cls logits bf16 head ..$|bf16 head 32")
+_NOT_BRIEF = re.compile("fp16|in 8192|head 128|H768|cls logits bf16 head ..$|bf16 head 32")
 
 
 def report(architectures: list[str], only: str, brief: bool, processes: int) -> list[Row]:
