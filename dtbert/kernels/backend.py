@@ -285,7 +285,7 @@ def get_backend(device: torch.device | str, name: BackendName | None = None, siz
 def product_of(x: Tensor, layer: Linear) -> Tensor:
     """``x @ weight.T + bias`` by torch, for a weight in its own layout, in int8 or in fp8."""
     if layer.scale is not None:
-        product = float8_product if layer.weight.dtype == FLOAT8 else int8_product
+        product = float8_product if layer.scaled_dtype == FLOAT8 else int8_product
         return product(x, layer.plain_weight, layer.scale, layer.bias)
     return F.linear(x, layer.weight, layer.bias)
 

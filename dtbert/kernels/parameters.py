@@ -62,6 +62,13 @@ class Linear(_Pair):
         self._unpack = unpack
 
     @property
+    def scaled_dtype(self) -> torch.dtype | None:
+        """int8 or fp8, of a weight with a scale, whatever its layout; else None."""
+        if self.scale is None:
+            return None
+        return FLOAT8 if self.weight.dtype == FLOAT8 else torch.int8
+
+    @property
     def laid_out(self) -> bool:
         """Whether the weight has a backend's own layout: that can neither be moved, copied, saved nor trained."""
         return self._unpack is not None

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from dtbert.kernels import Backend, BackendName, Packing, Sizes, get_backend
-from dtbert.kernels.float8 import FLOAT8
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.model.batch import PackedBatch, PaddedInputs, pack_padded, unpack
 from dtbert.model.config import BertConfig
@@ -44,15 +43,8 @@ class Bert(nn.Module):
     @property
     def product_dtype(self) -> torch.dtype:
         """In which the layers' matrices are held and multiplied: ``torch.int8``, ``torch.float8_e4m3fn`` or `dtype`."""
-        for module in self.modules():
-            if isinstance(module, Linear) and module.scale is not None:
-                return FLOAT8 if module.weight.dtype == FLOAT8 else torch.int8  # whatever its layout
-        return self.dtype
-
-    @property
-    def int8(self) -> bool:
-        """Whether the layers' matrices are held and multiplied in int8; the states are in `dtype`."""
-        return self.product_dtype == torch.int8
+        held = (module.scaled_dtype for module in self.modules() if isinstance(module, Linear))
+        return next((dtype for dtype in held if dtype is not None), self.dtype)
 
     @property
     def backend(self) -> Backend:
@@ -116,9 +108,8 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
-            if (dtype := self.product_dtype) != self.dtype:
-                name = str(dtype).removeprefix("torch.")
-                raise ValueError(f"weights in {name} cannot be trained: load the model in another dtype")
+            if (held := self.product_dtype) != self.dtype:
+                raise ValueError(f"weights in {held} cannot be trained: load the model in another dtype")
             self._to_plain()
         super().requires_grad_(requires_grad)
         return self
