@@ -27,7 +27,7 @@ class ScaledRows(NamedTuple):
 def scale_rows(x: Tensor) -> ScaledRows:
     """Round each row to e4m3, whose greatest number stands for the row's greatest magnitude.
 
-    A value is rounded to 4 significant bits; one below 2^-14.8 of the row's greatest, to the nearest 2^-18.8 of that. A
+    A value keeps 4 significant bits; one below 2^-14.8 of the row's greatest becomes a multiple of 2^-17.8 of that. A
     row with a value that is not finite has a NaN. Nothing depends on other rows.
     """
     x = x.float()

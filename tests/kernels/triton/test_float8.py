@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dtbert.kernels import Activation, Backend, Sizes, TokenIds, get_backend
-from dtbert.kernels.float8 import FLOAT8, scale_rows
+from dtbert.kernels.float8 import FLOAT8, rows_product, scale_rows
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear, of_tensors
 from dtbert.kernels.reference import activate
-from dtbert.kernels.triton import Float8, Triton
+from dtbert.kernels.triton import Float8, Triton, float8
 from dtbert.kernels.triton.float8 import carrying, rows_of
 from dtbert.kernels.triton.float8 import scale_rows as launch
 from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
@@ -133,6 +133,12 @@ def test_what_carries_rows_is_freed_with_its_last_name() -> None:
         assert not any(one() is not None for one in alive)
     finally:
         gc.enable()
+
+
+def test_a_device_is_asked_for_the_right_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert float8._is_right(torch.device("cpu"))
+    monkeypatch.setattr(float8, "rows_product", lambda *operands: 1.1 * rows_product(*operands))
+    assert not float8._is_right(torch.device("cpu"))
 
 
 def test_a_layer_that_is_not_in_fp8_is_computed_as_ever() -> None:
