@@ -22,7 +22,7 @@ FLOAT8 = "dtbert, fp8"
 # Of the logits of a whole model in half precision.
 TOLERANCE = 5e-2
 # And where its layers multiply in fp8.
-FLOAT8_TOLERANCE = 0.25
+FLOAT8_TOLERANCE = 0.1
 
 Model = Callable[[Batch], Logits]
 

@@ -1,5 +1,7 @@
 """Products in fp8 on the kernels: rows of the specification's bits, a model as right as the specification, graphs."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,8 +18,8 @@ pytestmark = pytest.mark.gpu
 RANDOM = LengthSchedule.ratios((1, 0.9, 0.7, 0.5, 0.3, 0.1), scorer="random")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _in_inference() -> None:
+@pytest.fixture(autouse=True)
+def _in_inference() -> Iterator[None]:
     from dtbert.kernels.triton import why_not_float8
 
     reason = why_not_float8(torch.device("cuda"))
@@ -48,10 +50,13 @@ def test_rows_have_the_bits_of_the_specification(tokens: int, width: int) -> Non
 
 def test_states_carry_the_rows_that_they_are() -> None:
     model, found = load(graphs=False), []
-    # Of the norms after attention; the embeddings' and the last ones are written by the same lines.
-    model.encoder.layers[1].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    # Of the embeddings, and of what leaves a layer.
+    for layer in model.encoder.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     logits(model, batch_of([120, 7]))
-    assert_same_rows(found[0]._float8, scale_rows(found[0]))
+    assert len(found) == len(model.encoder.layers)
+    for states in found:
+        assert_same_rows(states._float8, scale_rows(states))
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 127, 300, 12288])
