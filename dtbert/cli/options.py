@@ -23,7 +23,7 @@ QUIET_HELP = "no progress bar (there is none outside a terminal), no notes of ho
 
 WINDOW, STRIDE, MAX_ANSWER_TOKENS = 384, 128, 30
 _MOST_THREADS = 4096
-DTYPES = ("float32", "bfloat16", "float16", "int8")
+DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 
 SCHEDULE_HELP = """\
 schedules:
