@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dtbert import __version__
@@ -72,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, of ``sys.argv`` by default; errors go to stderr without a traceback. Returns the exit status."""
+    # Where it is closed, what is said on stderr would go to stdout, among answers.
+    sys.stdin = sys.stdin or Path(os.devnull).open()  # noqa: SIM115 - as long as the process
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows its escape; it is no reason to stop.
         if isinstance(stream, TextIOWrapper):

@@ -217,11 +217,16 @@ def progress(source: Source, output: Path) -> Progress:
     return Progress(lines, failed, size)
 
 
-def _check_paths(source: Path, output: Path, model: str | None) -> None:
+def check_source(source: Path) -> None:
+    """Raise ValueError where questions cannot be read from a path more than once, which a pipe forgets."""
     if not source.is_file():
         reason = "it is read more than once; - is stdin" if source.exists() else "there is none"
         reason = "this is a folder, name a file in it" if source.is_dir() else reason
         raise ValueError(f"--input {source} must be a file: {reason}")
+
+
+def _check_paths(source: Path, output: Path, model: str | None) -> None:
+    check_source(source)
     check_output("--output", output, source, model=model)
     record = _settings_path(output)
     for path in (output, record):

@@ -49,6 +49,8 @@ def _read_context(argument: str) -> dict[str, str]:
 def _read_file(argument: str) -> dict[str, str]:
     if argument == "-":
         return {"-": _decoded("stdin", sys.stdin.buffer.read())}
+    if not argument:  # as a path it would be this folder
+        raise ValueError("--file is empty: name a file, a folder, or - for stdin")
     path = Path(argument)
     return _read_folder(path) if path.is_dir() else {argument: _decoded(argument, path.read_bytes())}
 
@@ -57,8 +59,9 @@ def _read_folder(folder: Path) -> dict[str, str]:
     """The texts of a folder and those in it, by their endings; what is left out is said on stderr."""
     texts: dict[str, str] = {}
     left_out = Counter[str]()
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        left_out.update("link to a folder" for name in folders if Path(place, name).is_symlink())
         for file in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
             text = _decoded(str(file), file.read_bytes()) if file.suffix.lower() in _TEXT_ENDINGS else None
             if text is None or not text.strip():
@@ -73,6 +76,11 @@ def _read_folder(folder: Path) -> dict[str, str]:
         message = f"{folder}: {len(texts)} files read, those that end in {endings}; left out: {kinds}"
         print(printable(f"dtbert: {message}"), file=sys.stderr)
     return texts
+
+
+def _refuse(error: OSError) -> None:
+    # A folder that cannot be read would be passed over in silence.
+    raise error
 
 
 def _decoded(name: str, raw: bytes) -> str:

@@ -1,5 +1,6 @@
 """Files of lines as they come: JSON lines, an array, CSV, TSV, Parquet; all but the last also packed by gzip."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -51,6 +52,8 @@ class Source:
             packed = file.read(2) == GZIP_MAGIC
         with _opened(path, packed) as file:
             head = file.read(_HEAD)
+        if len(head) == _HEAD:  # where it ends it may cut a character
+            head = head[: codecs.utf_8_decode(head, "ignore")[1]]
         if head.startswith(b"PAR1"):
             if packed:
                 raise ValueError(f"{path} is Parquet inside gzip: unpack it first (gunzip)")
@@ -193,6 +196,6 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Json]:
         with ParquetFile(path) as file:
             for batch in file.iter_batches(columns=columns.of_table(str(path), file.schema_arrow.names)):
                 yield from map(Json, batch.to_pylist())
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is a damaged Parquet file ({json.dumps(reason)})") from error

@@ -1,6 +1,7 @@
 """Options that several commands share: the model, the schedule, threads; and what they stand for."""
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ QUIET_HELP = "no progress bar (there is none outside a terminal), no notes of ho
 
 WINDOW, STRIDE, MAX_ANSWER_TOKENS = 384, 128, 30
 _MOST_THREADS = 4096
-DTYPES = ("float32", "bfloat16", "float16", "int8")
+DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 
 SCHEDULE_HELP = """\
 schedules:
@@ -73,7 +74,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-answer", action="store_true", help='the answer may be that there is none, which is ""')
     group.add_argument(
         "--threshold",
-        type=float,
+        type=_finite,
         metavar="M",
         help="margin below which there is no answer (default: of the model's no_answer.json, else 0)",
     )
@@ -149,6 +150,17 @@ def _part(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a part, such as 0.7, got {text!r}") from None
+
+
+def _finite(text: str) -> float:
+    # What JSON cannot hold would be in the report.
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a number, such as -1.5, got {text!r}")
+    return number
 
 
 def _budget(text: str) -> float | str:

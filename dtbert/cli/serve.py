@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from dtbert.cli.options import add_model_options, add_window_options, positive
+from dtbert.cli.output import printable
 
 SUMMARY = "answer questions over HTTP, with a page to try it"
 DESCRIPTION = """\
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
         Serving(
             load=load,
             devices=devices,
-            name=arguments.model or "the model inside dtbert",
+            name=printable(arguments.model or "the model inside dtbert"),
             settings=settings,
             host=arguments.host,
             port=arguments.port,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dtbert.cli import batch
-from dtbert.cli.batch import CHARACTERS_PER_TOKEN, Load, Work, remaining, results
+from dtbert.cli.batch import CHARACTERS_PER_TOKEN, Load, Work, check_source, remaining, results
 from dtbert.cli.inputs import Source
 from dtbert.cli.output import check_output, printable
 from dtbert.jobs.lines import Columns, Line, dump, parse_line
@@ -53,7 +53,7 @@ def pipe(
     name = "stdin" if arguments.input == STREAM else arguments.input
     failed = total = 0
     _check_sink(arguments)
-    lines = _stdin_lines(columns) if arguments.input == STREAM else Source.of(Path(arguments.input), columns).lines()
+    lines = _stdin_lines(columns) if arguments.input == STREAM else _file_lines(Path(arguments.input), columns)
     work = load(arguments)
     # A bar and answers in one terminal would overwrite one another.
     hide = arguments.quiet or (arguments.output == STREAM and sys.stdout.isatty()) or None
@@ -83,6 +83,11 @@ def _check_sink(arguments: argparse.Namespace) -> None:
             f"--output {output} is there already, and a run that keeps nothing beside it cannot go on: remove it, or "
             "name another"
         )
+
+
+def _file_lines(source: Path, columns: Columns) -> Iterator[Line]:
+    check_source(source)
+    return Source.of(source, columns).lines()
 
 
 def _stdin_lines(columns: Columns) -> Iterator[Line]:

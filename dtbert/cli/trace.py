@@ -204,8 +204,10 @@ def _table(trace: "Trace") -> str:
 def _has_colors() -> bool:
     # https://no-color.org
     quiet = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    if quiet or sys.stdout is None:
+        return False
     # Where the small numbers cannot be shown, the marks of plain text say the same.
-    return sys.stdout.isatty() and not quiet and (sys.stdout.encoding or "").lower() == "utf-8"
+    return sys.stdout.isatty() and (sys.stdout.encoding or "").lower() == "utf-8"
 
 
 def _summarize(arguments: argparse.Namespace) -> int:

@@ -112,6 +112,8 @@ def _rows(text: str, task: Task) -> Iterator[tuple[int, Mapping[str, Any]]]:
             with naming(f"line {number}"):
                 yield number, Json.parse(line).of(dict)
         return
+    if not lines:  # but a byte order mark, or spaces of other kinds
+        return
     header = [name.strip() for name in lines[0][1].split("\t")]
     if task.headless and not set(header) & {name for names in task.texts for name in names}:
         header = list(task.headless)

@@ -9,10 +9,11 @@ import glob
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dtbert.files import Json
+from dtbert.files import Json, reason_of
 from dtbert.jobs.lines import QUESTIONS, Line, line_of, parse_line
 from dtbert.jobs.places import Place
 
@@ -150,7 +151,7 @@ def _line_ranges(place: Place, block_bytes: int) -> Iterator[_Range]:
 
 
 def _parquet_ranges(place: Place, size: int, block_bytes: int) -> Iterator[_Range]:
-    with place.fs.open(place.path, "rb") as raw, _parquet(place, raw) as file:
+    with _parquet(place) as file:
         groups = [(file.metadata.row_group(index).num_rows, index) for index in range(file.num_row_groups)]
         sizes = [(rows, _text_bytes(file, index)) for rows, index in groups if rows]
     length = int.from_bytes(place.fs.cat_file(place.path, size - _TAIL, size)[:4], "little")
@@ -187,7 +188,7 @@ def _text_bytes(file: "ParquetFile", group: int) -> float:
 
 def _parquet_rows(place: Place, skipped: int, rows: int) -> Iterator[Mapping[str, Any]]:
     """So many rows after the skipped ones; of the row groups that hold none of them nothing is read."""
-    with place.fs.open(place.path, "rb") as raw, _parquet(place, raw) as file:
+    with _parquet(place) as file:
         groups: list[int] = []
         start = left_out = 0
         for index in range(file.num_row_groups):
@@ -204,13 +205,17 @@ def _parquet_rows(place: Place, skipped: int, rows: int) -> Iterator[Mapping[str
                 return
 
 
-def _parquet(place: Place, raw: Any) -> "ParquetFile":
+@contextmanager
+def _parquet(place: Place) -> Iterator["ParquetFile"]:
+    """The file; whatever is wrong with it, when it is opened or read, is said with its name."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
-        file = ParquetFile(raw)
-    except ArrowException as error:
-        raise ValueError(f"{place.name} is a damaged Parquet file ({str(error).partition(chr(10))[0]})") from error
-    QUESTIONS.of_table(place.name, file.schema_arrow.names)
-    return file
+        with place.fs.open(place.path, "rb") as raw, ParquetFile(raw) as file:
+            QUESTIONS.of_table(place.name, file.schema_arrow.names)
+            yield file
+    except (ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{place.name} is a damaged Parquet file ({reason_of(error)})") from error
+    except OSError as error:  # of a server, or of Arrow for what it cannot unpack
+        raise OSError(f"{place.name}: {reason_of(error)}") from error

@@ -10,6 +10,7 @@ its record and its part are there. Each file is written whole, and a block that 
 so it does not matter when whoever writes is killed, nor whether two write the same.
 """
 
+import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -153,7 +154,8 @@ class OutputFolder:
     def records(self, blocks: Iterable[Block]) -> list[Record]:
         """The records of blocks that are done, in their order."""
         paths = [self._record(block.number).path for block in blocks]
-        found = self.place.fs.cat(paths) if paths else {}
+        # A folder whose name holds a bracket is no pattern.
+        found = self.place.fs.cat([glob.escape(path) for path in paths]) if paths else {}
         return [Json.parse(found[path]).record(Record) for path in paths]
 
     def finished(self) -> bool:

@@ -1,7 +1,9 @@
 """Places: local files, and those of any other file system that fsspec knows, such as s3://."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtbert.files import replacing
@@ -34,6 +36,11 @@ class Place:
         from fsspec.core import url_to_fs
         from fsspec.implementations.local import LocalFileSystem
 
+        if "://" not in name:  # where "::" is no chain of URLs
+            path = Path(name)
+            with suppress(RuntimeError):  # a ~ of nobody is a name like others
+                path = path.expanduser()
+            return cls(LocalFileSystem(), path.absolute().as_posix(), True)
         try:
             fs, path = url_to_fs(name)
         except (ValueError, ImportError) as error:

@@ -28,7 +28,9 @@ def quantize_tokens(x: Tensor) -> Quantized:
     x = x.float()
     low = -x.amin(1, keepdim=True).clamp_max(0)
     span = x.amax(1, keepdim=True).clamp_min(0) + low
-    inverse = torch.where(span > 0, 255 / span, 0)
+    inverse = 255 / span
+    # Of nothing, or of less than has an inverse, all is 0.
+    inverse = torch.where(inverse == torch.inf, 0, inverse)
     zero = (low * inverse).round()
     # In float64 a product is exact, as it is where a processor rounds it and a sum together.
     values = (x.double() * inverse.double()).round_().float() + zero

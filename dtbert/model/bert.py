@@ -41,9 +41,10 @@ class Bert(nn.Module):
         return self.encoder.embeddings.word.dtype
 
     @property
-    def int8(self) -> bool:
-        """Whether the layers' matrices are held and multiplied in int8; the states are in `dtype`."""
-        return any(isinstance(module, Linear) and module.scale is not None for module in self.modules())
+    def product_dtype(self) -> torch.dtype:
+        """In which the layers' matrices are held and multiplied: ``torch.int8``, ``torch.float8_e4m3fn`` or `dtype`."""
+        held = (module.scaled_dtype for module in self.modules() if isinstance(module, Linear))
+        return next((dtype for dtype in held if dtype is not None), self.dtype)
 
     @property
     def backend(self) -> Backend:
@@ -57,13 +58,12 @@ class Bert(nn.Module):
         """
         if self._chosen is None:
             config = self.config
-            dtype = torch.int8 if self.int8 else self.dtype
-            sizes = Sizes(dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
+            sizes = Sizes(self.product_dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
             self._chosen = get_backend(self.device, self._asked, sizes)
-        if self._prepared and self._chosen.name == "cpu" and torch.compiler.is_exporting():
+        if self._prepared and self._chosen.name in ("cpu", "native") and torch.compiler.is_exporting():
             raise ValueError(
-                "torch.export needs weights as torch lays them out, the backend 'cpu' has its own layout: load the "
-                "model with backend='reference'"
+                f"torch.export needs weights as torch lays them out, the backend {self._chosen.name!r} has its own "
+                "layout: load the model with backend='reference'"
             )
         if not self._chosen.differentiable and self._needs_gradients():
             if self._asked is not None:
@@ -108,8 +108,8 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
-            if self.int8:
-                raise ValueError("weights in int8 cannot be trained: load the model in another dtype")
+            if (held := self.product_dtype) != self.dtype:
+                raise ValueError(f"weights in {held} cannot be trained: load the model in another dtype")
             self._to_plain()
         super().requires_grad_(requires_grad)
         return self

@@ -54,9 +54,7 @@ class Job:
         self.kept: list[tuple[int, list[int]]] = []
 
     def finish(self) -> bool:
-        """Whether all is read; a text without a span at the edges of words is read again for one inside of a word."""
-        if self.unread:
-            return False
+        """Whether it is answered; a text without a span at the edges of words is read again for one inside a word."""
         if self.best.is_empty:
             self.example = self.example.at_any_token()
             self._begin()
@@ -237,12 +235,13 @@ class Batcher:
         self._windows_per_second += 0.1 * (len(batch) / max(seconds, 1e-6) - self._windows_per_second)
         self._metrics.batch(sum(part.num_tokens for part in parts), len(parts), seconds)
         for job in jobs:
+            if job.unread:  # it is in the queue, or its asker has gone
+                continue
             if job.finish():
                 _settle(job.future, job.best)
                 continue
             with self._changed:
-                if job not in self._jobs:
-                    self._jobs.appendleft(job)
+                self._jobs.appendleft(job)
 
     def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
         with self._changed:

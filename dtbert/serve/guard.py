@@ -1,5 +1,6 @@
 """What stands before every route: keys, the size of bodies, the headers that browsers obey, and the counts."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 
@@ -85,12 +86,18 @@ class Guard:
         return None
 
     def _limited(self, receive: Receive) -> Receive:
-        """A body that does not say how long it is may not be longer, either."""
-        size = 0
+        """A body that does not say how long it is may not be longer, either; and none may be waited for for ever."""
+        size, whole, until = 0, False, asyncio.get_running_loop().time() + self._settings.deadline
 
         async def limited() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, whole
+            try:
+                async with asyncio.timeout_at(None if whole else until):
+                    message = await receive()
+            except TimeoutError:
+                said = f"the body was not there within {self._settings.deadline:g} s"
+                raise HTTPException(408, said) from None
+            whole = not message.get("more_body", False)
             size += len(message.get("body", b""))
             if size > self._settings.max_body:
                 raise HTTPException(413, self._too_large("is longer"))

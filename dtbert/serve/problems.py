@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
     "unreadable": Kind(400, "The request cannot be read", "Send JSON in UTF-8, with `Content-Type: application/json`."),
     "defect": Kind(500, "The service has failed", "Ask again; if it fails again, its log says why."),
 }
-_OF_STATUS = {401: "no-key", 404: "not-found", 405: "wrong-method", 413: "too-large"}
+_OF_STATUS = {401: "no-key", 404: "not-found", 405: "wrong-method", 408: "too-late", 413: "too-large"}
 
 
 class ProblemError(Exception):
@@ -99,7 +99,7 @@ async def _of_validation(_: Request, error: Exception) -> JSONResponse:
     found = error.errors()
     if found[0]["type"] == "json_invalid":
         return ProblemError("unreadable", f"the body is not JSON: {found[0]['ctx']['error']}").response()
-    errors = [{"pointer": _pointer(one["loc"]), "detail": _said(one)} for one in found]
+    errors = [{"pointer": _pointer(one, error.body), "detail": _said(one)} for one in found]
     first = f"{errors[0]['pointer'] or 'the body'}: {errors[0]['detail']}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return ProblemError("invalid-request", first + more, errors=errors).response()
@@ -126,7 +126,13 @@ def _said(error: Mapping[str, Any]) -> str:
     return str(error["msg"])
 
 
-def _pointer(place: tuple[Any, ...]) -> str:
-    """Where in the body, as a JSON pointer."""
-    steps = place[1:] if place[:1] == ("body",) else place
+def _pointer(error: Mapping[str, Any], body: Any) -> str:
+    """Where in the body, as a JSON pointer; of the types that a value is none of, which Pydantic names too, nothing."""
+    steps = list[Any]()
+    for step in error["loc"][1:]:
+        if isinstance(body, dict | list) and step in (body if isinstance(body, dict) else range(len(body))):
+            body = body[step]
+        elif error["type"] != "missing":
+            continue
+        steps.append(step)
     return "".join(f"/{str(step).replace('~', '~0').replace('/', '~1')}" for step in steps)

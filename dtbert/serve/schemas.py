@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StrictFloat,
+    StrictInt,
+    model_validator,
+)
 
 _QUESTION = "Who wrote the letter?"
 _TEXT = "The letter that Ada Lovelace wrote in 1843 is lost."
@@ -15,6 +24,16 @@ _SCHEDULE: dict[str, Any] = {
 
 Question = Annotated[str, Field(description="At most as long as a window leaves room for.", examples=[_QUESTION])]
 Context = Annotated[str, Field(description="A text of any length within the service's limit.", examples=[_TEXT])]
+
+
+def _whole(text: str) -> str:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds a lone surrogate, half a character: decode the text with the right encoding")
+    return text
+
+
+# It is given back, in UTF-8.
+Name = Annotated[str, AfterValidator(_whole)]
 # Strict: true is no number, nor is "0.5".
 Budget = Annotated[float, Field(gt=0, le=1, strict=True)]
 
@@ -31,7 +50,7 @@ class Spending(_Model):
         default=None,
         description="The part of the full model's work that may be spent in the mean; by default all.",
     )
-    schedule: dict[str, Any] | list[float] | None = Field(
+    schedule: dict[str, Any] | list[StrictInt | StrictFloat] | None = Field(
         default=None,
         description="Instead of a budget: tokens that each layer keeps, as the `to_dict` of a policy has it, or a list "
         "with one entry per layer, whole numbers of tokens or parts of the text. It is used as it is, under any load.",
@@ -39,6 +58,7 @@ class Spending(_Model):
     deadline_ms: int | None = Field(
         default=None,
         ge=1,
+        strict=True,
         description="Milliseconds after which the answer is of no use, within the service's limit.",
     )
 
@@ -60,7 +80,7 @@ class Document(_Model):
     """A text with a name."""
 
     text: Context
-    name: str | None = Field(default=None, max_length=1000, description="By default its number, from 0.")
+    name: Name | None = Field(default=None, max_length=1000, description="By default its number, from 0.")
 
 
 class AnswerRequest(Asking):
@@ -101,7 +121,7 @@ class Pair(_Model):
 
     question: Question
     context: Context
-    id: str | int | None = Field(default=None, description="Given back with the answer.")
+    id: Name | StrictInt | None = Field(default=None, description="Given back with the answer.")
 
 
 class AnswersRequest(Asking):

@@ -29,6 +29,8 @@ from dtbert.serve.settings import Settings
 
 # A process that ends sooner than this after its start will hardly do better when it is started again.
 _LEAST_LIFE = 10.0
+# The status of one that could not load what it should serve: it would not the next time, either.
+_REFUSED = 2
 # Whoever drains gets this many seconds more than the requests have, to end in good order.
 _GRACE = 5.0
 
@@ -158,7 +160,8 @@ def _process(serving: Serving, number: int, listening: socket.socket) -> None:
         try:
             _work(serving, number, listening)
         except (ValueError, TypeError, OSError) as error:
-            sys.exit(f"dtbert: process {number + 1}: {error}")
+            print(f"dtbert: process {number + 1}: {error}", file=sys.stderr)
+            sys.exit(_REFUSED)
 
 
 class _Stop:
@@ -195,14 +198,14 @@ def _supervise(serving: Serving, listening: socket.socket) -> int:
                 if process.is_alive() or stop.asked is not None:
                     continue
                 mark_process_dead(process.pid, folder)  # type: ignore[no-untyped-call]
-                failed = time.monotonic() - began < _LEAST_LIFE
+                failed = process.exitcode == _REFUSED or time.monotonic() - began < _LEAST_LIFE
                 if failed:
                     break
                 print(f"dtbert: process {number + 1} ended with {process.exitcode}: starting it anew", file=sys.stderr)
                 running[number] = start(number)
         _end([process for process, _ in running], serving.drain + _GRACE)
     if failed:
-        print("dtbert: error: a process ended right after its start; see above", file=sys.stderr)
+        print("dtbert: error: a process did not start, or ended right after it did; see above", file=sys.stderr)
         return 2
     return 130 if stop.asked == signal.SIGINT else 0
 

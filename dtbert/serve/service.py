@@ -153,10 +153,10 @@ class Service:
             raise ProblemError("invalid-request", f"/deadline_ms: {said}", errors=errors)
         with _refusals():
             self.batcher.check_room()
-            if asked.schedule is not None:
-                text = json.dumps(asked.schedule)
-                is_list = isinstance(asked.schedule, list)
-                asking["schedule"] = LengthSchedule.parse(text) if is_list else Policy.from_json(text)
+            if isinstance(asked.schedule, list):
+                asking["schedule"] = LengthSchedule.parse(json.dumps(asked.schedule))
+            elif asked.schedule is not None:
+                asking["schedule"] = Policy.from_dict(asked.schedule)
             budget, most = asked.budget, self._shedding.budget(self.batcher.waiting)
             shed = asked.schedule is None and most is not None and (budget is None or budget > most)
             used = asking["budget"] = most if shed else budget

@@ -12,8 +12,10 @@ from dtbert.weights.pooling import MODULES_FILE, POOLING_FILE
 
 SHIPPED = Path(__file__).parent / "shipped"
 
+# What was measured of a model, and is read beside its weights.
+MEASURED_FILES = ("schedules.json", "cascade.json", "no_answer.json")
 # What is downloaded beside config and weights, and nothing else.
-_COMPANIONS = (*TOKENIZER_FILES, "schedules.json", "cascade.json", MODULES_FILE)
+_COMPANIONS = (*TOKENIZER_FILES, *MEASURED_FILES, MODULES_FILE)
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 # What a disk answers that is full, or not to be written.

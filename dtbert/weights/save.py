@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dtbert.files import check_new_folder, new_folder, replacing, write_whole
+from dtbert.kernels.float8 import FLOAT8
 from dtbert.kernels.parameters import Linear
 from dtbert.model import BertEncoder, BertForQuestionAnswering, BertForSequenceClassification
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES, Checkpoint, open_checkpoint, weights_sha256
-from dtbert.weights.hub import resolve_source
+from dtbert.weights.hub import MEASURED_FILES, resolve_source
 from dtbert.weights.labels import label_fields, read_labels
 from dtbert.weights.load import expected_tensors
 from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, hub_names
@@ -22,8 +23,7 @@ from dtbert.weights.pooling import MODULES_FILE, POOLING_FILE
 from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_rows
 
 # What goes with the weights into a converted folder.
-_MEASURED = ("schedules.json", "cascade.json", "no_answer.json")
-_COMPANIONS = ("config.json", *TOKENIZER_FILES, *_MEASURED, MODULES_FILE, POOLING_FILE, "README.md", "LICENSE")
+_COMPANIONS = ("config.json", *TOKENIZER_FILES, *MEASURED_FILES, MODULES_FILE, POOLING_FILE, "README.md", "LICENSE")
 
 Saved = BertForQuestionAnswering | BertForSequenceClassification | BertEncoder
 
@@ -31,17 +31,19 @@ Saved = BertForQuestionAnswering | BertForSequenceClassification | BertEncoder
 def to_hub_tensors(model: Saved) -> dict[str, Tensor]:
     """The model's weights under the hub's names: plain tensors on the CPU, which may share the model's memory.
 
-    One in int8 has its scale beside it, as `convert` writes it.
+    One in int8 has its scale beside it, as `convert` writes it; one in fp8 becomes the float32 that it means.
     """
     tensors: dict[str, Tensor] = {}
     linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Linear)}
     for parameter, value in model.named_parameters():
         linear, names = linears.get(parameter), hub_names(parameter)
         plain = value.detach() if linear is None else linear.plain_weight
+        scale = None if linear is None else linear.scale
+        if scale is not None and plain.dtype == FLOAT8:
+            plain, scale = dequantize_rows(plain, scale), None
         tensors |= zip(names, plain.cpu().chunk(len(names)), strict=True)
-        if linear is not None and linear.scale is not None:
-            scales = linear.scale.half().cpu().chunk(len(names))
-            tensors |= zip((f"{name}.scale" for name in names), scales, strict=True)
+        if scale is not None:
+            tensors |= zip((f"{name}.scale" for name in names), scale.half().cpu().chunk(len(names)), strict=True)
     return _without_prefix(tensors) if isinstance(model, BertEncoder) else tensors
 
 
@@ -107,7 +109,7 @@ def convert(
             if (checkpoint.folder / name).is_file():
                 (partial / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(checkpoint.folder / name, partial / name)
-        measured = [] if int8 else [partial / name for name in _MEASURED if (partial / name).is_file()]
+        measured = [] if int8 else [partial / name for name in MEASURED_FILES if (partial / name).is_file()]
         if measured:
             # They were measured with the same values in another file.
             old, new = weights_sha256(checkpoint.file.path), weights_sha256(partial)

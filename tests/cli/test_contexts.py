@@ -81,8 +81,28 @@ def test_texts_of_a_folder_are_read_and_the_rest_is_named(tmp_path: Path, capsys
 
 def test_files_that_hold_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "letter.txt"
+    with pytest.raises(ValueError, match="--file is empty"):
+        given(file=[""])
     for raw, message in ((b"caf\xe9", r"not UTF-8 .*byte 4 is 0xe9"), (b"%PDF-1.7\n\xff", "a PDF: take its text out")):
         path.write_bytes(raw)
         for argument in (path, tmp_path):
             with pytest.raises(ValueError, match=rf"letter\.txt.*{message}"):
                 given(argument)
+
+
+def test_folders_that_are_not_read_are_no_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("A a.")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "letters" / "b").symlink_to(tmp_path / "elsewhere")
+    assert len(given(tmp_path / "letters")) == 1
+    assert capsys.readouterr().err.strip().endswith("left out: 1 link to a folder")
+
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(PermissionError, match="letters"):
+        given(tmp_path / "letters")

@@ -108,7 +108,7 @@ def test_what_an_interruption_leaves_is_no_array(run: Run, model: Path, monkeypa
         (("--text", "bo", "--schedule", "1,1,1"), "3 entries, the model 2 layers"),
         (("--input", "texts.jsonl", "--output", "there.npy"), "there.npy is there already"),
         (("--input", "texts.jsonl", "--output", "nowhere/vectors.npy"), "there is no folder nowhere"),
-        (("--input", "none.jsonl", "--output", "vectors.npy"), "none.jsonl: No such file"),
+        (("--input", "none.jsonl", "--output", "vectors.npy"), "--input none.jsonl must be a file: there is none"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(run: Run, model: Path, arguments: tuple[str, ...], message: str) -> None:

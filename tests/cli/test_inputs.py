@@ -105,6 +105,19 @@ def test_context_of_a_table_may_be_long(write: Callable[[bytes], Path]) -> None:
     assert len(line.texts[1]) == 200_000
 
 
+@pytest.mark.parametrize("cut", [0, 1, 2])
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_the_first_line_may_be_long(write: Callable[[bytes], Path], cut: int, packed: bool) -> None:
+    # What is looked at first may end within a character.
+    row = {"question": "Who?", "context": "x" * cut + "\u8a9e" * 30_000}
+    content = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    questions = Source.of(write(gzip.compress(content) if packed else content))
+    assert questions.kind == "lines"
+    assert [line.texts for line in questions.lines()] == [("Who?", row["context"])]
+    with pytest.raises(ValueError, match="not UTF-8"):
+        Source.of(write(b"\xff" + content))
+
+
 OTHERS: list[tuple[bytes, str]] = [
     (b"PK\x03\x04...", "is a zip archive or a spreadsheet"),
     (b"BZh91AY", "compressed with bzip2"),

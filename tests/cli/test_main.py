@@ -75,6 +75,7 @@ def test_help_does_not_wait_for_torch() -> None:
         (["answer", "--top", "0"], "argument --top: "),
         (["answer", "--threads", "100000"], "expected at most 4096 threads, got 100000"),
         (["answer", "--top", "two"], "got 'two'"),
+        (["answer", "--no-answer", "--threshold", "inf"], "expected a number, such as -1.5, got 'inf'"),
         (["answer", "--dtype", "int4"], "invalid choice: 'int4'"),
         (["evaluate"], "required: FILE"),
         (["convert", "x"], "required: DEST"),
@@ -168,6 +169,18 @@ def test_closed_pipe_is_quiet() -> None:
     process.stdout.close()
     _, err = process.communicate()
     assert (process.returncode, err) == (141, b"")
+
+
+def test_closed_streams_are_no_reason_to_fail(
+    run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("stdin", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    # Not on stdout, where answers are.
+    assert run("answer", "--model", model_folder, "--question", "Who?", "--context", "-")[:2] == (2, "")
+    monkeypatch.setattr(sys, "stdout", None)
+    command = ("--model", str(model_folder), "--question", "Who?", "--context", "Ada wrote it.")
+    assert dtbert.cli.main(["trace", *command, "--schedule", "0.5,0.5"]) == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which Linux has")

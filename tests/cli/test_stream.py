@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,11 +63,13 @@ def test_what_cannot_be_streamed_is_said(
 ) -> None:
     command = ("answer", "--model", model_folder)
     Path("full.jsonl").write_text("{}\n")
+    os.mkfifo("pipe")
     for text, source, target, message in (
         ("question,context\na,b\n", "-", "-", "--input -: stdin must be JSON objects, one a line"),
         (LINES, "-", "full.jsonl", "--output full.jsonl is there already, and a run that keeps nothing beside it"),
         (LINES, "-", ".", "--output . is a folder"),
-        (LINES, "nothing.jsonl", "-", "nothing.jsonl: No such file"),
+        (LINES, "nothing.jsonl", "-", "--input nothing.jsonl must be a file: there is none"),
+        ("", "pipe", "-", "--input pipe must be a file: it is read more than once; - is stdin"),
     ):
         feed(monkeypatch, text)
         status, out, err = run(*command, "--input", source, "--output", target)

@@ -142,6 +142,8 @@ def test_damaged_lines_are_named_and_left_out(tmp_path: Path) -> None:
     [
         ("sst2", "", "the file is empty"),
         ("sst2", "sentence\tlabel\n", "holds no texts"),
+        ("sst2", "\ufeff\n", "holds no texts"),
+        ("cola", "\u2003\n", "holds no texts"),
         ("sst2", "index\tsentence\n0\ta\n", "no column 'label' for sst2: it has 'index', 'sentence'; GLUE's test sets"),
         ("mrpc", "sentence\tlabel\na\t1\n", "no column 'sentence1' or '#1 String' for mrpc"),
         ("sst2", "sentence\tlabel\na\t7\n", "no line has a label that is one; line 2: the label is '7'"),

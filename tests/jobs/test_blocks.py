@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,18 @@ def test_a_block_is_not_read_from_a_file_that_was_changed(tmp_path: Path) -> Non
     read_block(first)
     with pytest.raises(ValueError, match="was changed"):
         read_block(last)
+
+
+def test_what_is_damaged_inside_of_parquet_is_said_with_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "questions.pq"
+    parquet.write_table(pyarrow.Table.from_pylist(rows(100)), path)
+    whole = path.read_bytes()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    path.write_bytes(whole[:4] + b"\xff" * (footer - 4) + whole[footer:])
+    with pytest.raises((ValueError, OSError), match=re.escape(f"{path}")):
+        plan(input_files(str(path)), 10**9)
+    not_text = pyarrow.array([b"Who?", b"\xff"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"question": not_text, "context": not_text}), path)
+    for read in (lambda: plan(input_files(str(path)), 10**9), lambda: list(Source.of(path).lines())):
+        with pytest.raises(ValueError, match=re.escape(f"{path} is a damaged Parquet file")):
+            read()

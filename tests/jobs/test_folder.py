@@ -36,6 +36,13 @@ def test_a_block_is_done_with_its_part_and_its_record(folder: OutputFolder) -> N
     assert folder.left(BLOCKS) == BLOCKS
 
 
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = OutputFolder(Place.of(str(tmp_path / "a[1] * ?")), "jsonl")
+    folder.write_manifest(MANIFEST)
+    folder.write_record(RECORD)
+    assert folder.records(BLOCKS[1:2]) == [RECORD]
+
+
 def test_the_same_job_goes_on_and_another_is_refused(folder: OutputFolder) -> None:
     assert folder.manifest(MANIFEST.settings, MANIFEST.files) is None
     folder.write_manifest(MANIFEST)

@@ -10,7 +10,8 @@ from dtbert.jobs.places import Place
 
 def test_a_name_leads_to_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, expected in [("a/b", str(tmp_path / "a/b")), ("memory://a/b", "memory:///a/b")]:
+    local = {name: str(tmp_path / name) for name in ("a/b", "a::b", "~nobody of this name/b", "a#b?c")}
+    for name, expected in {**local, "memory://a/b": "memory:///a/b"}.items():
         place = Place.of(name)
         assert place.name == expected
         assert Place.of(place.name) == place

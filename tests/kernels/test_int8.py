@@ -21,14 +21,14 @@ def in_int8(outputs: int, inputs: int, seed: int, dtype: torch.dtype) -> Linear:
     values = torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
     scale = torch.rand(outputs, generator=generator) / 127 / inputs**0.5
     layer = of_tensors(Linear, weight=None, bias=randn(outputs, seed=seed + 1, dtype=dtype))
-    layer.hold_int8(values, scale)
+    layer.hold_scaled(values, scale)
     return layer
 
 
 def compiled(layer: Linear) -> Linear:
     assert layer.scale is not None
     other = of_tensors(Linear, weight=None, bias=layer.bias)
-    other.hold_int8(layer.weight.detach().clone(), layer.scale)
+    other.hold_scaled(layer.weight.detach().clone(), layer.scale)
     NATIVE.prepare(other)
     assert other.laid_out
     assert torch.equal(other.plain_weight, layer.weight)
@@ -113,3 +113,18 @@ def test_a_size_that_is_not_compiled_is_computed_by_torch() -> None:
     NATIVE.prepare(layer)
     assert not layer.laid_out
     assert torch.equal(NATIVE.linear(x, layer), PLAIN.linear(x, layer))
+
+
+def test_a_token_of_next_to_nothing_is_nothing() -> None:
+    layer, x = in_int8(4, 16, 0, torch.float32), torch.full((2, 16), 1e-38)
+    x[1] = -1e-42
+    assert layer.scale is not None
+    assert torch.equal(int8_product(x, layer.weight, layer.scale, layer.bias), layer.bias.expand(2, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_states_that_the_compiled_steps_do_not_take_go_to_torch(dtype: torch.dtype, int8_steps: None) -> None:
+    layer, x = in_int8(80, 64, 0, dtype), tokens_of(5, 64, 1, dtype) / 100
+    want = PLAIN.linear(x, layer, "gelu")
+    NATIVE.prepare(layer)
+    assert torch.equal(NATIVE.linear(x, layer, "gelu"), want)

@@ -239,8 +239,9 @@ def test_what_was_measured_is_kept(elsewhere: Path) -> None:
     assert compiler.verdict() == {}
     native.record({"torch.float32": 0.8})
     assert compiler.verdict() == {"torch.float32": 0.8}
-    native.library().with_suffix(".json").write_text("{")
-    assert compiler.verdict() == {}
+    for damaged in ("{", "[]", '{"torch.float32": null}'):
+        native.library().with_suffix(".json").write_text(damaged)
+        assert compiler.verdict() == {}
 
 
 def test_gelu_is_exact_far_out() -> None:
@@ -260,3 +261,27 @@ def test_gelu_of_bfloat16_is_right_to_a_ten_thousandth() -> None:
     want = F.gelu(x.double())
     rounded = 2**-8 * want.abs()
     assert ((NATIVE.linear(x, laid_out(layer), "gelu") - want).abs() <= 1e-4 + rounded).all()
+
+
+def test_a_cache_that_cannot_be_looked_into_holds_nothing(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", f"/{'x' * 300}")  # as wrong for root as another's folder is for others
+    assert choose_backend("cpu", None, Sizes(torch.float32)) == "cpu"
+    assert "run `dtbert build`" in native.why_not(torch.float32)
+
+
+def test_whoever_has_no_home_needs_none(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert choose_backend("cpu", None, Sizes(torch.float32)) == "cpu"
+    with pytest.raises(native.BuildError, match=r"Could not determine home directory.*set XDG_CACHE_HOME"):
+        native.build()
+
+
+def test_the_library_of_openmp_may_lie_in_a_folder_with_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/my project/.venv/torch/lib/libgomp-24e2ab19.so.1.0.0"
+    maps = f"7f00-7f01 r-xp 00000000 08:01 1234                       {path}\n7f02-7f03 rw-p 00000000 00:00 0\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: maps)
+    assert compiler._openmp() == [path]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dtbert.kernels import BackendName
 from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch, Packing
 from tests.peer import make_config, make_dtbert, make_peer
 
@@ -99,9 +100,12 @@ def test_packed_sequences_are_exported(model: BertForQuestionAnswering) -> None:
     torch.testing.assert_close(exported(*batch.ids), tuple(model.forward_packed(batch)), rtol=0, atol=0)
 
 
-def test_export_of_weights_laid_out_for_a_cpu_is_refused_with_the_way_out(model: BertForQuestionAnswering) -> None:
-    other = BertForQuestionAnswering(model.config)
+@pytest.mark.parametrize("backend", ["cpu", "native"])
+def test_export_of_weights_laid_out_for_a_cpu_is_refused_with_the_way_out(
+    model: BertForQuestionAnswering, backend: BackendName, built_steps: None
+) -> None:
+    other = BertForQuestionAnswering(model.config, backend=backend)
     other.load_state_dict(model.state_dict())
     other.prepare()
-    with pytest.raises(ValueError, match=r"torch\.export .*backend='reference'"):
+    with pytest.raises(ValueError, match=rf"torch\.export .*'{backend}' .*backend='reference'"):
         torch.export.export(other, (IDS,))

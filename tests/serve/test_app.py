@@ -62,6 +62,9 @@ def test_a_schedule_may_be_given_as_an_object_or_a_list(serve: Serve, shipped: Q
     expected = [fields(shipped(QUESTION, LETTER, schedule=schedule))]
     for given in (schedule.to_dict(), list(schedule.length_config)):
         assert client.post("/v1/answer", {**ASK, "schedule": given}).json()["answers"] == expected
+    tokens = LengthSchedule.absolute([17, 15, 12, 9, 7, 5])
+    expected = [fields(shipped(QUESTION, LETTER, schedule=tokens))]
+    assert client.post("/v1/answer", {**ASK, "schedule": list(tokens.length_config)}).json()["answers"] == expected
 
 
 def test_a_policy_whose_work_is_the_texts_tells_it(serve: Serve, shipped: QuestionAnswerer) -> None:
@@ -117,8 +120,12 @@ def test_the_model_tells_its_front_and_limits(serve: Serve, shipped: QuestionAns
         ({**ASK, "top_k": 0}, "invalid-request", "^/top_k: .*greater than or equal to 1"),
         ({**ASK, "top_k": True}, "invalid-request", "^/top_k: "),
         ({**ASK, "budget": "0.5"}, "invalid-request", "^/budget: "),
+        ({**ASK, "deadline_ms": True}, "invalid-request", "^/deadline_ms: "),
+        ({**ASK, "schedule": 7}, "invalid-request", "^/schedule: .*dictionary"),
+        ({**ASK, "schedule": ["0.9", True]}, "invalid-request", "^/schedule"),
         ({**ASK, "deadline_ms": 30_001}, "invalid-request", "^/deadline_ms: 30001 ms are more than .* 30000"),
         ({"question": QUESTION, "documents": [{"text": 7}]}, "invalid-request", "^/documents/0/text: "),
+        ({"question": QUESTION, "documents": [{"text": LETTER, "name": "\ud800"}]}, "invalid-request", "surrogate"),
         ({**ASK, "question": ""}, "cannot-answer", "the question is empty: give it at least one word"),
         ({**ASK, "question": "\ud800"}, "cannot-answer", "surrogate"),
         ({"question": QUESTION, "documents": [{"text": LETTER}, {"name": "b", "text": " "}]}, "cannot-answer", "'b'"),
@@ -145,6 +152,17 @@ def _json(body: Any) -> dict[str, Any]:
     return {"content": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}}
 
 
+def test_a_pointer_names_a_place_in_the_body(serve: Serve) -> None:
+    body = {
+        "questions": [{**ASK, "id": True}, {**ASK, "id": "\ud800"}, {"question": ""}],
+        "schedule": {"a": 1},
+        "b/~": 1,
+    }
+    found = problem(serve().run(lambda http: http.post("/v1/answers", **_json(body))), "invalid-request")
+    places = {one["pointer"] for one in found["errors"]}
+    assert places == {"/questions/0/id", "/questions/1/id", "/questions/2/context", "/b~1~0"}
+
+
 def test_bodies_without_a_length_are_bounded_too(serve: Serve) -> None:
     async def chunks() -> Any:
         for _ in range(20):
@@ -154,6 +172,16 @@ def test_bodies_without_a_length_are_bounded_too(serve: Serve) -> None:
     headers = {"Content-Type": "application/json"}
     response = client.run(lambda http: http.post("/v1/answer", content=chunks(), headers=headers))
     assert "the body is longer" in problem(response, "too-large")["detail"]
+
+
+def test_a_body_is_not_waited_for_for_ever(serve: Serve) -> None:
+    async def chunks() -> Any:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    client, headers = serve(deadline=0.05), {"Content-Type": "application/json"}
+    response = client.run(lambda http: http.post("/v1/answer", content=chunks(), headers=headers))
+    assert problem(response, "too-late")["detail"] == "the body was not there within 0.05 s"
 
 
 def test_other_mistakes_are_problems_too(serve: Serve) -> None:

@@ -136,6 +136,24 @@ def test_nothing_is_read_for_who_has_gone(qa: QuestionAnswerer, start: Callable[
     assert b"dtbert_batch_windows_total 1.0" in metrics.text()
 
 
+def test_who_goes_while_a_long_text_is_read_is_counted_once(
+    qa: QuestionAnswerer, start: Callable[..., Batcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics()
+    batcher, forward = start(metrics=metrics), qa.model.forward_packed
+
+    def leave(batch: PackedBatch, schedule: LengthSchedule | None = None) -> SpanLogits:
+        job.future.cancel()
+        assert batcher.waiting == 0
+        return forward(batch, schedule)
+
+    monkeypatch.setattr(qa.model, "forward_packed", leave)
+    with held(batcher):
+        (job,) = batcher.submit(examples_of(qa, ["Ada wrote it . " * 600]), Request())
+    batcher.call(lambda: None).result()
+    assert b"dtbert_dropped_total 1.0" in metrics.text()
+
+
 def test_the_oldest_is_next_whatever_comes_after(qa: QuestionAnswerer, start: Callable[..., Batcher]) -> None:
     batcher, order = start(), []
     one, other = (Request(schedule=schedule) for schedule in SCHEDULES[:2])

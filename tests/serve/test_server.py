@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from dtbert.serve import server
+from dtbert.serve.metrics import SHARED_FOLDER
 from dtbert.serve.server import _bound, processors
 from tests.cli.conftest import model_folder  # noqa: F401 - a fixture
 
@@ -107,3 +110,44 @@ def _go_before_the_answer(url: str) -> None:
 
 def test_processors_are_at_least_one_and_no_more_than_there_are() -> None:
     assert 1 <= processors() <= (os.cpu_count() or 1)
+
+
+class Refusing:
+    """A process that ends with an error of its own each time it is started, however long that took."""
+
+    pid, exitcode = 1, 2
+
+    def __init__(self, **_: object) -> None:
+        self.sentinel, other = os.pipe()
+        os.close(other)
+
+    def start(self) -> None:
+        started.append(self)
+        assert len(started) <= 3, "it is started again and again"
+
+    def is_alive(self) -> bool:
+        return False
+
+    def terminate(self) -> None:
+        os.close(self.sentinel)
+
+    def join(self, _: float) -> None:
+        pass
+
+
+started: list[Refusing] = []
+
+
+def test_what_cannot_be_loaded_is_not_started_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setenv(SHARED_FOLDER, "")  # set meanwhile, and taken back at the end
+    monkeypatch.setattr(server, "_LEAST_LIFE", 0.0)  # loading took its time
+    monkeypatch.setattr("multiprocessing.get_context", lambda _: SimpleNamespace(Process=Refusing))
+    try:
+        assert server.serve(server.Serving(load={}, devices=("cpu", "cpu"), name="m", port=0)) == 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "a process did not start" in capsys.readouterr().err

@@ -14,12 +14,12 @@ from torch import Tensor
 from dtbert.kernels.backend import Backend
 from dtbert.kernels.cpu import Cpu, multiplies_natively
 from dtbert.kernels.int8 import int8_product
-from dtbert.kernels.native.compiler import BuildError, build, library, load, record, verdict
+from dtbert.kernels.native.compiler import BuildError, build, is_built, library, load, record, verdict
 from dtbert.kernels.packing import Kept, Packing
 from dtbert.kernels.parameters import LayerNorm, Linear
 from dtbert.kernels.reference import Activation, AttentionScore
 
-__all__ = ["BuildError", "Native", "available", "build", "library", "pays", "record", "why_not"]
+__all__ = ["BuildError", "Native", "available", "build", "is_built", "library", "pays", "record", "why_not"]
 
 # As the numbers of both stand in the sources.
 _SCORES: dict[str, int] = {
@@ -54,6 +54,8 @@ class Native(Cpu):
         )
 
     def _lay_out(self, layer: Linear) -> None:
+        if layer.bias.dtype not in _DTYPES:  # as that of the states, which the products do not take
+            return
         outputs, inputs = layer.weight.shape
         panels = _ops().to_panels(layer.weight.detach().contiguous(), layer.scale)
         layer.lay_out(panels, functools.partial(_from_panels, outputs=outputs, inputs=inputs))
@@ -103,14 +105,14 @@ def available(dtype: torch.dtype | None = None) -> bool:
 @functools.cache
 def pays(dtype: torch.dtype | None) -> bool:
     """Whether the compiled steps are here and were measured to be faster on this machine (`dtbert build`)."""
-    if dtype is None or not library().is_file() or verdict().get(str(dtype), math.inf) >= 1:
+    if dtype is None or not is_built() or verdict().get(str(dtype), math.inf) >= 1:
         return False
     return available(dtype)
 
 
 def why_not(dtype: torch.dtype) -> str:
     """What keeps the compiled steps from being the default in a dtype."""
-    if not library().is_file():
+    if not is_built():
         return "its steps were not compiled for this torch and processor (run `dtbert build`)"
     if not available(dtype):
         return "this processor has no instructions for it"

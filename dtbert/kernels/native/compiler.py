@@ -36,6 +36,14 @@ def library() -> Path:
     return cache / "dtbert" / "native" / f"{_key()}.so"
 
 
+def is_built() -> bool:
+    """Whether the compiled steps are there: never an error, for everything runs without them."""
+    try:
+        return library().is_file()
+    except (OSError, RuntimeError):  # a cache that is somebody else's; a user without a home
+        return False
+
+
 def build() -> Path:
     """Compile the steps, unless that was done before; some half a minute.
 
@@ -43,7 +51,10 @@ def build() -> Path:
         BuildError: there is no compiler, it failed, or this is not Linux.
         OSError: the cache cannot be written.
     """
-    target = library()
+    try:
+        target = library()
+    except RuntimeError as error:
+        raise BuildError(f"there is no place for what is built ({error}): set XDG_CACHE_HOME to a folder") from error
     if target.is_file():
         return target
     if sys.platform != "linux":
@@ -90,7 +101,7 @@ def _check(status: int, text: bytes) -> None:
 
 def _openmp() -> list[str]:
     """The OpenMP library that torch runs on, by its path: two in one process keep each other from the processor."""
-    found = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
+    found = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
     names = ("libgomp", "libiomp5", "libomp")
     return sorted(path for path in found if Path(path).name.startswith(names))[:1]
 
@@ -115,11 +126,10 @@ def _instructions() -> str:
 @functools.cache
 def load() -> bool:
     """Load the compiled steps into torch, if they are there; whether they are."""
-    target = library()
-    if not target.is_file():
+    if not is_built():
         return False
     try:
-        torch.ops.load_library(str(target))
+        torch.ops.load_library(str(library()))
     except OSError:  # of a torch that is not what it calls itself: build anew
         return False
     return True
@@ -130,7 +140,7 @@ def verdict() -> dict[str, float]:
     try:
         found = Json.parse(library().with_suffix(".json").read_bytes()).of(dict)
         return {name: float(ratio) for name, ratio in found.items()}
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError):
         return {}
 
 
