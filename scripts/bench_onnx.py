@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     torch.set_num_threads(arguments.threads)
     answerer = QuestionAnswerer.load()
-    schedule = None if arguments.budget is None else answerer.within_budget(arguments.budget).schedule
+    schedule = None if arguments.budget is None else answerer.within_budget(arguments.budget, static=True).schedule
     work = first_windows(answerer, arguments.squad, arguments.windows)
     with tempfile.TemporaryDirectory() as folder:
         runs, sizes = {f"dtbert, {answerer.model.backend_name}": dtbert_run(answerer, schedule)}, {}

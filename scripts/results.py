@@ -151,8 +151,7 @@ def no_answer(answerer: QuestionAnswerer, questions: Sequence[SquadQuestion], sc
 
 def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[float, Policy | None]]:
     for budget in budgets:
-        assert answerer.front is not None
-        yield budget, None if budget == 1 else answerer.front.within(budget).schedule
+        yield budget, None if budget == 1 else answerer.within_budget(budget).schedule
 
 
 def constant(sample: PreparedQuestions, goal: float, scorer: str, keep_question: bool) -> LengthSchedule:

@@ -9,7 +9,9 @@ from dtbert.pictures import picture
 
 Row = dict[str, Any]
 
-_SCHEDULE = ("scorer", "length_config")
+_SCHEDULE = ("scorer", "kind", "keeps")
+# What each kind of policy says of the layers.
+_KEEPS = ("length_config", "thresholds", "parts")
 # Of each kind of row what is shown, beside the model.
 _COLUMNS: dict[str, tuple[str, ...]] = {
     "measure": ("questions", "dtype", "budget", *_SCHEDULE, "f1", "exact_match", "executed", "published", "padded"),
@@ -45,7 +47,9 @@ def tables(rows: Sequence[Row]) -> str:
         if picked:
             lines += [f"\n{what}", f"| model | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
         for row in picked:
-            values = {**(row["schedule"] or {}), **row}
+            schedule = row["schedule"] or {}
+            keeps = next((schedule[name] for name in _KEEPS if name in schedule), None)
+            values = {**schedule, "keeps": keeps, **row}
             cells = (row["model_sha256"][:8], *(values.get(column) for column in columns))
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -12,7 +12,7 @@ from dtbert.cli.output import print_json
 
 if TYPE_CHECKING:
     from dtbert.evaluation import SquadQuestion
-    from dtbert.qa import ScheduleFront
+    from dtbert.qa import QuestionAnswerer
 
 # The first answers are at the best schedule within each. Few: each has its share of the 5% in which a promise may fail.
 _BUDGETS = (0.32, 0.38, 0.5, 0.7, 0.8, 0.85)
@@ -51,7 +51,7 @@ def calibrate(arguments: argparse.Namespace, questions: "Sequence[SquadQuestion]
     # A cascade.json that cannot be read is made anew, too.
     answerer = load_answerer(arguments, with_schedules=False)
     answerer.front = schedules_of(path, answerer.config.num_hidden_layers)
-    schedules = _schedules(answerer.front, arguments.model)
+    schedules = _schedules(answerer, arguments.model)
     prepared = PreparedQuestions(answerer, questions)
     with tqdm(total=len(questions) * (1 + len(schedules)), unit="q", disable=arguments.quiet or None) as bar:
         stages = stages_of(prepared, schedules, bar.update)
@@ -74,15 +74,15 @@ def calibrate(arguments: argparse.Namespace, questions: "Sequence[SquadQuestion]
     return 0
 
 
-def _schedules(front: "ScheduleFront | None", model: str) -> list[Any]:
-    """The best of a front within each of some budgets."""
-    if front is None:
+def _schedules(answerer: "QuestionAnswerer", model: str) -> list[Any]:
+    """The best of its front within each of some budgets."""
+    if answerer.front is None:
         raise ValueError(
             f"--calibrate-cascade: {model} has no schedules.json, of which the first answers come: `dtbert search` "
             "makes one"
         )
-    cheapest = min((one.macs_fraction for one in front.schedules), default=1.0)
-    chosen = [front.within(budget).schedule for budget in _BUDGETS if budget >= cheapest]
+    cheapest = min((one.macs_fraction for one in answerer.schedules), default=1.0)
+    chosen = [answerer.within_budget(budget).schedule for budget in _BUDGETS if budget >= cheapest]
     found = list(dict.fromkeys(one for one in chosen if one is not None))
     if not found:
         raise ValueError(f"--calibrate-cascade: {model}'s schedules.json has no schedule of at most {_BUDGETS[-1]}")

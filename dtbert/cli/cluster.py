@@ -68,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     path = resolve_source(arguments.model, arguments.revision)
     # Here it only says what the options mean: for the model's schedules, its threshold, its digest.
     here = {"device": None, "dtype": None, "model": path, "revision": None}
-    answerer, schedule = load_for_schedule(argparse.Namespace(**{**vars(arguments), **here}))
+    given = argparse.Namespace(**{**vars(arguments), **here})
+    answerer, schedule = load_for_schedule(given, static=arguments.device == "cuda")
     _check_scorers(schedule)
     digest = model_sha256(path, answerer)
     block_tokens = arguments.block_tokens or _BLOCK_TOKENS

@@ -11,7 +11,8 @@ DESCRIPTION = """\
 Write a model with a schedule as FILE.onnx, for one text of any length: what the
 schedule drops is gathered away. Beside it go FILE.onnx.json, which says what to
 know of it, and tokenizer.json, so that onnxruntime and tokenizers can answer
-alone.
+alone. No ONNX file can let the text decide how many tokens stay: a budget
+chooses among lengths.
 """
 EXAMPLES = f"""\
 examples:
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_onnx_path(arguments.file)
     check_output("FILE", arguments.file, arguments.schedule, model=arguments.model)
-    answerer, schedule = load_for_schedule(arguments)
+    answerer, schedule = load_for_schedule(arguments, static=True)
     files = export_onnx(answerer, arguments.file, schedule, int8=arguments.int8)
     sizes = {str(file): file.stat().st_size for file in files}
     if arguments.json:

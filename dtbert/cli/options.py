@@ -280,8 +280,13 @@ def load_answerer(arguments: argparse.Namespace, with_schedules: bool = True) ->
     return QuestionAnswerer.load(arguments.model, **placement(arguments), with_schedules=with_schedules, **reading)
 
 
-def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer, Policy | None]":
+def load_for_schedule(
+    arguments: argparse.Namespace, *, static: bool | None = None
+) -> "tuple[QuestionAnswerer, Policy | None]":
     """The model that the options name, and the schedule that ``--schedule`` gives or ``--budget`` chooses.
+
+    Args:
+        static: as `QuestionAnswerer.within_budget`.
 
     Raises:
         ValueError, OSError: as `schedule_of`, `load_answerer` and `QuestionAnswerer.within_budget`; or the schedule
@@ -295,7 +300,7 @@ def load_for_schedule(arguments: argparse.Namespace) -> "tuple[QuestionAnswerer,
         check_budget(budget)
     answerer = load_answerer(arguments)
     if budget is not None:
-        schedule = answerer.within_budget(budget).schedule
+        schedule = answerer.within_budget(budget, static=static).schedule
     if schedule is None:
         return answerer, None
     schedule.check_layers(answerer.config.num_hidden_layers)

@@ -11,7 +11,6 @@ from dtbert.cli.options import (
     QUIET_HELP,
     add_model_options,
     add_window_options,
-    describe_schedule,
     holds_many,
     known_scorers,
     other_windows,
@@ -20,6 +19,7 @@ from dtbert.cli.options import (
 )
 from dtbert.cli.output import check_output, print_json, printable
 from dtbert.cli.search_subjects import SCORERS, TEXT_SCORERS, Subject, learnt, questions_of, starts_of, texts_of
+from dtbert.cli.search_table import table
 from dtbert.cli.tasks import TASK_HELP, add_task_option
 from dtbert.files import differing, text_sha256
 from dtbert.pictures import check_picture
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from dtbert.model import Policy
-    from dtbert.qa import MeasuredSchedule, ScheduleFront
-    from dtbert.search import Search
+    from dtbert.qa import ScheduleFront
+    from dtbert.search import PolicyName, Search
     from dtbert.search.plot import PublishedPoint
 
 SUMMARY = "find the schedules of a model that are worth their cost"
@@ -53,6 +53,8 @@ are clearly worse are left out.
 With --policy threshold a layer keeps the tokens whose share of the significance
 is at least its threshold, with top-p the fewest that together have a part of
 it: the text decides how many. What that takes is counted as it is answered.
+Of several policies, as in --policy lengths,threshold, there is one study and
+one front; the best of lengths alone stay in it, for a GPU and dtbert export.
 With --learn the first thresholds tried are learnt by gradient on the same
 questions, of what the full model answers, and measured as the others are.
 
@@ -65,18 +67,16 @@ examples:
   dtbert search held-out.json --model run/best --out front.json --trials 400 \\
       --scorers cls,answer --budget-range 0.3,0.8 --plot front.png
   dtbert search held-out.json --policy threshold --out thresholds.json
+  dtbert search held-out.json --policy lengths,threshold --start lengths.json \\
+      --start thresholds.json --out front.json
   dtbert answer --model run/best --budget 0.5 --question Q --context FILE
   dtbert search dev.tsv --task sst2 --model classifier/best --out front.json
 
 {TASK_HELP}"""
 
-# What stands above the front, by what it is of; a label is right or wrong, without a second column.
-_HEADS = {
-    "F1": "    MACs    time     F1   95% interval     EM   kept after each layer, scorer",
-    "accuracy": "    MACs    time   acc.   95% interval   kept after each layer, scorer",
-}
 # What the names of settings stand for, where an option does not have the same name.
 _SHOWN = {"model_sha256": "the model's weights", "question_ids_sha256": "the questions"}
+_POLICIES: "tuple[PolicyName, ...]" = ("lengths", "threshold", "top-p")
 _KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
 
 
@@ -96,9 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--policy",
-        choices=("lengths", "threshold", "top-p"),
-        default="lengths",
-        help="parts of the length that stay (default), or shares of the significance, where the text decides",
+        type=_policies,
+        default=_POLICIES[:1],
+        metavar="P,P",
+        help="lengths: parts of the length that stay (default); threshold, top-p: shares of the significance, where "
+        "the text decides; several in one front",
     )
     group.add_argument(
         "--learn",
@@ -179,7 +181,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json({**_counts(search), "out": arguments.out, "front": json.loads(front.to_json())})
         else:
-            print(_table(search, front))
+            print(table(search, front))
     return 0
 
 
@@ -259,8 +261,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--published says what to draw: it needs --plot")
     if arguments.published is not None:
         Path(arguments.published).stat()  # FileNotFoundError names it
-    if arguments.learn and arguments.policy != "threshold":
+    if arguments.learn and "threshold" not in arguments.policy:
         raise ValueError("--learn says how thresholds are learnt: it needs --policy threshold")
+    if len(arguments.policy) > 1 and arguments.sampler == "nsga2":
+        raise ValueError("--sampler nsga2 crosses what all trials have: of several policies search with tpe")
     if arguments.seed < 0:
         raise ValueError(f"--seed must be 0 or more, not {arguments.seed}")
     dtbert.search.Effort(arguments.rungs, arguments.margin)
@@ -308,7 +312,7 @@ def _search(arguments: argparse.Namespace, subject: Subject, model_sha256: str, 
         "dtype": str(subject.model.dtype),
         **other_windows(arguments),
         # Studies of lengths have always been without it.
-        **({} if arguments.policy == "lengths" else {"policy": arguments.policy}),
+        **({} if arguments.policy == _POLICIES[:1] else {"policy": ",".join(arguments.policy)}),
     }
     if arguments.objective == "latency":
         # Times of different devices do not compare.
@@ -317,7 +321,7 @@ def _search(arguments: argparse.Namespace, subject: Subject, model_sha256: str, 
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
         room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
-        room.SPACES[arguments.policy](num_layers, scorers, keep_question),
+        room.space_of(arguments.policy, num_layers, scorers, keep_question),
         subject.evaluator(),
         objective=arguments.objective,
         macs_range=arguments.budget_range,
@@ -326,7 +330,8 @@ def _search(arguments: argparse.Namespace, subject: Subject, model_sha256: str, 
     search.add_starts(starts, "start")
     if arguments.learn:
         search.add_starts(learnt(arguments, search, subject.questions), "learnt")
-    search.add_starts(search.space.constants(), search.space.constant)
+    for part in search.space.parts:
+        search.add_starts(part.constants(), part.constant)
     return search
 
 
@@ -340,34 +345,6 @@ def _counts(search: "Search") -> dict[str, Any]:
     }
 
 
-def _table(search: "Search", front: "ScheduleFront") -> str:
-    counts, savings = search.counts(), search.savings()
-    saved = 1 - savings.answered / savings.without_rungs
-    return "\n".join(
-        [
-            f"trials      {counts.finished:,}: {counts.all_questions} answered all questions, "
-            f"{counts.ended_early} ended early, {counts.failed} failed",
-            f"{search.evaluator.unit:<11} {savings.answered:,} answered instead of {savings.without_rungs:,}: "
-            f"{saved:.0%} saved",
-            "",
-            _HEADS[search.evaluator.measure],
-            *(_row(entry, search.evaluator.measure) for entry in (*front.schedules, front.full_model)),
-        ]
-    )
-
-
-def _row(entry: "MeasuredSchedule", measure: str) -> str:
-    low, high = entry.f1_interval
-    # Time is, as MACs are, a part of the full model's.
-    latency = entry.latency
-    time = 1 if latency is None else latency.seconds / latency.full_model_seconds
-    scores = f"{entry.f1:5.2f}  {low:5.1f} to {high:5.1f}"
-    if measure == "F1":
-        scores += f"  {entry.exact_match:5.2f}"
-    # Rounded up, so that what is read here is a budget that suffices.
-    return f"  {entry.least_budget:6.4f}{time:8.3f}  {scores}   {describe_schedule(entry.schedule)}"
-
-
 def _range(text: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
@@ -376,6 +353,14 @@ def _range(text: str) -> tuple[float, float]:
     if not 0 <= low < high <= 1:
         raise argparse.ArgumentTypeError(f"expected two growing numbers from 0 to 1, got {text!r}")
     return low, high
+
+
+def _policies(text: str) -> "tuple[PolicyName, ...]":
+    """In the order of `_POLICIES`, by which a study is named."""
+    names = [name.strip() for name in text.split(",")]
+    if not set(names) <= set(_POLICIES) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(_POLICIES)}, each once, got {text!r}")
+    return tuple(name for name in _POLICIES if name in names)
 
 
 def _weights(text: str) -> tuple[float, ...]:

@@ -49,10 +49,8 @@ def texts_of(arguments: argparse.Namespace) -> Subject:
     check_task_options(arguments)
     if arguments.published is not None:
         raise ValueError("--published is of answers to questions: it has no part in --task")
-    if arguments.policy != "lengths":
-        raise ValueError(
-            f"--policy {arguments.policy} is of answers to questions: with --task a search is over lengths"
-        )
+    if arguments.policy != ("lengths",):
+        raise ValueError("--policy is of answers to questions: with --task a search is over lengths")
     model = load_text_model(arguments, with_schedules=False)
     if not isinstance(model, TextClassifier):
         raise ValueError("--task searches the schedules of a classifier: train one with `dtbert train --task`")
@@ -70,8 +68,8 @@ def learnt(arguments: argparse.Namespace, search: "Search", questions: "list[Squ
     from dtbert.training.learnt_thresholds import ThresholdLearning, learn_thresholds
     from dtbert.weights import load_model
 
-    space, evaluator = search.space, search.evaluator
-    assert isinstance(space, ThresholdSpace)
+    evaluator = search.evaluator
+    (space,) = (one for one in search.space.parts if isinstance(one, ThresholdSpace))
     assert isinstance(evaluator, QuestionEvaluator)
     # Gradients need the plain steps, and weights that are laid out for no processor.
     model = load_model(**{**placement(arguments), "dtype": None}, source=arguments.model, backend="reference")

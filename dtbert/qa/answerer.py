@@ -22,6 +22,7 @@ from dtbert.qa.calls import (
     check_choice,
     check_count,
     check_names,
+    check_policy,
     pairs_of,
     request_of,
 )
@@ -96,8 +97,8 @@ class QuestionAnswerer(Reader):
 
     @property
     def schedules(self) -> tuple[MeasuredSchedule, ...]:
-        """The measured schedules that a ``budget`` chooses from, the cheapest first; empty where there are none."""
-        return () if self.front is None else self.front.schedules
+        """What a ``budget`` chooses from, the cheapest first: see `within_budget`; ``front`` has all there are."""
+        return () if self.front is None else self.front.choices(self.model.device.type != "cpu")
 
     @property
     def own_scorer(self) -> OwnScorer:
@@ -340,27 +341,26 @@ class QuestionAnswerer(Reader):
         """
         if schedule is None:
             return None
-        if not isinstance(schedule, Policy):
-            raise TypeError(
-                f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
-                "LengthSchedule.absolute or LengthSchedule.ratios, or let the text decide by Threshold or TopP"
-            )
+        check_policy(schedule)
         schedule.check_layers(self.config.num_hidden_layers)
         return schedule.resolve(self.own_scorer)
 
-    def within_budget(self, budget: float) -> MeasuredSchedule:
-        """The most accurate of `schedules` whose MACs are at most this part of the full model's.
+    def within_budget(self, budget: float, *, static: bool | None = None) -> MeasuredSchedule:
+        """The most accurate measured schedule whose MACs are at most this part of the full model's, in the mean.
 
         The full model itself is the choice where nothing cheaper is as accurate; its ``schedule`` is None.
 
         Args:
             budget: above 0 and at most 1.
+            static: choose among `LengthSchedule` alone, where there are such. By default on a GPU: any other waits for
+                it in each layer that drops, and no CUDA graph holds it.
 
         Raises:
             TypeError: not a number.
             ValueError: out of range, below the cheapest schedule, or the model has no `schedules.json`.
         """
-        return within_budget(self.front, budget)
+        by_device = self.model.device.type != "cpu"
+        return within_budget(self.front, budget, by_device if static is None else static)
 
     def within_agreement(self, agreement: float | None = None) -> Cascade:
         """How ``budget="auto"`` answers: `dtbert.qa.CalibratedCascade.within`, for 0.98 by default.

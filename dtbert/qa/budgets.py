@@ -1,4 +1,8 @@
-"""Budgets: the schedules that a search found for a model, what each costs and how right it is; `schedules.json`."""
+"""Budgets: the schedules that a search found for a model, what each costs and how right it is; `schedules.json`.
+
+Among them may be policies by which the text decides. Where it cannot, in an ONNX file, or a device is waited for, on a
+GPU, a budget chooses among the others, the static ones: each a `LengthSchedule`, known before a text is read.
+"""
 
 import json
 import math
@@ -8,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dtbert.files import Json, naming, write_whole
-from dtbert.model import BertConfig, Macs, OwnScorer, Policy
-from dtbert.qa.measured import Digest, read_beside
+from dtbert.model import BertConfig, LengthSchedule, Macs, OwnScorer, Policy
+from dtbert.qa.measured import Digest, head_of, parse, read_beside, text_of
 
 SCHEDULES_FILE = "schedules.json"
 _FORMAT = 1
@@ -56,6 +60,11 @@ class MeasuredSchedule:
                 raise ValueError(f"f1, exact_match and f1_interval are percent, from 0 to 100, not {percent}")
 
     @property
+    def is_static(self) -> bool:
+        """Whether it says how many tokens stay before a text is read, as the full model does, which keeps all."""
+        return self.schedule is None or isinstance(self.schedule, LengthSchedule)
+
+    @property
     def least_budget(self) -> float:
         """The least budget of four digits that it costs at most."""
         return math.ceil(round(self.macs_fraction * 1e4, 2)) / 1e4
@@ -93,10 +102,12 @@ class MeasuredSchedule:
 
 @dataclass(frozen=True)
 class ScheduleFront:
-    """The schedules of a `schedules.json`, of which none is both dearer and less right than another.
+    """The schedules of a `schedules.json`.
 
     Attributes:
-        schedules: those with the fewest MACs first; what was dear may have been time, see `MeasuredSchedule.latency`.
+        schedules: those with the fewest MACs first. None is both dearer and less right than another, but for static
+            ones, which are compared among themselves alone. What was dear may have been time, see
+            `MeasuredSchedule.latency`.
         full_model: the same questions with nothing dropped.
         questions_file, num_questions, question_ids_sha256: what they were measured on; the hash is of the sorted
             ids, one a line.
@@ -134,18 +145,35 @@ class ScheduleFront:
             if entry.schedule is not None:
                 entry.schedule.check_layers(num_layers)
 
-    def within(self, budget: float) -> MeasuredSchedule:
+    def choices(self, static: bool = False) -> tuple[MeasuredSchedule, ...]:
+        """The schedules that a budget chooses from, the cheapest first.
+
+        Args:
+            static: static ones alone, where there are such; otherwise all but static ones that another kind beats.
+        """
+        alone = tuple(entry for entry in self.schedules if entry.is_static)
+        if static and alone:
+            return alone
+        others = [entry for entry in self.schedules if not entry.is_static]
+
+        def is_beaten(entry: MeasuredSchedule) -> bool:
+            return any(one.f1 > entry.f1 and one.macs_fraction <= entry.macs_fraction for one in others)
+
+        return tuple(entry for entry in self.schedules if not (entry.is_static and is_beaten(entry)))
+
+    def within(self, budget: float, static: bool = False) -> MeasuredSchedule:
         """The most accurate entry that costs at most a part of the full model's MACs; of equals the cheapest.
 
         Args:
             budget: above 0, at most 1, which the full model itself costs.
+            static: as `choices`.
 
         Raises:
             TypeError: not a number.
             ValueError: out of range, or below the cheapest entry.
         """
         check_budget(budget)
-        entries = (*self.schedules, self.full_model)
+        entries = (*self.choices(static), self.full_model)
         affordable = [entry for entry in entries if entry.macs_fraction <= budget]
         if not affordable:
             cheapest = min(entries, key=lambda entry: entry.macs_fraction)
@@ -157,22 +185,9 @@ class ScheduleFront:
 
     def to_json(self) -> str:
         """The text of a `schedules.json`, one schedule a line; equal fronts give equal texts."""
-        fields: dict[str, Any] = {
-            "format": _FORMAT,
-            "dtbert": self.dtbert_version,
-            "model_sha256": self.model_sha256,
-            "questions": {
-                "file": self.questions_file,
-                "count": self.num_questions,
-                "ids_sha256": self.question_ids_sha256,
-            },
-            **({"settings": self.settings} if self.settings else {}),
-            "full_model": self.full_model.to_dict(),
-        }
-        head = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in fields.items())
-        entries = ",\n".join(f"  {json.dumps(entry.to_dict())}" for entry in self.schedules)
-        body = f"\n{entries}\n " if entries else ""
-        return f'{{\n{head} "schedules": [{body}]\n}}\n'
+        fields = {**({"settings": self.settings} if self.settings else {}), "full_model": self.full_model.to_dict()}
+        entries = [json.dumps(entry.to_dict()) for entry in self.schedules]
+        return text_of(self, _FORMAT, fields, "schedules", entries)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "ScheduleFront":
@@ -181,22 +196,14 @@ class ScheduleFront:
         Raises:
             ValueError: not JSON, of another format, or a field is missing, unknown or wrong; the message names it.
         """
-        document = Json.parse(text)
-        if document.of(dict).get("format") != _FORMAT:
-            raise ValueError(f"format is {document.value.get('format')!r}, this dtbert reads {_FORMAT}")
+        document = parse(text, _FORMAT)
         settings = document.get("settings")
-        names = ("format", "dtbert", "model_sha256", "questions", "full_model", "schedules")
-        document.exactly(names if settings is None else (*names, "settings"))
-        questions = document.field("questions").exactly(("file", "count", "ids_sha256"))
+        head = head_of(document, ("full_model", "schedules", *(() if settings is None else ("settings",))))
         return cls(
             tuple(MeasuredSchedule.from_dict(*entry) for entry in document.field("schedules").items()),
             MeasuredSchedule.from_dict(*document.field("full_model")),
-            questions.field("file").of(str),
-            questions.field("count").of(int),
-            questions.field("ids_sha256").of(str),
-            document.field("model_sha256").of(str),
-            document.field("dtbert").of(str),
-            {} if settings is None else settings.of(dict),
+            settings={} if settings is None else settings.of(dict),
+            **head,
         )
 
 
@@ -236,7 +243,7 @@ def schedules_of(path: Path, num_layers: int, digest: Digest | None = None) -> S
     return read_beside(path, SCHEDULES_FILE, read, other, digest)
 
 
-def within_budget(front: ScheduleFront | None, budget: float) -> MeasuredSchedule:
+def within_budget(front: ScheduleFront | None, budget: float, static: bool) -> MeasuredSchedule:
     """As `ScheduleFront.within`; ValueError also where the model has no `schedules.json`."""
     check_budget(budget)
     if front is None:
@@ -244,7 +251,7 @@ def within_budget(front: ScheduleFront | None, budget: float) -> MeasuredSchedul
             f"budget {budget}: this model has no {SCHEDULES_FILE} to choose a schedule from; make one in its folder "
             "with `dtbert search`, or pass schedule= (`--schedule`) instead"
         )
-    return front.within(budget)
+    return front.within(budget, static)
 
 
 def own_scorer(front: ScheduleFront | None, config: BertConfig) -> OwnScorer:

@@ -86,6 +86,15 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
+def check_policy(schedule: object) -> None:
+    """Raise TypeError if it is no `Policy`."""
+    if not isinstance(schedule, Policy):
+        raise TypeError(
+            f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with LengthSchedule.absolute "
+            "or LengthSchedule.ratios, or let the text decide by Threshold or TopP"
+        )
+
+
 def request_of(
     k: int, schedule: Policy | None, asking: Asking, threshold: float, cascade: Cascade | None = None
 ) -> Request:

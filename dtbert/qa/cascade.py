@@ -8,11 +8,11 @@ from functools import cache, lru_cache
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dtbert.files import Json, naming, write_whole
 from dtbert.model import Policy
-from dtbert.qa.measured import Digest, read_beside
+from dtbert.qa.measured import Digest, head_of, parse, read_beside, text_of
 from dtbert.qa.spans import Answer
 from dtbert.qa.windows import PairError
 
@@ -167,23 +167,11 @@ class CalibratedCascade:
 
     def to_json(self) -> str:
         """The text of a `cascade.json`, one stage a line; equal ones give equal texts."""
-        fields: dict[str, Any] = {
-            "format": _FORMAT,
-            "dtbert": self.dtbert_version,
-            "model_sha256": self.model_sha256,
-            "questions": {
-                "file": self.questions_file,
-                "count": self.num_questions,
-                "ids_sha256": self.question_ids_sha256,
-            },
-            "dtype": self.dtype,
-        }
-        head = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in fields.items())
-        stages = ",\n".join(
-            "  " + json.dumps({**vars(stage), "schedule": stage.schedule.to_dict()}, separators=(",", ":"))
+        entries = [
+            json.dumps({**vars(stage), "schedule": stage.schedule.to_dict()}, separators=(",", ":"))
             for stage in self.stages
-        )
-        return f'{{\n{head} "stages": [\n{stages}\n ]\n}}\n'
+        ]
+        return text_of(self, _FORMAT, {"dtype": self.dtype}, "stages", entries)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "CalibratedCascade":
@@ -192,20 +180,10 @@ class CalibratedCascade:
         Raises:
             ValueError: not JSON, of another format, or a field is missing, unknown or wrong; the message names it.
         """
-        document = Json.parse(text)
-        if document.of(dict).get("format") != _FORMAT:
-            raise ValueError(f"format is {document.value.get('format')!r}, this dtbert reads {_FORMAT}")
-        document.exactly(("format", "dtbert", "model_sha256", "questions", "dtype", "stages"))
-        questions = document.field("questions").exactly(("file", "count", "ids_sha256"))
-        return cls(
-            tuple(_stage(one) for one in document.field("stages").items()),
-            questions.field("file").of(str),
-            questions.field("count").of(int),
-            questions.field("ids_sha256").of(str),
-            document.field("dtype").of(str),
-            document.field("model_sha256").of(str),
-            document.field("dtbert").of(str),
-        )
+        document = parse(text, _FORMAT)
+        head = head_of(document, ("dtype", "stages"))
+        stages = tuple(_stage(one) for one in document.field("stages").items())
+        return cls(stages, dtype=document.field("dtype").of(str), **head)
 
 
 def _stage(entry: Json) -> CascadeStage:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dtbert.files import Json, naming, write_whole
-from dtbert.qa.measured import Digest, read_beside
+from dtbert.qa.measured import Digest, parse, read_beside
 
 THRESHOLD_FILE = "no_answer.json"
 _FORMAT = 1
@@ -38,9 +38,7 @@ def read_threshold(path: str | PathLike[str]) -> ChosenThreshold:
         ValueError: not JSON, of another format, or a field is missing, unknown or wrong; the message names the file.
     """
     with naming(path, _ANEW):
-        document = Json.parse(Path(path).read_bytes())
-        if document.of(dict).get("format") != _FORMAT:
-            raise ValueError(f"format is {document.value.get('format')!r}, this dtbert reads {_FORMAT}")
+        document = parse(Path(path).read_bytes(), _FORMAT)
         fields = {name: value for name, value in document.value.items() if name != "format"}
         return Json(fields).record(ChosenThreshold)
 

@@ -13,23 +13,24 @@ from dtbert.search.evaluation import Evaluator, QuestionEvaluator, TextEvaluator
 from dtbert.search.front import bootstrap_intervals, front_of
 from dtbert.search.records import Record, is_beaten, pareto, records_of
 from dtbert.search.space import (
-    SPACES,
     AdaptiveSpace,
+    MixedSpace,
     PolicyName,
     SearchSpace,
     Space,
     ThresholdSpace,
     TopPSpace,
     constant_ratio,
+    space_of,
 )
 from dtbert.search.storage import naming_storage, open_study, sqlite_url
 from dtbert.search.study import Effort, Search
 
 __all__ = [
-    "SPACES",
     "AdaptiveSpace",
     "Effort",
     "Evaluator",
+    "MixedSpace",
     "PolicyName",
     "QuestionEvaluator",
     "Record",
@@ -50,5 +51,6 @@ __all__ = [
     "pareto",
     "plot",
     "records_of",
+    "space_of",
     "sqlite_url",
 ]

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 import dtbert
 from dtbert.evaluation import ids_sha256
+from dtbert.model import LengthSchedule
 from dtbert.qa import Latency, MeasuredSchedule, ScheduleFront
 from dtbert.search.evaluation import Identified
 from dtbert.search.records import Record, pareto, records_of
@@ -42,6 +43,8 @@ def bootstrap_intervals(f1: Sequence[NDArray[np.float64]], seed: int = 0) -> lis
 def front_of(search: Search, questions: Sequence[Identified], questions_file: str, model_sha256: str) -> ScheduleFront:
     """The front that a search has found so far, in the order of MACs, see `distinct`.
 
+    Schedules of lengths have a front of their own in it, whatever else beats them: not all can let the text decide.
+
     What has not been timed yet, with the objective ``"macs"``, is timed now, once a study.
 
     Args:
@@ -56,9 +59,10 @@ def front_of(search: Search, questions: Sequence[Identified], questions_file: st
     records = full_records(search)
     if not records:
         raise ValueError("no trial has answered all questions yet: give the search more trials")
-    chosen = distinct([records[index] for index in pareto(records, [record.f1.mean() for record in records])])
+    of_lengths = [record for record in records if isinstance(record.schedule, LengthSchedule)]
+    best = {record.number: record for record in (*_best(records), *_best(of_lengths))}
     full = search.full_model
-    chosen.sort(key=lambda record: record.macs_fraction)  # with the objective "latency" it was that of time
+    chosen = sorted(best.values(), key=lambda record: record.macs_fraction)
     *intervals, full_interval = bootstrap_intervals([*(record.f1 for record in chosen), full.f1])
     latencies = search.latencies_of(chosen)
     return ScheduleFront(
@@ -71,6 +75,10 @@ def front_of(search: Search, questions: Sequence[Identified], questions_file: st
         dtbert.__version__,
         {name: value for name, value in search.study.user_attrs["settings"].items() if name not in _ELSEWHERE},
     )
+
+
+def _best(records: Sequence[Record]) -> list[Record]:
+    return distinct([records[index] for index in pareto(records, [record.f1.mean() for record in records])])
 
 
 def distinct(front: Sequence[Record]) -> list[Record]:

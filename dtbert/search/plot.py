@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,7 @@ from dtbert.model.store import read_store
 from dtbert.pictures import picture
 from dtbert.search.evaluation import Evaluator
 from dtbert.search.records import Record, records_of
+from dtbert.search.space import Space
 
 if TYPE_CHECKING:
     from dtbert.model import BertConfig
@@ -33,6 +35,18 @@ class PublishedPoint(NamedTuple):
     f1: float
 
 
+class _Group(NamedTuple):
+    """The policies that are drawn in one colour."""
+
+    part: Space
+    scorer: str
+    color: str
+    label: str
+
+    def holds(self, policy: Policy | None) -> bool:
+        return isinstance(policy, self.part.made) and policy.scorer == self.scorer
+
+
 def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: Sequence[PublishedPoint] = ()) -> None:
     """Draw a search, in the format that the ending names: F1 against executed MACs as part of the full model's.
 
@@ -49,7 +63,7 @@ def plot_front(search: "Search", front: "ScheduleFront", path: Path, published: 
         if published:
             label = "published, on SQuAD's development set"
             axes.plot(*zip(*published, strict=True), "x", color="#D55E00", markersize=6, label=label, zorder=7)
-        _draw_front(axes, front, search.space.scorers)
+        _draw_front(axes, front, search)
         axes.set_xlabel(f"executed MACs, part of the full model's at each {search.evaluator.piece}'s own length")
         axes.set_ylabel(f"{search.evaluator.measure} on {front.num_questions:,} {search.evaluator.unit}")
         axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9, edgecolor="none")
@@ -81,20 +95,29 @@ def read_published(path: str, config: "BertConfig", evaluator: Evaluator) -> lis
     return points
 
 
+def _groups(search: "Search") -> list[_Group]:
+    parts = search.space.parts
+    found = zip(product(parts, search.space.scorers), _COLORS * 9, strict=False)
+    return [
+        _Group(part, scorer, color, f"{part.name}, {scorer}" if len(parts) > 1 else scorer)
+        for (part, scorer), color in found
+    ]
+
+
 def _draw_trials(axes: Any, search: "Search") -> None:
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     everything, any_ended_early = search.evaluator.num_questions, False
-    for color, scorer in zip(_COLORS * 9, search.space.scorers, strict=False):
-        named = {"label": scorer}  # once, by what there is of it
+    for group in _groups(search):
+        named = {"label": group.label}  # once, by what there is of it
         for whole in (True, False):
             points = [
                 (x, y)
                 for record, x, y in _places(search)
-                if record.schedule.scorer == scorer and (len(record.f1) == everything) == whole
+                if group.holds(record.schedule) and (len(record.f1) == everything) == whole
                 if left <= x <= right and bottom <= y <= top
             ]
             if points:
-                style: dict[str, Any] = {"s": 14, "color": color, "linewidths": 0.7, "alpha": 0.75, "zorder": 3}
+                style: dict[str, Any] = {"s": 14, "color": group.color, "linewidths": 0.7, "alpha": 0.75, "zorder": 3}
                 style |= named if whole else {**named, "facecolors": "none"}
                 axes.scatter(*zip(*points, strict=True), **style)
                 named, any_ended_early = {}, any_ended_early or not whole
@@ -109,25 +132,32 @@ def _draw_baseline(axes: Any, search: "Search", front: "ScheduleFront") -> None:
         return str(schedule.scorer), schedule.keep_question
 
     ((most, _),) = Counter(drops_by(entry.schedule) for entry in front.schedules if entry.schedule).most_common(1)
-    points = sorted(
-        (x, y)
-        for record, x, y in _places(search)
-        if record.origin == search.space.constant and drops_by(record.schedule) == most
-    )
-    if any(y >= axes.get_ylim()[0] for _, y in points):
-        label = f"{search.space.constant}, {most[0]}{' +question' * most[1]}"
-        axes.plot(*zip(*points, strict=True), "s--", color="0.45", markersize=4, linewidth=1, label=label, zorder=4)
+    for marker, part in zip("s^v", search.space.parts, strict=False):
+        points = sorted(
+            (x, y)
+            for record, x, y in _places(search)
+            if record.origin == part.constant and drops_by(record.schedule) == most
+        )
+        if any(y >= axes.get_ylim()[0] for _, y in points):
+            label = f"{part.constant}, {most[0]}{' +question' * most[1]}"
+            style = {"color": "0.45", "markersize": 4, "linewidth": 1}
+            axes.plot(*zip(*points, strict=True), f"{marker}--", **style, label=label, zorder=4)
 
 
-def _draw_front(axes: Any, front: "ScheduleFront", scorers: Sequence[str]) -> None:
-    entries = front.schedules
-    x, y = [entry.macs_fraction for entry in entries], [entry.f1 for entry in entries]
-    low, high = zip(*(entry.f1_interval for entry in entries), strict=True)
-    axes.fill_between(x, low, high, color="black", alpha=0.09, linewidth=0, label="95% interval", zorder=1)
-    axes.plot(x, y, "-", color="black", linewidth=1.3, label="front", zorder=5)
-    colors = dict(zip(scorers, _COLORS * 9, strict=False))
-    filled = [colors.get(str(entry.schedule.scorer), "0.5") if entry.schedule else "0.5" for entry in entries]
-    axes.scatter(x, y, s=26, color=filled, edgecolors="black", linewidths=0.9, zorder=6)
+def _draw_front(axes: Any, front: "ScheduleFront", search: "Search") -> None:
+    def places(entries: "Sequence[MeasuredSchedule]") -> tuple[list[float], list[float]]:
+        return [entry.macs_fraction for entry in entries], [entry.f1 for entry in entries]
+
+    choices, static = front.choices(), front.choices(static=True)
+    low, high = zip(*(entry.f1_interval for entry in choices), strict=True)
+    shade: dict[str, Any] = {"color": "black", "alpha": 0.09, "linewidth": 0, "label": "95% interval", "zorder": 1}
+    axes.fill_between(places(choices)[0], low, high, **shade)
+    axes.plot(*places(choices), "-", color="black", linewidth=1.3, label="front", zorder=5)
+    if not set(static) <= set(choices):
+        axes.plot(*places(static), ":", color="black", linewidth=1.3, label="front of lengths alone", zorder=5)
+    groups = _groups(search)
+    filled = [next((one.color for one in groups if one.holds(entry.schedule)), "0.5") for entry in front.schedules]
+    axes.scatter(*places(front.schedules), s=26, color=filled, edgecolors="black", linewidths=0.9, zorder=6)
     full, (low_full, high_full) = front.full_model, front.full_model.f1_interval
     error = [[full.f1 - low_full], [high_full - full.f1]]
     axes.errorbar(1, full.f1, error, fmt="D", color="black", markersize=5, capsize=3, label="full model", zorder=6)

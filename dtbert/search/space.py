@@ -5,9 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, ClassVar, Literal
-
-from optuna import Trial
+from typing import Any, ClassVar, Literal, Protocol
 
 from dtbert.model import AdaptivePolicy, LengthSchedule, Policy, Threshold, TopP, is_logarithmic
 
@@ -20,9 +18,17 @@ LEAST_RATIO = 0.005
 _TOP_CUBE, _TOP = 1.1, 1.2
 
 
+class Suggests(Protocol):
+    """What a space asks of an Optuna trial."""
+
+    def suggest_float(self, name: str, low: float, high: float) -> float: ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Space(ABC):
-    """What all spaces have in common: a scorer for all layers, the question, and a number for each layer.
+    """What the spaces of one kind of policy share: a scorer for all layers, the question, a number for each layer.
 
     Attributes:
         num_layers: of the model.
@@ -34,6 +40,8 @@ class Space(ABC):
     scorers: tuple[str, ...]
     keep_question: tuple[bool, ...] = (False, True)
 
+    name: ClassVar[PolicyName]
+    made: ClassVar[type[Policy]]
     # What the policies are called that do the same in every layer.
     constant: ClassVar[str]
 
@@ -45,7 +53,12 @@ class Space(ABC):
         for scorer in self.scorers:
             constant_ratio(0.5, self.num_layers, scorer)  # names an unknown scorer
 
-    def suggest(self, trial: Trial) -> Policy:
+    @property
+    def parts(self) -> "tuple[Space, ...]":
+        """The spaces of one kind each."""
+        return (self,)
+
+    def suggest(self, trial: Suggests) -> Policy:
         """The policy of a trial."""
         scorer = trial.suggest_categorical("scorer", self.scorers)
         keep_question = trial.suggest_categorical("keep_question", self.keep_question)
@@ -59,6 +72,8 @@ class Space(ABC):
             ValueError: the policy is not one of this space.
         """
         policy.check_layers(self.num_layers)
+        if not isinstance(policy, self.made):
+            raise ValueError(_other_kind(policy, self.parts))
         numbers = self._numbers(policy)
         if policy.scorer is None:
             raise ValueError(f"the schedule names no scorer: give it one of {', '.join(self.scorers)}")
@@ -79,7 +94,7 @@ class Space(ABC):
         return [self._constant(*one) for one in product(range(3), self.scorers, self.keep_question)]
 
     @abstractmethod
-    def _draw(self, trial: Trial, layer: int) -> float: ...
+    def _draw(self, trial: Suggests, layer: int) -> float: ...
 
     @abstractmethod
     def _make(self, drawn: Sequence[float], scorer: str, keep_question: bool) -> Policy: ...
@@ -98,9 +113,9 @@ class SearchSpace(Space):
     A factor is drawn as its cube, uniformly, so that gentle drops are tried more often than harsh ones.
     """
 
-    constant = "constant ratio"
+    name, made, constant = "lengths", LengthSchedule, "constant ratio"
 
-    def _draw(self, trial: Trial, layer: int) -> float:
+    def _draw(self, trial: Suggests, layer: int) -> float:
         return trial.suggest_float(f"keep_{layer}_cubed", LEAST_KEPT**3, _TOP_CUBE)
 
     def _make(self, drawn: Sequence[float], scorer: str, keep_question: bool) -> LengthSchedule:
@@ -111,8 +126,7 @@ class SearchSpace(Space):
         return LengthSchedule.ratios(ratios, scorer=scorer, keep_question=keep_question)
 
     def _numbers(self, policy: Policy) -> dict[str, float]:
-        if not isinstance(policy, LengthSchedule):
-            raise ValueError(f"a {type(policy).__name__} has no lengths: the search is over ratios; see --policy")
+        assert isinstance(policy, LengthSchedule)
         if policy.kind != "ratios":
             raise ValueError("lengths are absolute: the search is over ratios of the sequence's own length")
         numbers, before = {}, 1.0
@@ -139,10 +153,11 @@ class AdaptiveSpace(Space):
     """
 
     made: ClassVar[type[AdaptivePolicy]]
-    # Decimal digits of the share: at the harshest, and beyond that to the gentlest, of scores and of logarithmic ones.
-    digits: ClassVar[tuple[float, float, float]]
+    # Decimal digits of the share, at the harshest and from there to the gentlest: of scores, and of logarithmic ones, of
+    # which a late layer's lie mostly with the few tokens that may be the answer.
+    digits: ClassVar[tuple[tuple[float, float], tuple[float, float]]]
 
-    def _draw(self, trial: Trial, layer: int) -> float:
+    def _draw(self, trial: Suggests, layer: int) -> float:
         return trial.suggest_float(f"gentle_{layer}", 0, _TOP)
 
     def _make(self, drawn: Sequence[float], scorer: str, keep_question: bool) -> AdaptivePolicy:
@@ -151,10 +166,7 @@ class AdaptiveSpace(Space):
         return self._of_shares(shares, scorer=scorer, keep_question=keep_question)
 
     def _numbers(self, policy: Policy) -> dict[str, float]:
-        if not isinstance(policy, self.made):
-            raise ValueError(
-                f"a {type(policy).__name__} is no {self.made.__name__}, which the search is over: see --policy"
-            )
+        assert isinstance(policy, AdaptivePolicy)
         least, span = self._span(policy.scorers[0])
         numbers = {}
         for layer, share in enumerate(self._shares(policy)):
@@ -172,8 +184,7 @@ class AdaptiveSpace(Space):
         return self._make([(0.8, 0.55, 0.3)[harshness]] * self.num_layers, scorer, keep_question)
 
     def _span(self, scorer: str) -> tuple[float, float]:
-        least, plain, logarithmic = self.digits
-        return least, logarithmic if is_logarithmic(scorer) else plain
+        return self.digits[is_logarithmic(scorer)]
 
     @abstractmethod
     def _of_shares(self, shares: Sequence[float], **options: Any) -> AdaptivePolicy: ...
@@ -183,9 +194,9 @@ class AdaptiveSpace(Space):
 
 
 class ThresholdSpace(AdaptiveSpace):
-    """`Threshold` with thresholds of 0.03 to 0.0001, or to 1e-11 where scores are logarithmic."""
+    """`Threshold` with thresholds of 0.03 to 0.0001, or of 0.3 to 1e-11 where scores are logarithmic."""
 
-    constant, made, digits = "constant threshold", Threshold, (1.5, 2.5, 9.5)
+    name, made, constant, digits = "threshold", Threshold, "constant threshold", ((1.5, 2.5), (0.5, 10.5))
 
     def nearest(self, policy: Threshold) -> Threshold:
         """The policy with thresholds that the search tries: none below the least, none above the greatest."""
@@ -204,7 +215,7 @@ class ThresholdSpace(AdaptiveSpace):
 class TopPSpace(AdaptiveSpace):
     """`TopP` with parts that leave out shares of 0.6 to 0.006, or to 6e-10 where scores are logarithmic."""
 
-    constant, made, digits = "constant part", TopP, (0.2, 2.0, 9.0)
+    name, made, constant, digits = "top-p", TopP, "constant part", ((0.2, 2.0), (0.2, 9.0))
 
     def _of_shares(self, shares: Sequence[float], **options: Any) -> TopP:
         # To a digit more than the least share has.
@@ -215,7 +226,63 @@ class TopPSpace(AdaptiveSpace):
         return [float(f"{1 - part:.4g}") for part in policy.parts]
 
 
-SPACES: dict[PolicyName, type[Space]] = {"lengths": SearchSpace, "threshold": ThresholdSpace, "top-p": TopPSpace}
+_SPACES: tuple[type[Space], ...] = (SearchSpace, ThresholdSpace, TopPSpace)
+
+
+@dataclass(frozen=True)
+class MixedSpace:
+    """Several spaces: a trial draws one of them, then a policy of it.
+
+    A parameter carries the name of its space, so that a sampler which knows of conditions learns of each by itself.
+
+    Attributes:
+        parts: spaces that differ in the kind of their policies alone.
+    """
+
+    parts: tuple[Space, ...]
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        return self.parts[0].scorers
+
+    def suggest(self, trial: Suggests) -> Policy:
+        """As `Space.suggest`."""
+        name = trial.suggest_categorical("policy", [part.name for part in self.parts])
+        (drawn,) = (part for part in self.parts if part.name == name)
+        return drawn.suggest(_OfSpace(trial, name))
+
+    def parameters_of(self, policy: Policy) -> dict[str, Any]:
+        """As `Space.parameters_of`."""
+        for part in self.parts:
+            if isinstance(policy, part.made):
+                own = part.parameters_of(policy)
+                return {"policy": part.name, **{f"{part.name} {name}": value for name, value in own.items()}}
+        raise ValueError(_other_kind(policy, self.parts))
+
+
+class _OfSpace:
+    """A trial, asked for the parameters of one of several spaces."""
+
+    def __init__(self, trial: Suggests, space: PolicyName) -> None:
+        self._trial, self._space = trial, space
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        return self._trial.suggest_float(f"{self._space} {name}", low, high)
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return self._trial.suggest_categorical(f"{self._space} {name}", choices)
+
+
+def space_of(
+    policies: Sequence[PolicyName], num_layers: int, scorers: tuple[str, ...], keep_question: tuple[bool, ...]
+) -> Space | MixedSpace:
+    """The space of policies of these kinds.
+
+    Raises:
+        ValueError: as `Space`.
+    """
+    parts = tuple(space(num_layers, scorers, keep_question) for space in _SPACES if space.name in policies)
+    return MixedSpace(parts) if len(parts) > 1 else parts[0]
 
 
 def constant_ratio(
@@ -224,3 +291,8 @@ def constant_ratio(
     """The baseline: every layer keeps the same part of the tokens that reach it."""
     ratios = [max(round(factor ** (layer + 1), 4), LEAST_RATIO) for layer in range(num_layers)]
     return LengthSchedule.ratios(ratios, scorer=scorer, keep_question=keep_question)
+
+
+def _other_kind(policy: Policy, parts: Sequence[Space]) -> str:
+    kinds = " or ".join(part.made.__name__ for part in parts)
+    return f"a {type(policy).__name__} is no {kinds}, which the search is over: see --policy"

@@ -69,8 +69,8 @@ def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Layers matter together: what the first one drops the last one cannot use.
-            study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
+            # Layers matter together: what the first one drops the last one cannot use. Each kind of policy is a group.
+            study.sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=number)
     return study
 
 

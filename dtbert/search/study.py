@@ -14,13 +14,13 @@ from optuna import Study, Trial
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from dtbert.model import Macs, Policy
+from dtbert.model import LengthSchedule, Macs, Policy
 from dtbert.qa import Latency
 from dtbert.search import records
 from dtbert.search.evaluation import Evaluator
 from dtbert.search.processes import has_ended, this_process
 from dtbert.search.records import Record, estimated_f1, is_beaten, records_of
-from dtbert.search.space import Space
+from dtbert.search.space import MixedSpace, Space
 from dtbert.search.storage import STORAGE_ERRORS
 
 Objective = Literal["macs", "latency"]
@@ -104,7 +104,7 @@ class Search:
     def __init__(
         self,
         study: Study,
-        space: Space,
+        space: Space | MixedSpace,
         evaluator: Evaluator,
         *,
         objective: Objective = "macs",
@@ -269,6 +269,11 @@ class Search:
     def _peers(self, trial: Trial) -> list[Record]:
         return [record for record in records_of(self.study) if record.number != trial.number]
 
+    def _rivals(self, trial: Trial, schedule: Policy) -> list[Record]:
+        """The other trials that a front may hold instead: of a schedule of lengths other such, see `front_of`."""
+        peers, of_lengths = self._peers(trial), isinstance(schedule, LengthSchedule)
+        return [peer for peer in peers if not of_lengths or isinstance(peer.schedule, LengthSchedule)]
+
     def _climb(self, trial: Trial, schedule: Policy, cost: float) -> NDArray[np.float64]:
         """F1 of the questions up to the rung where the trial was beaten, or of all."""
         f1: list[float] = []
@@ -280,7 +285,7 @@ class Search:
             trial.set_user_attr(records.EXACT_MATCHES, round(exact_matches))
             trial.set_user_attr(records.F1, f1)
             last = step == self.evaluator.num_questions
-            if not last and is_beaten(np.array(f1), cost, self._peers(trial), self.effort.margin):
+            if not last and is_beaten(np.array(f1), cost, self._rivals(trial, schedule), self.effort.margin):
                 break
         return np.array(f1)
 

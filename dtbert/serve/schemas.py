@@ -152,7 +152,7 @@ class Used(BaseModel):
     """What was spent."""
 
     budget: float | None = Field(description="That chose the schedule; null is the full model, or a schedule given.")
-    schedule: dict[str, Any] | None = Field(description="Tokens that each layer kept; null is all of them.")
+    schedule: dict[str, Any] | None = Field(description="What said how many tokens a layer keeps; null: all.")
     work: float = Field(description="Executed multiply-accumulates over the full model's, of these texts.")
     shed: bool = Field(description="Whether the budget is smaller than was asked for, because of the load.")
     waited_ms: float = Field(description="Until the model began.")
@@ -198,7 +198,10 @@ class Limits(BaseModel):
 
 
 class FrontPoint(BaseModel):
-    """A schedule that was measured: its work as a part of the full model's, and F1 in percent."""
+    """A schedule that was measured, or a policy by which the text decides, as its `kind` says; null is the full model.
+
+    Its work is a part of the full model's, in the mean, and F1 in percent.
+    """
 
     schedule: dict[str, Any] | None
     work: float

@@ -89,7 +89,9 @@ def processors() -> int:
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    # Named, for asyncio turns Nagle's algorithm off of TCP alone, and with it the 40 ms by which a client's delayed
+    # acknowledgement would hold back an answer's second packet.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

@@ -114,7 +114,7 @@ class Service:
     def model(self) -> schemas.ModelResponse:
         """What there is to know about the model and the limits."""
         qa, config = self.qa, self.qa.config
-        points = [] if qa.front is None else [*qa.front.schedules, qa.front.full_model]
+        points = [] if qa.front is None else [*qa.schedules, qa.front.full_model]
         return schemas.ModelResponse(
             name=self.name,
             version=__version__,

@@ -218,7 +218,7 @@ class TextClassifier(TextModel):
                 f"budget {budget}: this model has no {SCHEDULES_FILE} to choose a schedule from; make one in its "
                 "folder with `dtbert search --task`, or pass schedule= (`--schedule`) instead"
             )
-        return self.front.within(budget)
+        return self.front.within(budget, static=True)
 
     def _chosen(self, schedule: LengthSchedule | None, budget: float | None) -> LengthSchedule | None:
         if schedule is not None and budget is not None:

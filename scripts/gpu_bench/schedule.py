@@ -22,7 +22,7 @@ _BATCH_TOKENS = 16384
 def schedules(lengths: Sequence[int]) -> dict[str, LengthSchedule]:
     """The published lengths by two scorers, and the shipped schedule for half the work."""
     published = {f"published, {scorer}": LengthSchedule.absolute(lengths, scorer=scorer) for scorer in DROPPED_BY}
-    half = read_schedules(resolve_source(None) / SCHEDULES_FILE).within(_HALF).schedule
+    half = read_schedules(resolve_source(None) / SCHEDULES_FILE).within(_HALF, static=True).schedule
     assert isinstance(half, LengthSchedule)
     return {**published, f"half, {half.scorer}": half}
 

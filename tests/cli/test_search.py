@@ -168,6 +168,30 @@ def test_what_the_text_decides_is_searched_and_used_as_a_schedule_is(run: Run, f
     assert report["macs_per_question"]["executed"] <= report["macs_per_question"]["executed_p95"]
 
 
+def test_kinds_share_a_front_of_which_each_command_takes_what_it_can(run: Run, folder: Path) -> None:
+    starts = LengthSchedule.ratios([0.8, 0.3], scorer="cls"), Threshold([0, 0.005], scorer="cls")
+    given = [word for one in starts for word in ("--start", one.to_json())]
+    options = ("--scorers", "cls", "--keep-question", "no", "--rungs", "none", "--trials", 9, "--json")
+    search = (*SEARCH, *options, "--budget-range", "0.2,0.99")
+    report = json.loads(run(*search, "--policy", "threshold,lengths", *given).out)
+    assert report["trials"]["all_questions"] == 9
+    front = read_schedules("model/schedules.json")
+    assert {type(entry.schedule) for entry in front.schedules} >= {LengthSchedule}
+    again = json.loads(run(*search, "--policy", "lengths, threshold", "--start", "model/schedules.json").out)
+    assert again == report
+    # One of each, of which the text decides the better one.
+    whole, better = ({**entry.to_dict(), "f1_interval": [0, 100]} for entry in front.schedules[:1] * 2)
+    whole |= {"schedule": starts[0].to_dict(), "macs_fraction": 0.6, "f1": 50.0}
+    better |= {"schedule": starts[1].to_dict(), "macs_fraction": 0.5, "f1": 60.0}
+    fields = {**json.loads(front.to_json()), "schedules": [better, whole]}
+    fields["full_model"] |= {"f1": 70.0, "f1_interval": [60, 80]}
+    Path("model/schedules.json").write_text(json.dumps(fields))
+    chosen = json.loads(run("evaluate", "squad.json", "--model", "model", "--budget", 0.7, "--json").out)
+    assert chosen["schedule"] == starts[1].to_dict()
+    assert run("export", "x.onnx", "--model", "model", "--budget", 0.7).status == 0
+    assert json.loads(Path("x.onnx.json").read_text())["schedule"] == starts[0].to_dict()
+
+
 def test_learnt_thresholds_are_tried_first_and_learnt_once(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +306,10 @@ def test_batch_answers_within_a_budget(run: Run, folder: Path) -> None:
         (("--budget-range", "0.9"), "0.2,0.9, got '0.9'"),
         (("--budget-range", "0.9,0.2"), "argument --budget-range: "),
         (("--rungs", "400,100"), "not [400, 100]"),
+        (("--policy", "length"), "expected some of lengths, threshold, top-p, each once, got 'length'"),
+        (("--policy", "threshold,threshold"), "each once, got 'threshold,threshold'"),
+        (("--policy", "lengths,top-p", "--sampler", "nsga2"), "of several policies search with tpe"),
+        (("--start", Threshold([0, 0.005], scorer="cls").to_json()), "a Threshold is no LengthSchedule, "),
         (("--rungs", "many"), "got 'many'"),
         (("--seed", "-1"), "--seed must be 0 or more, not -1"),
         (("--published", "nothing.tsv", "--plot", "front.png"), "nothing.tsv"),

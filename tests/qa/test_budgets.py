@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from dtbert.evaluation import PreparedQuestions, SquadQuestion
-from dtbert.model import LengthSchedule, Macs, OwnScorer
+from dtbert.model import BertForQuestionAnswering, LengthSchedule, Macs, OwnScorer, Threshold
 from dtbert.qa import Latency, MeasuredSchedule, QuestionAnswerer, ScheduleFront, read_schedules, write_schedules
 from dtbert.weights import load_encoder, load_model, save_model
 from tests.qa.conftest import make_model
@@ -45,12 +45,13 @@ SCHEDULES = st.one_of(
         keep_cls=st.booleans(),
     ),
 )
+POLICIES = SCHEDULES | st.builds(Threshold, st.lists(st.floats(0, 0.9), min_size=2, max_size=2), scorer=st.just("cls"))
 PERCENT = st.floats(0, 100)
 SECONDS = st.floats(1e-6, 1e3)
 LATENCIES = st.builds(Latency, SECONDS, SECONDS, st.text(), st.just("float32"), st.integers(1, 64))
 ENTRIES = st.builds(
     MeasuredSchedule,
-    SCHEDULES,
+    POLICIES,
     st.floats(1e-6, 1),
     st.builds(Macs, st.integers(0, 10**13), st.integers(0, 10**13)),
     PERCENT,
@@ -90,6 +91,20 @@ def test_choice_is_the_best_that_the_budget_allows(front: ScheduleFront, budget:
     assert chosen in affordable
     assert chosen.f1 == max(entry.f1 for entry in affordable)
     assert all(chosen.macs_fraction <= entry.macs_fraction for entry in affordable if entry.f1 == chosen.f1)
+
+
+@given(FRONTS, st.floats(0, 1, exclude_min=True))
+def test_static_choice_is_the_best_of_the_static_where_there_are_such(front: ScheduleFront, budget: float) -> None:
+    static = [one for one in front.schedules if isinstance(one.schedule, LengthSchedule)]
+    alone = replace(front, schedules=tuple(static or front.schedules))
+    for one in (alone, front):
+        if any(entry.macs_fraction <= budget for entry in (*alone.schedules, front.full_model)):
+            assert one.within(budget, static=True) == alone.within(budget)
+        else:
+            with pytest.raises(ValueError, match="below the cheapest schedule"):
+                one.within(budget, static=True)
+    assert {front.within(entry.macs_fraction) for entry in front.schedules} <= {*front.choices(), front.full_model}
+    assert {*front.schedules} - {*front.choices()} <= {*static}
 
 
 def test_full_model_is_the_choice_at_a_budget_of_one() -> None:
@@ -188,6 +203,22 @@ def test_answer_with_a_budget_is_the_answer_with_its_schedule(budgeted: Question
     assert list(budgeted.answer_many([(QUESTION, CONTEXT)] * 2, budget=0.6)) == [expected] * 2
     assert budgeted(QUESTION, CONTEXT, budget=1) == budgeted(QUESTION, CONTEXT)
     assert budgeted.schedules == FRONT.schedules
+
+
+def test_budget_lets_the_text_decide_unless_a_gpu_would_wait_for_it(
+    make_answerer: Callable[..., QuestionAnswerer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decides = Threshold((0.02, 0.03), scorer="cls")
+    mixed = make_answerer(front=front(*FRONT.schedules, entry(decides, 0.45, 75.0)))
+    alone = make_answerer(front=front(entry(decides, 0.45, 75.0)))
+    assert mixed(QUESTION, CONTEXT, budget=0.6) == mixed(QUESTION, CONTEXT, schedule=decides)
+    assert mixed.within_budget(0.6, static=True).schedule == HALF
+    assert [one.schedule for one in mixed.schedules] == [FRONT.schedules[0].schedule, decides]
+    monkeypatch.setattr(BertForQuestionAnswering, "device", torch.device("cuda"))
+    assert mixed.within_budget(0.6).schedule == HALF
+    assert mixed.schedules == FRONT.schedules
+    assert mixed.within_budget(0.6, static=False).schedule == decides
+    assert alone.within_budget(0.6).schedule == decides
 
 
 def test_schedule_and_budget_exclude_each_other(budgeted: QuestionAnswerer) -> None:

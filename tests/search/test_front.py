@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import dtbert
 from dtbert.evaluation import GoldAnswer, SquadQuestion
-from dtbert.model import LengthSchedule, Macs
+from dtbert.model import LengthSchedule, Macs, Threshold
 from dtbert.qa import Latency, read_schedules, write_schedules
 from dtbert.search import (
     Effort,
@@ -29,7 +29,7 @@ from dtbert.search import (
     records_of,
 )
 from dtbert.search.front import distinct
-from tests.search.toys import STARTS, Toy, toy_search
+from tests.search.toys import MIXED, STARTS, Toy, toy_search
 
 
 def question(identifier: str, title: str = "") -> SquadQuestion:
@@ -167,6 +167,21 @@ def test_front_of_times_is_in_the_order_of_macs() -> None:
     assert f1 == sorted(f1, reverse=True)
 
 
+def test_front_keeps_the_best_lengths_beside_what_beats_them() -> None:
+    shares = [Threshold((share, share), scorer="cls") for share in (0.021, 0.011, 0.004)]
+    mixed, alone = toy_search(space=MIXED), toy_search()
+    mixed.add_starts([*STARTS, *shares], "start")
+    mixed.run(9)
+    alone.add_starts(STARTS, "start")
+    alone.run(6)
+    front, of_lengths = (front_of(search, QUESTIONS, "toy.json", "abc") for search in (mixed, alone))
+    assert front.choices(static=True) == of_lengths.schedules != ()
+    assert [entry.schedule for entry in front.choices()] == shares
+    assert [entry.macs_fraction for entry in front.schedules] == sorted(
+        entry.macs_fraction for entry in (*front.choices(), *of_lengths.schedules)
+    )
+
+
 def test_baseline_of_the_plot_drops_by_what_the_front_drops_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = toy_search()
     search.space = replace(search.space, scorers=search.space.scorers[::-1])  # `random` first, which loses
@@ -196,6 +211,18 @@ def test_legend_names_what_can_be_seen(tmp_path: Path, monkeypatch: pytest.Monke
     search.run(6)
     assert all(len(one.f1) < 600 for one in records_of(search.study) if one.schedule.scorer == "random")
     assert {"random", "ended early (estimate)"} < set(legend_of(search, tmp_path / "front.svg", monkeypatch))
+
+
+def test_plot_tells_kinds_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = toy_search(space=MIXED)
+    for part in MIXED.parts:
+        search.add_starts(part.constants(), part.constant)
+    search.add_starts([Threshold((0.0145, 0.0145), scorer="cls")], "start")
+    search.run(13)
+    assert {
+        *("lengths, cls", "threshold, cls", "lengths, random", "front", "front of lengths alone"),
+        *("constant ratio, cls", "constant threshold, cls"),
+    } <= set(legend_of(search, tmp_path / "front.png", monkeypatch))
 
 
 def test_beginnings_of_the_search_order_are_spread_over_articles() -> None:

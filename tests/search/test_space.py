@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
 from dtbert.model import LengthSchedule, Threshold, TopP
-from dtbert.search import AdaptiveSpace, SearchSpace, ThresholdSpace, TopPSpace, constant_ratio
+from dtbert.search import AdaptiveSpace, SearchSpace, Space, ThresholdSpace, TopPSpace, constant_ratio, space_of
 
 SPACE = SearchSpace(4, ("received", "cls"))
 CUBES = st.floats(0.05**3, 1.1)
@@ -103,7 +103,7 @@ def test_any_share_that_is_drawn_can_be_a_start(
 
 def test_gentler_draws_keep_more_and_logarithms_reach_further() -> None:
     made = [SHARES[0]._make([gentle] * 4, scorer, False) for scorer in SHARES[0].scorers for gentle in (0, 1)]
-    assert [policy.thresholds[0] for policy in made] == [0.03162, 1e-4, 0.03162, 1e-11]
+    assert [policy.thresholds[0] for policy in made] == [0.03162, 1e-4, 0.3162, 1e-11]
     made = [SHARES[1]._make([gentle] * 4, scorer, False) for scorer in SHARES[1].scorers for gentle in (0, 1)]
     assert [policy.parts[0] for policy in made] == [0.369, 0.99369, 0.369, 1 - 6.31e-10]
     assert len({*SHARES[0].constants()}) == 3 * 2 * 2
@@ -123,5 +123,30 @@ def test_gentler_draws_keep_more_and_logarithms_reach_further() -> None:
 def test_what_is_not_a_share_of_the_space_is_refused(policy: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SHARES[0].parameters_of(policy)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has no lengths"):
+    with pytest.raises(ValueError, match="a Threshold is no LengthSchedule, which"):
         SPACE.parameters_of(Threshold([0.01] * 4))
+
+
+MIXED = space_of(("top-p", "lengths", "threshold"), 4, SPACE.scorers, (True,))
+
+
+@given(st.sampled_from(MIXED.parts), st.sampled_from(SPACE.scorers), st.lists(CUBES, min_size=4, max_size=4))
+def test_several_spaces_give_the_policy_of_the_one_that_is_drawn(own: Space, scorer: str, numbers: list[float]) -> None:
+    drawn = "keep_{}_cubed" if own.name == "lengths" else "gentle_{}"
+    parameters = {drawn.format(layer): number for layer, number in enumerate(numbers)}
+    parameters |= {"scorer": scorer, "keep_question": True}
+    policy = own.suggest(FixedTrial(parameters))
+    named = {f"{own.name} {name}": value for name, value in parameters.items()}
+    assert MIXED.suggest(FixedTrial({"policy": own.name, **named})) == policy
+    for constant in own.constants():
+        assert MIXED.parameters_of(constant).keys() == {"policy", *named}
+        assert MIXED.suggest(FixedTrial(MIXED.parameters_of(constant))) == constant
+
+
+def test_what_none_of_several_spaces_has_is_refused() -> None:
+    assert space_of(("threshold",), 4, SPACE.scorers, (True,)) == ThresholdSpace(4, SPACE.scorers, (True,))
+    shares = space_of(("threshold", "top-p"), 4, SPACE.scorers, (True,))
+    with pytest.raises(ValueError, match="a LengthSchedule is no Threshold or TopP, which"):
+        shares.parameters_of(LengthSchedule.ratios([1, 1, 1, 0.5], scorer="cls", keep_question=True))
+    with pytest.raises(ValueError, match="keep_question differs"):
+        MIXED.parameters_of(Threshold([0.01] * 4, scorer="cls"))

@@ -13,12 +13,12 @@ from optuna.exceptions import StorageInternalError
 from optuna.samplers import NSGAIISampler, TPESampler
 
 from dtbert.evaluation import Score
-from dtbert.model import LengthSchedule, Macs
+from dtbert.model import LengthSchedule, Macs, Threshold
 from dtbert.search import Effort, Record, is_beaten, open_study, pareto, records_of, sqlite_url, study
 from dtbert.search.front import full_records
 from dtbert.search.records import margin_of_many
 from dtbert.search.storage import SamplerName, naming_storage
-from tests.search.toys import STARTS, Toy, best_f1, sqlite, toy_search
+from tests.search.toys import MIXED, STARTS, Toy, best_f1, sqlite, toy_search
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
@@ -53,6 +53,32 @@ def test_rungs_save_questions_and_lose_nothing_of_the_front() -> None:
     counts = search.counts()
     assert counts.all_questions + counts.ended_early == counts.finished == 70
     assert counts.ended_early > 10
+
+
+def test_search_of_several_kinds_finds_the_front_of_each() -> None:
+    search = toy_search(space=MIXED)
+    for part in MIXED.parts:
+        search.add_starts(part.constants(), part.constant)
+    search.run(90)
+    records = full_records(search)
+    for kind, harm in ((LengthSchedule, 1.0), (Threshold, 0.5)):
+        own = [(record.cost, 100 * record.f1.mean()) for record in records if isinstance(record.schedule, kind)]
+        for cost in (0.7, 0.8, 0.9):
+            best = 90 - harm * 100 * (1 - cost) ** 2
+            assert max((f1 for paid, f1 in own if paid <= cost), default=0) > best - 4, f"{kind.__name__} at {cost}"
+
+
+def test_a_schedule_of_lengths_is_ended_early_by_others_alone() -> None:
+    search = toy_search(space=MIXED, effort=Effort((50, 200)))
+    good, bad = Threshold((0.01, 0.01), scorer="cls"), Threshold((0.0095, 0.0095), scorer="random")
+    lengths = LengthSchedule.ratios([0.81, 0.81], scorer="random")
+    search.add_starts([good, bad, lengths], "start")
+    search.run(3)
+    assert {record.schedule: len(record.f1) < 600 for record in records_of(search.study)} == {
+        good: False,
+        bad: True,
+        lengths: False,
+    }
 
 
 def test_cheapest_starts_are_tried_first() -> None:

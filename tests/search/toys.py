@@ -1,4 +1,7 @@
-"""A made-up task of two layers whose Pareto front is known: keep the same in both, with the scorer `cls`."""
+"""A made-up task of two layers whose Pareto front is known: keep the same in both, with the scorer `cls`.
+
+Letting the text decide harms by half as much at the same cost.
+"""
 
 import zlib
 from collections.abc import Sequence
@@ -10,38 +13,40 @@ from typing import Any
 import numpy as np
 
 from dtbert.evaluation import Score
-from dtbert.model import LengthSchedule, Macs
+from dtbert.model import LengthSchedule, Macs, Policy, Threshold
 from dtbert.qa import Latency
-from dtbert.search import Effort, Search, SearchSpace, constant_ratio, open_study
+from dtbert.search import Effort, Search, SearchSpace, constant_ratio, open_study, space_of
 
 FULL_MACS = 1_000_000
 SCORERS = ("cls", "random")
+MIXED = space_of(("lengths", "threshold"), 2, SCORERS, (False,))
 STARTS = [constant_ratio(factor, 2, scorer) for factor in (0.7, 0.85, 0.95) for scorer in SCORERS]
 
 
 @dataclass
 class Toy:
-    """A schedule costs the mean of its two ratios; ``noise`` makes its questions differ from other schedules'."""
+    """A policy costs the mean of what its layers keep; ``noise`` makes its questions differ from other policies'."""
 
     measure, unit, piece = "F1", "questions", "window"
 
     num_questions: int = 600
     noise: float = 0.0
     name: str = "toy"
-    answered: list[tuple[LengthSchedule | None, int, int]] = field(default_factory=list)
+    answered: list[tuple[Policy | None, int, int]] = field(default_factory=list)
 
-    def macs(self, schedule: LengthSchedule | None) -> Macs:
-        executed = FULL_MACS if schedule is None else round(FULL_MACS * sum(schedule.length_config) / 2)
+    def macs(self, schedule: Policy | None) -> Macs:
+        executed = FULL_MACS if schedule is None else round(FULL_MACS * sum(kept_by(schedule)) / 2)
         return Macs(executed + 1, executed)
 
-    def quality(self, schedule: LengthSchedule | None) -> float:
+    def quality(self, schedule: Policy | None) -> float:
         """Expected F1, from 0 to 1."""
         if schedule is None:
             return 0.9
-        dropped = np.array([1 - ratio for ratio in schedule.length_config])
-        return float(0.9 - 0.5 * (dropped**2).sum()) - 0.1 * (schedule.scorer == "random")
+        dropped = np.array([1 - ratio for ratio in kept_by(schedule)])
+        harm = 0.5 if isinstance(schedule, LengthSchedule) else 0.25
+        return float(0.9 - harm * (dropped**2).sum()) - 0.1 * (schedule.scorer == "random")
 
-    def scores(self, schedule: LengthSchedule | None, begin: int, end: int) -> list[Score]:
+    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
         self.answered.append((schedule, begin, end))
         # Spread evenly over 0 to 1, and so is every beginning.
         spread = (np.arange(self.num_questions) * 0.6180339887) % 1
@@ -52,12 +57,20 @@ class Toy:
         right = (difficulty < self.quality(schedule))[begin:end]
         return [Score(float(one), float(one)) for one in right]
 
-    def latencies(self, schedules: Sequence[LengthSchedule]) -> list[Latency]:
+    def latencies(self, schedules: Sequence[Policy]) -> list[Latency]:
         seconds = [0.5 * self.macs(schedule).executed / FULL_MACS for schedule in schedules]
         return [Latency(own, 0.5, *self.device()) for own in seconds]
 
     def device(self) -> tuple[str, str, int]:
         return self.name, "float32", 1
+
+
+def kept_by(policy: Policy) -> Sequence[float]:
+    """The part that each layer keeps; a threshold of 0.0001 keeps nearly all, one of 0.0316 a third."""
+    if isinstance(policy, Threshold):
+        return [1 - 20 * threshold for threshold in policy.thresholds]
+    assert isinstance(policy, LengthSchedule)
+    return policy.length_config
 
 
 def best_f1(cost: float) -> float:
@@ -69,7 +82,7 @@ def toy_search(storage: str | None = None, toy: Toy | None = None, seed: int = 0
     sampler = options.pop("sampler", "tpe")
     study = open_study(storage, "toy", {"toy": 1}, sampler, seed)
     effort = options.pop("effort", Effort(()))
-    space = SearchSpace(2, SCORERS, (False,))
+    space = options.pop("space", SearchSpace(2, SCORERS, (False,)))
     return Search(study, space, toy or Toy(), macs_range=options.pop("macs_range", (0.3, 1)), effort=effort, **options)
 
 

@@ -52,8 +52,8 @@ def test_an_answer_is_the_answerers(serve: Serve, shipped: QuestionAnswerer) -> 
     assert (used["budget"], used["schedule"], used["shed"]) == (0.5, schedule.to_dict(), False)
     assert used["work"] == pytest.approx(shipped.trace(QUESTION, LETTER, schedule=schedule).work)
     assert 0 < used["waited_ms"] < used["total_ms"]
-    assert client.count('dtbert_budget_used_bucket{le="0.5"}') == 0  # a short text costs a little more than the mean
-    assert client.count('dtbert_budget_used_bucket{le="0.6"}') == 1
+    for bound in (0.5, 0.6):  # a short text may cost a little more than the mean
+        assert client.count(f'dtbert_budget_used_bucket{{le="{bound}"}}') == (used["work"] <= bound)
 
 
 def test_a_schedule_may_be_given_as_an_object_or_a_list(serve: Serve, shipped: QuestionAnswerer) -> None:
@@ -104,7 +104,8 @@ def test_the_model_tells_its_front_and_limits(serve: Serve, shipped: QuestionAns
     assert shipped.front is not None
     assert [one["work"] for one in got["front"]] == [one.macs_fraction for one in shipped.schedules] + [1.0]
     assert got["limits"]["max_context"] == 1234
-    assert (got["layers"], got["window"], got["measured_on"]) == (6, 384, "600 questions of choose.json")
+    assert (got["layers"], got["window"]) == (6, 384)
+    assert got["measured_on"] == f"{shipped.front.num_questions} questions of {shipped.front.questions_file}"
 
 
 @pytest.mark.parametrize(

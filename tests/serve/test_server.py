@@ -1,5 +1,6 @@
 """Real processes on a real socket: several share it, who goes is dropped, SIGTERM lets them finish."""
 
+import asyncio
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from threading import Thread
 import httpx
 import pytest
 
-from dtbert.serve.server import processors
+from dtbert.serve.server import _bound, processors
 from tests.cli.conftest import model_folder  # noqa: F401 - a fixture
 
 BODY = {"question": "Who wrote it?", "context": "Ada wrote the letter in London."}
@@ -75,6 +76,23 @@ def test_processes_count_together_drop_who_goes_and_finish_at_sigterm(
         httpx.get(url)
     assert process.stderr is not None
     assert process.stderr.read() == ""
+
+
+def test_a_packet_of_an_answer_waits_for_no_acknowledgement() -> None:
+    async def accepted() -> int:
+        waits = asyncio.get_running_loop().create_future()
+
+        async def took(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            waits.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with _bound("127.0.0.1", 0) as listening:
+            async with await asyncio.start_server(took, sock=listening):
+                _, client = await asyncio.open_connection(*listening.getsockname())
+                client.close()
+                return int(await waits)
+
+    assert asyncio.run(accepted())
 
 
 def _go_before_the_answer(url: str) -> None:
