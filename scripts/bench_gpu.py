@@ -57,6 +57,7 @@ MODELS: dict[str, Callable[[Models], Rows]] = {
     "schedule": schedule.dropping,
     "squad": squad.squad,
     "graphs": model.graphs,
+    "float8": model.float8,
     **compiled.SECTIONS,
 }
 SECTIONS = ("record", *KERNELS, *MODELS)

@@ -38,8 +38,9 @@ from triton.compiler import ASTSource
 from dtbert.kernels import Kept, Left, Packing, Partials, TokenIds
 from dtbert.kernels.reference import ATTENTION_SCORES
 from dtbert.kernels.triton import Triton
-from dtbert.kernels.triton.add_norm import add_norm
-from dtbert.kernels.triton.embed import embed
+from dtbert.kernels.triton.add_norm import add_norm, add_norm_float8
+from dtbert.kernels.triton.embed import embed, embed_float8
+from dtbert.kernels.triton.float8 import scale_rows
 from dtbert.kernels.triton.launch import ARCHITECTURES, INTERPRETED, SHARED_MEMORY, pretending
 from dtbert.kernels.triton.linear import fused_linear
 from dtbert.kernels.triton.select import MAX_SEQLEN
@@ -116,6 +117,7 @@ class Case(NamedTuple):
     step: Callable[[], object]  # launches the kernel, among others
     one: tuple[str, ...] = ()  # arguments that torch.compile makes constants where they are 1
     double: tuple[str, ...] = ()  # and those that it passes in float64
+    architectures: tuple[str, ...] = ARCHITECTURES  # that have what it needs
 
     @property
     def name(self) -> str:
@@ -193,7 +195,25 @@ def cases() -> list[Case]:
                 Case("combine_partials", "maximum", scored["received_max"]),
                 Case("cls sum", "", cls),
             ]
-    return sorted(found, key=lambda case: case.kernel)
+    return sorted([*found, *_in_float8()], key=lambda case: case.kernel)
+
+
+def _in_float8() -> list[Case]:
+    """What writes rows in fp8, which NVIDIA has from sm_89 on."""
+    floats, ids = partial(torch.empty, dtype=torch.bfloat16), torch.empty(2, dtype=torch.int64)
+    found = []
+    for width in (384, 768):
+        x, norm = floats(2, width), (floats(width), floats(width), 1e-12)
+        size, given = f"bf16 H{width} float8", (x, floats(width), x, *norm)
+        found += [
+            Case("add_norm", size, partial(add_norm_float8, *given, None)),
+            Case("add_norm", f"{size} gather", partial(add_norm_float8, *given, ids)),
+            Case("embed", size, partial(embed_float8, ids, ids, ids, x, x, x, *norm)),
+            Case("scale_rows", size, partial(scale_rows, x, "")),
+            Case("scale_rows", f"{size} gelu", partial(scale_rows, floats(2, 4 * width), "gelu")),
+        ]
+    found.append(Case("scale_rows", "bf16 in 8192 float8", partial(scale_rows, floats(2, 8192), "gelu_tanh")))
+    return [case._replace(architectures=("sm_90", "sm_100")) for case in found]
 
 
 def compile_case(arch: str, name: str) -> Row:
@@ -256,12 +276,12 @@ def table(rows: list[Row]) -> str:
 
 
 # float16 takes the code of bfloat16, no published model has heads of 128, and a width changes no LayerNorm's code.
-_NOT_BRIEF = re.compile("fp16|head 128|H768|cls logits bf16 head ..$|bf16 head 32")
+_NOT_BRIEF = re.compile("fp16|in 8192|head 128|H768|cls logits bf16 head ..$|bf16 head 32")
 
 
 def report(architectures: list[str], only: str, brief: bool, processes: int) -> list[Row]:
-    names = [case.name for case in cases() if only in case.name and not (brief and _NOT_BRIEF.search(case.name))]
-    wanted = [(arch, name) for arch in architectures for name in names]
+    chosen = [case for case in cases() if only in case.name and not (brief and _NOT_BRIEF.search(case.name))]
+    wanted = [(arch, case.name) for arch in architectures for case in chosen if arch in case.architectures]
     # A cache of its own, so that every kernel is compiled here and now.
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder

@@ -178,7 +178,20 @@ def test_commands_parse(document: Path) -> None:
 
 def test_every_command_is_shown() -> None:
     shown = {COMMAND.sub("", command).split()[0] for document in DOCUMENTS for command in commands(document)}
-    assert shown == {"answer", "evaluate", "trace", "convert", "export", "profile", "train", "search", "serve", "build"}
+    assert shown == {
+        "answer",
+        "classify",
+        "embed",
+        "evaluate",
+        "trace",
+        "convert",
+        "export",
+        "profile",
+        "train",
+        "search",
+        "serve",
+        "build",
+    }
 
 
 @pytest.mark.parametrize(

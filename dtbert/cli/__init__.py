@@ -1,5 +1,5 @@
-"""The command line: `dtbert answer`, `evaluate`, `trace`, `convert`, `export`, `profile`, `train`, `search`, `serve`
-and `build`.
+"""The command line: `dtbert answer`, `classify`, `embed`, `evaluate`, `trace`, `convert`, `export`, `profile`, `train`,
+`search`, `serve` and `build`.
 
 Exit status: 0 all went well, 1 some questions of many failed, 2 wrong usage or bad input, 130 interrupted,
 141 whoever read the output has gone.
@@ -14,7 +14,7 @@ from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from dtbert import __version__
-from dtbert.cli import answer, build, convert, evaluate, export, profile, search, serve, trace, train
+from dtbert.cli import answer, build, classify, convert, embed, evaluate, export, profile, search, serve, trace, train
 from dtbert.cli.output import printable
 from dtbert.files import reason_of
 
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser("dtbert", description=_DESCRIPTION, epilog=_EXAMPLE, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"dtbert {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (answer, evaluate, trace, convert, export, profile, train, search, serve, build):
+    for command in (answer, classify, embed, evaluate, trace, convert, export, profile, train, search, serve, build):
         name = command.__name__.rpartition(".")[2]
         one = commands.add_parser(
             name,

@@ -3,7 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from dtbert.cli import batch, cluster, stream
+from dtbert.cli import cluster, stream
+from dtbert.cli.answering import asking, work_of
 from dtbert.cli.contexts import given_contexts
 from dtbert.cli.options import (
     QUIET_HELP,
@@ -16,7 +17,7 @@ from dtbert.cli.options import (
     positive,
 )
 from dtbert.cli.output import print_json
-from dtbert.jobs.lines import answer_fields
+from dtbert.jobs.lines import QUESTIONS, answer_fields
 
 if TYPE_CHECKING:
     from dtbert.qa import Answer
@@ -98,8 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not one and len(many) == 2:
         if arguments.engine is not None:
             return cluster.run(arguments)
-        streams = stream.STREAM in (arguments.input, arguments.output)
-        return stream.run(arguments) if streams else batch.run(arguments)
+        return stream.run(arguments, QUESTIONS, work_of)
     raise ValueError(
         "give either --question and --context (or --file, --text), or --input and --output (see `dtbert answer --help`)"
     )
@@ -108,13 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _answer_one(arguments: argparse.Namespace) -> int:
     contexts = given_contexts(arguments)
     answerer, schedule = load_for_answers(arguments)
-    asking = batch.asking(arguments, schedule)
+    asked = asking(arguments, schedule)
     found: list[tuple[str | None, Answer]]
     if len(contexts) == 1:
         ((only, context),) = contexts.items()
-        found = [(only, answer) for answer in answerer.top(arguments.question, context, arguments.top, **asking)]
+        found = [(only, answer) for answer in answerer.top(arguments.question, context, arguments.top, **asked)]
     else:
-        documents = answerer.answer_documents(arguments.question, contexts, arguments.top, **asking)
+        documents = answerer.answer_documents(arguments.question, contexts, arguments.top, **asked)
         found = [(one.document, one.answer) for one in documents]
     several = len(contexts) > 1
     if arguments.json:

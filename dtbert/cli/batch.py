@@ -1,36 +1,52 @@
-"""`dtbert answer --input --output`: many questions, streamed, and continued after an interruption.
+"""Lines of --input to lines of --output, streamed, and continued after an interruption.
 
-The output itself says how far it has come: one line for each question of the input, in order. What it cannot say, the
-input and the options that made it, stands in a file beside it, written before the first answer.
+The output itself says how far it has come: one line for each line of the input, in order. What it cannot say, the
+input and the options that made it, stands in a file beside it, written before the first line.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from dtbert import __version__
-from dtbert.cli.inputs import Questions
-from dtbert.cli.options import MAX_ANSWER_TOKENS, load_for_answers, other_windows
+from dtbert.cli.inputs import Source
 from dtbert.cli.output import check_output, printable
 from dtbert.files import Json, differing, lock, write_whole
-from dtbert.jobs.lines import SETTINGS, Line, answered, dump, model_sha256
+from dtbert.jobs.lines import SETTINGS, Columns, Line, dump, model_sha256
 
 if TYPE_CHECKING:
-    from dtbert.model import Policy
-    from dtbert.qa import Cascade, QuestionAnswerer
-    from dtbert.qa.calls import Asking
+    from dtbert.qa import QuestionAnswerer
+    from dtbert.text.running import TextModel
 
-# Questions go through the model a chunk at a time, about what one batch holds: an interruption costs no more. Where
-# chunks end is counted from the start of the file, so that a continued run makes the same batches as an unbroken one,
-# and with them the same digits.
+# Lines go through the model a chunk at a time, about what one batch holds: an interruption costs no more. Where chunks
+# end is counted from the start of the file, so that a continued run makes the same batches as an unbroken one, and with
+# them the same digits.
 CHARACTERS_PER_TOKEN = 4  # as English has them
-_SPECIAL_TOKENS = 3  # around each question
+_SPECIAL_TOKENS = 3  # around each line
+
+
+class Work(NamedTuple):
+    """What a command does with lines.
+
+    Attributes:
+        model: by which it does.
+        fields_of: of some lines, each with the JSON fields that are written of it, or with those of an error.
+        settings: what these depend on beside the line and the model.
+    """
+
+    model: "QuestionAnswerer | TextModel"
+    fields_of: Callable[[Sequence[Line]], Iterator[tuple[Line, dict[str, Any]]]]
+    settings: dict[str, Any]
+
+
+# The work of a command, of its options.
+Load = Callable[[argparse.Namespace], Work]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +79,7 @@ class Files:
         """Raise ValueError if one of them was changed or removed meanwhile."""
         if _state(self.source) != self._source:
             raise ValueError(
-                f"{self.source} was changed while it was read, and {self.output} holds answers to what it was: delete "
+                f"{self.source} was changed while it was read, and {self.output} was made of what it was: delete "
                 "that, and start again"
             )
         found = _state(self.output)
@@ -79,35 +95,37 @@ def _state(path: Path) -> tuple[int, int, int, int] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, columns: Columns, load: Load) -> int:
+    """Write a line for each line of ``--input``; the exit status."""
     from tqdm import tqdm
 
     from dtbert.weights import resolve_source
 
-    source, output = Path(arguments.input), Path(arguments.output)
-    _check_paths(source, output, arguments.model)
-    files = Files(source, output)
-    questions = Questions.of(source)
+    path, output = Path(arguments.input), Path(arguments.output)
+    _check_paths(path, output, arguments.model)
+    files = Files(path, output)
+    source = Source.of(path, columns)
     # Once: a branch of the hub may move between two questions for it.
     model = resolve_source(arguments.model, arguments.revision)
-    answerer, schedule = load_for_answers(argparse.Namespace(**{**vars(arguments), "model": model, "revision": None}))
-    digest, total = questions.survey()
-    settings = {"input_sha256": digest, **settings_of(arguments, model_sha256(model, answerer), answerer, schedule)}
+    work = load(argparse.Namespace(**{**vars(arguments), "model": model, "revision": None}))
+    digest, total = source.survey()
+    of_model = model_settings(arguments, model_sha256(model, work.model))
+    settings = {"input_sha256": digest, **of_model, **work.settings}
     _check_settings(output, settings)
     with output.open("ab") as sink:
         if not lock(sink):
             raise ValueError(f"another process is writing {output}: wait for it, or name another --output")
         files.writes(sink)
-        done = progress(questions, output)
+        done = progress(source, output)
         if not done.lines:
             write_whole(_settings_path(output), json.dumps(settings) + "\n")
         sink.truncate(done.size)
         failed = done.failed
-        left = remaining(questions.lines(), done.lines, CHARACTERS_PER_TOKEN * answerer.batch_tokens)
+        left = remaining(source.lines(), done.lines, CHARACTERS_PER_TOKEN * work.model.batch_tokens)
         if done.lines and not arguments.quiet:
             left = _saying_again(left, done.lines, total)
-        with tqdm(total=total, initial=done.lines, unit="q", disable=arguments.quiet or None) as bar:
-            for line, fields in results(answerer, left, arguments.top, asking(arguments, schedule)):
+        with tqdm(total=total, initial=done.lines, unit=columns.unit, disable=arguments.quiet or None) as bar:
+            for line, fields in results(work, left):
                 files.check()
                 sink.write(dump(line, fields))
                 sink.flush()
@@ -115,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
                     failed += 1
                     # Locked here: where Ctrl-C keeps it from taking its lock, tqdm releases it nevertheless, and fails.
                     with bar.get_lock():
-                        message = f"dtbert: {source}, line {line.number}: {fields['error']}"
+                        message = f"dtbert: {path}, line {line.number}: {fields['error']}"
                         bar.write(printable(message), file=sys.stderr, nolock=True)
                 bar.update()
         files.check()
@@ -124,20 +142,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def settings_of(
-    arguments: argparse.Namespace, model_digest: str, answerer: "QuestionAnswerer", schedule: "Policy | Cascade | None"
-) -> dict[str, Any]:
-    """What answers depend on beside the questions: an output is gone on with where all of it is the same."""
+def model_settings(arguments: argparse.Namespace, model_digest: str) -> dict[str, Any]:
+    """What any output depends on beside the lines: it is gone on with where that and the work's is the same."""
     return {
         "dtbert": __version__,
         "model": arguments.model,
         "revision": arguments.revision,
         "model_sha256": model_digest,
         "dtype": arguments.dtype,
-        **_chosen(schedule),
-        "top": arguments.top,
-        **other_windows(arguments),
-        **_other_answers(arguments, answerer.threshold),
     }
 
 
@@ -146,7 +158,7 @@ def chunks(lines: Iterator[Line], most: int) -> Iterator[list[Line]]:
     chunk: list[Line] = []
     characters = 0
     for line in lines:
-        size = len(line.question) + len(line.context) + CHARACTERS_PER_TOKEN * _SPECIAL_TOKENS
+        size = sum(map(len, line.texts)) + CHARACTERS_PER_TOKEN * _SPECIAL_TOKENS
         if chunk and characters + size > most:
             yield chunk
             chunk, characters = [], 0
@@ -174,51 +186,22 @@ def _saying_again(left: Iterator[tuple[list[Line], int]], done: int, total: int)
     return chain([first], left)
 
 
-def asking(arguments: argparse.Namespace, schedule: "Policy | Cascade | None") -> "Asking":
-    """What the options say of each question."""
-    if arguments.budget == "auto":
-        return {"budget": "auto", "agreement": arguments.agreement}
-    of_all: Any = schedule  # of a cascade, auto alone
-    return {"schedule": of_all, "overlap": arguments.overlap, "no_answer": arguments.no_answer}
-
-
-def _chosen(schedule: "Policy | Cascade | None") -> dict[str, Any]:
-    """What the answers are made with, for the output is compared by it."""
-    if not isinstance(schedule, tuple):
-        return {"schedule": None if schedule is None else schedule.to_dict()}
-    # A cascade without a schedule answers as the full model does.
-    first = None if schedule.schedule is None else schedule.schedule.to_dict()
-    return {"schedule": first, **({"unsure_to": schedule.unsure_to} if first else {})}
-
-
-def _other_answers(arguments: argparse.Namespace, threshold: float) -> dict[str, Any]:
-    """What the options say of answers where that is not the default: the output is compared by it, too."""
-    longest = arguments.max_answer_tokens
-    return {
-        **({} if longest == MAX_ANSWER_TOKENS else {"max_answer_tokens": longest}),
-        **({"overlap": True} if arguments.overlap else {}),
-        **({"threshold": threshold} if arguments.no_answer else {}),
-    }
-
-
-def results(
-    answerer: "QuestionAnswerer", left: Iterator[tuple[list[Line], int]], top: int, asking: "Asking"
-) -> Iterator[tuple[Line, dict[str, Any]]]:
-    """Each line that is `remaining`, and the JSON fields of its answer, or of its error."""
+def results(work: Work, left: Iterator[tuple[list[Line], int]]) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """Each line that is `remaining`, and the JSON fields of it, or of its error."""
     for chunk, done in left:
-        for index, (line, fields) in enumerate(answered(answerer, chunk, top, asking)):
+        for index, (line, fields) in enumerate(work.fields_of(chunk)):
             if index >= done:
                 yield line, fields
 
 
-def progress(questions: Questions, output: Path) -> Progress:
+def progress(source: Source, output: Path) -> Progress:
     """How far the output has come; a last line without its end is not counted.
 
     Raises:
         ValueError: a line is not what this input gives.
     """
     lines = failed = size = 0
-    expected = questions.lines()
+    expected = source.lines()
     with output.open("rb") as written:
         for raw in written:
             if not raw.endswith(b"\n"):

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtbert.cli.batch import CHARACTERS_PER_TOKEN, asking, settings_of
+from dtbert.cli.answering import asking, settings_of
+from dtbert.cli.batch import CHARACTERS_PER_TOKEN, model_settings
 from dtbert.cli.options import load_for_schedule, positive
 from dtbert.cli.stream import STREAM
 from dtbert.jobs.folder import FORMATS
@@ -92,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
         top=arguments.top,
     )
     settings = {
-        **settings_of(arguments, digest, answerer, schedule),
+        **model_settings(arguments, digest),
+        **settings_of(arguments, schedule, answerer.threshold),
         "block_tokens": block_tokens,
         "format": output.format,
     }

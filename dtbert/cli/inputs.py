@@ -1,4 +1,4 @@
-"""Files of questions as they come: JSON lines, an array, CSV, TSV, Parquet; all but the last also packed by gzip."""
+"""Files of lines as they come: JSON lines, an array, CSV, TSV, Parquet; all but the last also packed by gzip."""
 
 import csv
 import gzip
@@ -6,14 +6,14 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import BinaryIO, Literal, cast
 
 from dtbert.files import GZIP_MAGIC, Json, file_sha256, utf8
-from dtbert.jobs.lines import COLUMNS, Line, line_of, parse_line, question_columns
+from dtbert.jobs.lines import QUESTIONS, Columns, Line, line_of, parse_line
 
 Kind = Literal["lines", "array", "csv", "tsv", "parquet"]
 
@@ -28,22 +28,19 @@ _OTHERS = {
     b"%PDF": "a PDF: take its text out first, as by pdftotext",
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself (git lfs pull)",
 }
-_EXPECTED = (
-    "expected JSON objects, one a line, an array of them, CSV or TSV whose first line has question and context, or "
-    "Parquet"
-)
 
 
 @dataclass(frozen=True)
-class Questions:
-    """A file of questions, whose kind is seen from its content."""
+class Source:
+    """A file of lines with such texts, whose kind is seen from its content."""
 
     path: Path
     kind: Kind
     packed: bool
+    columns: Columns = QUESTIONS
 
     @classmethod
-    def of(cls, path: Path) -> "Questions":
+    def of(cls, path: Path, columns: Columns = QUESTIONS) -> "Source":
         """The file of this path.
 
         Raises:
@@ -57,23 +54,26 @@ class Questions:
         if head.startswith(b"PAR1"):
             if packed:
                 raise ValueError(f"{path} is Parquet inside gzip: unpack it first (gunzip)")
-            return cls(path, "parquet", packed)
+            return cls(path, "parquet", packed, columns)
         if (other := other_kind(head)) is not None:
             raise ValueError(f"{path} is {other}")
-        return cls(path, _kind_of(path, head), packed)
+        return cls(path, _kind_of(path, head, columns), packed, columns)
 
     def survey(self) -> tuple[str, int]:
-        """The file's SHA-256, and how many questions it has; ValueError where it is damaged."""
+        """The file's SHA-256, and how many lines it has; ValueError where it is damaged."""
         return file_sha256(self.path), sum(1 for _ in self._rows())
 
     def lines(self) -> Iterator[Line]:
-        """The questions, one at a time; blank lines are passed over, and counted."""
+        """The lines, one at a time; blank ones are passed over, and counted."""
         for number, row in self._rows():
-            yield parse_line(number, row) if isinstance(row, bytes) else line_of(number, row)
+            if isinstance(row, bytes):
+                yield parse_line(number, row, self.columns)
+            else:
+                yield line_of(number, row, self.columns) if isinstance(row, Json) else Line(number, error=row)
 
-    def _rows(self) -> Iterator[tuple[int, bytes | Json]]:
+    def _rows(self) -> Iterator[tuple[int, bytes | Json | str]]:
         if self.kind == "parquet":
-            yield from enumerate(map(Json, _parquet_rows(self.path)), start=1)
+            yield from enumerate(_parquet_rows(self.path, self.columns), start=1)
             return
         with _opened(self.path, self.packed) as file:
             if self.kind == "lines":
@@ -81,7 +81,7 @@ class Questions:
             elif self.kind == "array":
                 yield from enumerate((Json(item) for item in Json.parse(file.read()).of(list)), start=1)
             else:
-                yield from enumerate(map(Json, _table_rows(file, self.kind)), start=1)
+                yield from enumerate(_table_rows(file, self.kind, self.columns), start=1)
 
 
 def other_kind(head: bytes) -> str | None:
@@ -103,7 +103,7 @@ def _opened(path: Path, packed: bool) -> Iterator[BinaryIO]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _kind_of(path: Path, head: bytes) -> Kind:
+def _kind_of(path: Path, head: bytes, columns: Columns) -> Kind:
     if _ARRAY.match(head.removeprefix(b"\xef\xbb\xbf")):
         return "array"
     lines = [line for line in head.splitlines() if line.strip()]
@@ -116,23 +116,28 @@ def _kind_of(path: Path, head: bytes) -> Kind:
     if first.lstrip().startswith("{"):
         _check_object(path, first, head)
         return "lines"
-    tables: dict[Kind, list[str]] = {kind: _cells(first, kind) for kind in ("csv", "tsv")}
+    named_tsv = path.name.removesuffix(".gz").endswith(".tsv")
+    kinds: tuple[Kind, ...] = ("tsv", "csv") if named_tsv else ("csv", "tsv")
+    tables = {kind: _cells(first, kind) for kind in kinds}
     for kind, names in tables.items():
-        if {"question", "context"} <= set(names):
+        if set(columns.texts) <= set(names):
             return kind
     if path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
         names = max(tables.values(), key=len)
-        raise ValueError(f"{path} has no columns question and context: its first line has {', '.join(names)}")
+        raise ValueError(f"{path} has no {columns.names}: its first line has {', '.join(names)}")
     if any(line.lstrip().startswith(b"{") for line in lines):
         return "lines"
-    raise ValueError(f"{path} is no file of questions: it begins with {first[:20]!r}; {_EXPECTED}")
+    raise ValueError(
+        f"{path} is no file of {columns.what}: it begins with {first[:20]!r}; expected JSON objects, one a line, an "
+        f"array of them, CSV or TSV whose first line has {' and '.join(columns.texts)}, or Parquet"
+    )
 
 
 def _check_object(path: Path, first: str, head: bytes) -> None:
     """Raise ValueError for a file that is one object as a whole."""
     if first.strip() == "{":
         what = "a SQuAD file, which `dtbert evaluate` reads" if b'"paragraphs"' in head else "one JSON object"
-        raise ValueError(f"{path} is {what}, over several lines: give objects with question and context, one a line")
+        raise ValueError(f"{path} is {what}, over several lines: give objects, one a line")
     if re.match(r'\s*\{\s*"(data|version)"', first) and "paragraphs" in first:
         raise ValueError(f"{path} is a SQuAD file: `dtbert evaluate` reads it")
 
@@ -148,7 +153,7 @@ def _delimiter(kind: Kind) -> str:
     return "\t" if kind == "tsv" else ","
 
 
-def _table_rows(file: BinaryIO, kind: Kind) -> Iterator[Mapping[str, Any]]:
+def _table_rows(file: BinaryIO, kind: Kind, columns: Columns) -> Iterator[Json | str]:
     # A context may be longer than the 131,072 characters that the module allows.
     csv.field_size_limit(2**31 - 1)
     text = io.TextIOWrapper(file, "utf-8-sig", newline="")
@@ -157,7 +162,7 @@ def _table_rows(file: BinaryIO, kind: Kind) -> Iterator[Mapping[str, Any]]:
         header = [name.strip() for name in next(row for row in rows if row)]
         for row in rows:
             if row:
-                yield {name: cell for name, cell in zip(header, row, strict=False) if name in COLUMNS}
+                yield _of_cells(header, row, columns)
     except UnicodeDecodeError as error:
         utf8(error.object)  # says more
         raise
@@ -165,7 +170,18 @@ def _table_rows(file: BinaryIO, kind: Kind) -> Iterator[Mapping[str, Any]]:
         text.detach()
 
 
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _of_cells(header: list[str], row: list[str], columns: Columns) -> Json | str:
+    if any(row[len(header) :]):
+        return (
+            f"the row has {len(row)} cells, the first line {len(header)}: put quotes around a text that holds what "
+            "separates cells"
+        )
+    # An empty cell is how a table leaves out what a row may do without.
+    cells = zip(header, row, strict=False)
+    return Json({name: cell for name, cell in cells if name in columns.read and (cell or name not in columns.more)})
+
+
+def _parquet_rows(path: Path, columns: Columns) -> Iterator[Json]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -175,8 +191,8 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         ) from None
     try:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=question_columns(str(path), file.schema_arrow.names)):
-                yield from batch.to_pylist()
+            for batch in file.iter_batches(columns=columns.of_table(str(path), file.schema_arrow.names)):
+                yield from map(Json, batch.to_pylist())
     except (ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is a damaged Parquet file ({json.dumps(reason)})") from error

@@ -22,7 +22,7 @@ QUIET_HELP = "no progress bar (there is none outside a terminal), no notes of ho
 
 WINDOW, STRIDE, MAX_ANSWER_TOKENS = 384, 128, 30
 _MOST_THREADS = 4096
-DTYPES = ("float32", "bfloat16", "float16", "int8")
+DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 
 SCHEDULE_HELP = """\
 schedules:
@@ -48,11 +48,11 @@ schedules:
 _LIST = re.compile(r"\s*[\[(]?[\d.,\s+\-eE]*[\])]?\s*")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, shipped: bool = True) -> None:
+    """The model, where it runs and in what numbers; whether the one inside dtbert will do."""
+    default = " (default: the one inside dtbert)" if shipped else ""
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model", metavar="SOURCE", help="a hub id, a folder or a file (default: the one inside dtbert)"
-    )
+    group.add_argument("--model", metavar="SOURCE", help=f"a hub id, a folder or a file{default}")
     group.add_argument("--revision", metavar="R", help=REVISION_HELP)
     group.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ... (default: cpu)")
     group.add_argument("--dtype", choices=DTYPES, help="number format of the computation (default: float32)")
@@ -183,18 +183,22 @@ def schedule_of(arguments: argparse.Namespace) -> "Policy | None":
 
 
 def known_scorers(option: str, given: str) -> list[str]:
-    """The names of a list; of each that is a ``MODULE:FUNCTION`` the function is imported and registered.
+    """The names of a list; of each that is a ``MODULE:FUNCTION`` the function is imported and made known by it.
+
+    What its module registered, under that name or another, stays as it was registered.
 
     Raises:
         ValueError: it cannot be imported, or is no function; the message names the option.
     """
-    from dtbert.model import available_scorers, register_scorer
+    from dtbert.model.scorers import available_scorers, make_known
 
     names = [name.strip() for name in given.split(",")]
     for name in (one.partition("+")[0] for one in names):
         if ":" in name and name not in available_scorers():
             with naming(f"{option} {name}"):
-                register_scorer(name, _imported(*name.split(":", 1)))
+                function = _imported(*name.split(":", 1))
+                if name not in available_scorers():
+                    make_known(name, function)
     return names
 
 

@@ -110,7 +110,7 @@ def _profile(
         forwards = profiling.profile_forwards(model, batch, schedules, arguments.repeats, bar.update)
     profile = profiling.Profile(
         profiling.describe("random weights" if arguments.size else arguments.model or "shipped model", model, batch),
-        profiling.measure_ceilings(model.device, model.dtype, int8=model.int8),
+        profiling.measure_ceilings(model.device, model.dtype, model.product_dtype),
         forwards[-1],
         None if schedule is None else forwards[0],
     )
@@ -145,7 +145,7 @@ def _prepare(arguments: argparse.Namespace, seqlens: list[int]) -> "tuple[BertFo
         device, dtype = place["device"], place["dtype"]
         model = random_model(*arguments.size, device=device, dtype=dtype, backend=arguments.backend)
     check_device(model.device)
-    if arguments.dtype != "int8" and place["dtype"] not in (None, model.dtype):
+    if arguments.dtype not in ("int8", "float8_e4m3fn") and place["dtype"] not in (None, model.dtype):
         print(
             f"dtbert: this CPU has no matrix instructions for {arguments.dtype}: it computes in float32",
             file=sys.stderr,

@@ -49,8 +49,8 @@ def texts_of(arguments: argparse.Namespace) -> Subject:
     check_task_options(arguments)
     if arguments.published is not None:
         raise ValueError("--published is of answers to questions: it has no part in --task")
-    if arguments.policy != ("lengths",):
-        raise ValueError("--policy is of answers to questions: with --task a search is over lengths")
+    if arguments.learn:
+        raise ValueError("--learn learns of the full model's answers to questions: it has no part in --task")
     model = load_text_model(arguments, with_schedules=False)
     if not isinstance(model, TextClassifier):
         raise ValueError("--task searches the schedules of a classifier: train one with `dtbert train --task`")

@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dtbert.cli.options import MAX_ANSWER_TOKENS, STRIDE, WINDOW, describe_schedule, placement, resolved, schedule_of
 from dtbert.cli.output import check_output, print_json, printable
@@ -13,7 +13,7 @@ from dtbert.files import write_whole
 
 if TYPE_CHECKING:
     from dtbert.evaluation import LabelledTexts, TextCost
-    from dtbert.model import LengthSchedule, Policy
+    from dtbert.model import Policy
     from dtbert.text import SentenceEncoder, TextClassifier
 
 TASK_HELP = """\
@@ -24,6 +24,8 @@ tasks:
   compressed with gzip. Columns of your own files are text (and pair) and label,
   tables separate them with tabs.
 """
+M = TypeVar("M", bound="TextClassifier | SentenceEncoder")
+
 # What is of no use beside --task, with its default.
 _OF_QUESTIONS = {
     "window": WINDOW,
@@ -50,6 +52,31 @@ def check_task_options(arguments: argparse.Namespace) -> None:
         raise ValueError("--budget auto is of questions: give a number with --task")
 
 
+def load_with_schedule(
+    arguments: argparse.Namespace, load: "Callable[[argparse.Namespace], M]"
+) -> "tuple[M, Policy | None]":
+    """A model of whole texts, and the schedule that ``--schedule`` gives or ``--budget`` chooses, as it drops by it.
+
+    Raises:
+        ValueError, OSError: as `schedule_of` and ``load``; the schedule does not fit the model, or a budget is for one
+            that is no classifier.
+    """
+    from dtbert.text import TextClassifier
+
+    schedule, budget = schedule_of(arguments), getattr(arguments, "budget", None)
+    if schedule is not None and budget is not None:
+        raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
+    model = load(arguments)
+    if budget is not None:
+        if not isinstance(model, TextClassifier):
+            raise ValueError("--budget needs a classifier: for embeddings give --schedule")
+        schedule = model.within_budget(budget).schedule
+    if schedule is None:
+        return model, None
+    schedule.check_layers(model.config.num_hidden_layers)
+    return model, resolved([schedule], model.own_scorer)[0]
+
+
 def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) -> "TextClassifier | SentenceEncoder":
     """The classifier that the options name; a sentence encoder where the checkpoint has no classifier."""
     from dtbert.text import SentenceEncoder, TextClassifier
@@ -62,15 +89,6 @@ def load_text_model(arguments: argparse.Namespace, with_schedules: bool = True) 
     if has_classifier(source):
         return TextClassifier.load(source, **placed, with_schedules=with_schedules)
     return SentenceEncoder.load(source, **placed)
-
-
-def lengths_alone(schedule: "Policy | None") -> "LengthSchedule | None":
-    """The schedule; ValueError for one by which the text decides how much stays."""
-    from dtbert.model import LengthSchedule
-
-    if schedule is not None and not isinstance(schedule, LengthSchedule):
-        raise ValueError("with --task a schedule says how many tokens stay: one by which the text decides has no part")
-    return schedule
 
 
 def read_texts(
@@ -109,15 +127,10 @@ def evaluate_task(arguments: argparse.Namespace) -> int:
     from dtbert.text import TextClassifier
 
     check_task_options(arguments)
-    task, schedule = task_named(arguments.task), lengths_alone(schedule_of(arguments))
+    task = task_named(arguments.task)
     if arguments.predictions is not None:
         check_output("--predictions", Path(arguments.predictions), arguments.file, model=arguments.model)
-    model = load_text_model(arguments)
-    if arguments.budget is not None:
-        schedule = _within_budget(arguments, model, schedule)
-    if schedule is not None:
-        schedule.check_layers(model.config.num_hidden_layers)
-        schedule = lengths_alone(*resolved([schedule], model.own_scorer))
+    model, schedule = load_with_schedule(arguments, load_text_model)
     labels = model.labels if isinstance(model, TextClassifier) else None
     data = read_texts([arguments.file], arguments.task, labels, arguments.limit)
     texts = PreparedTexts(model, data)
@@ -152,22 +165,11 @@ def evaluate_task(arguments: argparse.Namespace) -> int:
     return 1 if texts.unreadable else 0
 
 
-def _within_budget(
-    arguments: argparse.Namespace, model: "TextClassifier | SentenceEncoder", schedule: "LengthSchedule | None"
-) -> "LengthSchedule | None":
-    from dtbert.text import TextClassifier
-
-    if schedule is not None:
-        raise ValueError("--schedule and --budget exclude each other: a budget chooses a schedule")
-    if not isinstance(model, TextClassifier):
-        raise ValueError("--budget needs a classifier: for embeddings give --schedule")
-    return lengths_alone(model.within_budget(arguments.budget).schedule)
-
-
 def _cost_fields(cost: "TextCost | None") -> dict[str, Any]:
     if cost is None:
         return {}
-    macs = {name: getattr(cost, name) for name in ("executed", "published", "own_length")}
+    macs = {name: getattr(cost, name) for name in ("executed", "executed_p95", "published", "own_length")}
+    macs = {name: count for name, count in macs.items() if count is not None}
     return {
         "tokens_per_text": cost.tokens,
         "macs_per_text": {name: round(count) for name, count in macs.items()},
@@ -188,6 +190,8 @@ def _table(report: dict[str, Any], scores: dict[str, float]) -> str:
         return "\n".join(lines)
     lines += ["", "MACs a text            millions   of own length"]
     labels = {"executed": "executed", "published": "published count"} if report["schedule"] else {}
+    if "executed_p95" in report["macs_per_text"]:
+        labels = {"executed": "executed", "executed_p95": "  95% up to", "published": "published count"}
     for name, label in {**labels, "own_length": "nothing dropped"}.items():
         millions, ratio = report["macs_per_text"][name] / 1e6, report["ratio_to_own_length"][name]
         lines.append(f"  {label:<17} {millions:11,.1f}   {ratio:13.3f}")

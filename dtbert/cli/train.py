@@ -52,6 +52,8 @@ examples:
   dtbert train --model tinybert --teacher bert-base-squad \\
       --distill intermediate --train train.json --out distilled
   torchrun --nproc-per-node 4 -m dtbert.cli train ... --device cuda
+  dtbert train --task sst2 --model tinybert --teacher bert-base-sst2 \\
+      --train train.tsv --out distilled
   dtbert train --task sst2 --model bert-folder --train train.tsv --dev dev.tsv \\
       --length-drop --eval-schedule 1,1,0.8,0.6,0.4,0.2 --out classifier
 
@@ -92,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_fields(group, LengthDrop)
     _add_fields(group, TrainingOptions, "sub_model_loss")
     group = parser.add_argument_group("teacher")
-    group.add_argument("--teacher", metavar="SOURCE", help="a BERT with a span head, of the same vocabulary")
+    group.add_argument("--teacher", metavar="SOURCE", help="a larger BERT with the same head and vocabulary")
     group.add_argument("--teacher-revision", metavar="R", help=REVISION_HELP)
     _add_fields(group, Distillation)
     group = parser.add_argument_group("evaluation and checkpoints")

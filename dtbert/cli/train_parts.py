@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.cli.options import describe_schedule, resolved
 from dtbert.cli.output import printable
-from dtbert.cli.tasks import check_task_options, lengths_alone, read_texts, warn
-from dtbert.files import text_sha256
+from dtbert.cli.tasks import check_task_options, read_texts, warn
+from dtbert.files import naming, text_sha256
 from dtbert.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dtbert.evaluation import SquadQuestion
     from dtbert.model import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, Policy
     from dtbert.training.data import TrainingData
-    from dtbert.training.distillation import Teacher
+    from dtbert.training.distillation import SpanTeacher, TextTeacher
     from dtbert.training.loop import Measure
 
 
@@ -31,7 +31,7 @@ class TrainerParts(NamedTuple):
     data: "TrainingData"
     schedules: "Mapping[str, Policy]"
     evaluate: "Measure | None"
-    teacher: "Teacher | None"
+    teacher: "SpanTeacher | TextTeacher | None"
     known_by: dict[str, str]
 
 
@@ -96,7 +96,7 @@ def question_parts(
         answerer = QuestionAnswerer(model, tokenizer, **size)
         held_out = PreparedQuestions(answerer, evenly_spaced(dev, arguments.eval_limit))
         evaluate = partial(held_out_scores, held_out, schedules)
-    teacher = _teacher(arguments, options, model.config, tokenizer)
+    teacher = _span_teacher(arguments, options, model.config, tokenizer)
     if rank == 0:
         _warn_of_all(data.unusable, held_out.unreadable if held_out else {})
     known_by = {"train_sha256": text_sha256(repr(train)), "dev_sha256": text_sha256(repr(dev))}
@@ -122,8 +122,8 @@ def text_parts(
     from dtbert.weights import load_trainable_classifier, model_folder
 
     check_task_options(arguments)
-    if arguments.teacher is not None or (options.length_drop is not None and options.length_drop.answer_loss):
-        raise ValueError("--teacher and --answer-loss are of a span head: they have no part in --task")
+    if options.length_drop is not None and options.length_drop.answer_loss:
+        raise ValueError("--answer-loss is of a span head: it has no part in --task")
     train = read_texts(arguments.train, arguments.task, None)
     dev = read_texts(arguments.dev, arguments.task, train.labels, arguments.eval_limit) if arguments.dev else None
     generator = torch.Generator().manual_seed(options.seed)
@@ -134,23 +134,23 @@ def text_parts(
     if any(scorer_named(name).needs_span_head for name in own.scorers):
         model.config = replace(model.config, scorer=None, keep_question=False)
     schedules = _eval_schedules(parsed, options, model.config, rank)
-    lengths = {name: lengths_alone(one) for name, one in schedules.items()}
     classifier = TextClassifier(model, load_tokenizer(model_folder(source)))
     data = TextTrainingSet.from_texts(train, classifier.reader, model.labels)
     if (train.damaged or data.unusable) and arguments.strict:
         unusable = [*train.damaged, *data.unusable]
         raise ValueError(f"{len(unusable)} texts cannot be trained on, such as {unusable[0]}")
     data.check_fits(options.batch_tokens)
+    teacher = _text_teacher(arguments, options, model, classifier.tokenizer, max(data.lengths))
     evaluate = None
     if dev is not None:
         held_out = PreparedTexts(classifier, dev)
-        evaluate = partial(held_out_text_scores, held_out, lengths)
+        evaluate = partial(held_out_text_scores, held_out, schedules)
     if rank == 0:
         warn("--train", "left out: they cannot be trained on", data.unusable)
         unreadable = held_out.unreadable if dev is not None else {}
         warn("--dev", "counted as wrong", [f"line {one}: {why}" for one, why in unreadable.items()])
     known_by = {"train_sha256": text_sha256(repr(train)), "dev_sha256": text_sha256(repr(dev))}
-    return TrainerParts(model, data, schedules, evaluate, None, known_by)
+    return TrainerParts(model, data, schedules, evaluate, teacher, known_by)
 
 
 def _read(files: Sequence[str]) -> "list[SquadQuestion]":
@@ -176,17 +176,50 @@ def _warn_of_all(unusable: list[str], unreadable: dict[str, str]) -> None:
             print(printable(f"dtbert: {line}"), file=sys.stderr)
 
 
-def _teacher(
+def _span_teacher(
     arguments: argparse.Namespace, options: TrainingOptions, student: "BertConfig", tokenizer: "Tokenizer"
-) -> "Teacher | None":
+) -> "SpanTeacher | None":
     if options.distillation is None:
         return None
+    from dtbert.training.distillation import SpanTeacher
+    from dtbert.weights import load_model
+
+    model = load_model(_teacher_source(arguments, tokenizer), device=arguments.device, backend="reference")
+    _check_positions(model.config, f"a window {arguments.window}", arguments.window, "a smaller --window")
+    return SpanTeacher(model, options.distillation, student)
+
+
+def _text_teacher(
+    arguments: argparse.Namespace,
+    options: TrainingOptions,
+    student: "BertForSequenceClassification",
+    tokenizer: "Tokenizer",
+    longest: int,
+) -> "TextTeacher | None":
+    if options.distillation is None:
+        return None
+    from dtbert.training.distillation import TextTeacher
+    from dtbert.weights import load_classifier
+
+    model = load_classifier(_teacher_source(arguments, tokenizer), device=arguments.device, backend="reference")
+    _check_positions(model.config, f"the longest text {longest}", longest, "shorter texts, or another teacher")
+    with naming(f"--teacher {arguments.teacher}"):
+        if model.config.type_vocab_size < student.config.type_vocab_size:
+            raise ValueError("it has 1 segment, the student 2: choose one that was trained on pairs, too")
+        return TextTeacher(model, options.distillation, student)
+
+
+def _check_positions(teacher: "BertConfig", what: str, tokens: int, advice: str) -> None:
+    if teacher.max_position_embeddings < tokens:
+        raise ValueError(f"the teacher has {teacher.max_position_embeddings} positions, {what} tokens: give {advice}")
+
+
+def _teacher_source(arguments: argparse.Namespace, tokenizer: "Tokenizer") -> Path:
+    """Where the teacher is; ValueError where its tokens are not the student's, one by one."""
     from dtbert.qa import load_tokenizer
-    from dtbert.training.distillation import Teacher
-    from dtbert.weights import load_model, model_folder, resolve_source
+    from dtbert.weights import model_folder, resolve_source
 
     source = resolve_source(arguments.teacher, arguments.teacher_revision)
-    # Its tokens must be the student's, one by one.
     own, other = (one.get_vocab(with_added_tokens=True) for one in (tokenizer, load_tokenizer(model_folder(source))))
     if own != other:
         differing = min(token for token, _ in own.items() ^ other.items())
@@ -194,10 +227,4 @@ def _teacher(
             f"the teacher's vocabulary is not the student's: they differ in {differing!r}, id {own.get(differing)} in "
             f"the student's and {other.get(differing)} in the teacher's; choose a teacher with the same vocab.txt"
         )
-    model = load_model(source, device=arguments.device, backend="reference")
-    if model.config.max_position_embeddings < arguments.window:
-        raise ValueError(
-            f"the teacher has {model.config.max_position_embeddings} positions, a window {arguments.window} tokens: "
-            "give a smaller --window"
-        )
-    return Teacher(model, options.distillation, student)
+    return source

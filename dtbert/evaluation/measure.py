@@ -1,6 +1,5 @@
 """Predict, score and count: what a model gets right on questions with a schedule, and what that costs."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +8,16 @@ from typing import NamedTuple, TypeVar, get_args
 
 from dtbert.evaluation.metric import BestThreshold, Evaluation, Measure, best_threshold, evaluate
 from dtbert.evaluation.reader import SquadQuestion
-from dtbert.evaluation.work import KeptWork, Windows, answered, macs_of_windows, windows_of_each, with_again
+from dtbert.evaluation.work import (
+    KeptWork,
+    Windows,
+    answered,
+    executed_p95,
+    macs_of_windows,
+    sum_of,
+    windows_of_each,
+    with_again,
+)
 from dtbert.model import AdaptivePolicy, LengthSchedule, Macs, Policy
 from dtbert.qa import Answer, Cascade, PairError, Prepared, QuestionAnswerer
 from dtbert.qa.cascade import is_same
@@ -256,9 +264,7 @@ def _cost(
         raise ValueError("the model can read none of the questions: there is no work to count")
     p95 = None
     if isinstance(done, list):
-        macs = Macs(*map(sum, zip(*done, strict=True)))
-        # The least that as many do not exceed.
-        p95 = float(sorted(one.executed for one in done)[math.ceil(0.95 * len(done)) - 1])
+        macs, p95 = sum_of(done), executed_p95(done)
     else:
         assert done is None or isinstance(done, LengthSchedule)
         macs = full if done is None else macs_of_windows(answerer, lengths, done)

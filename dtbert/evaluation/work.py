@@ -1,5 +1,6 @@
 """The work of each question, by what the layers kept of its windows."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 
@@ -37,7 +38,7 @@ class KeptWork:
                 macs = self._policy.macs_of_kept(
                     config, part.num_tokens, lengths, question_length=question, backend=backend
                 )
-                self.of_questions[first + part.row] = _sum([self.of_questions[first + part.row], macs])
+                self.of_questions[first + part.row] = sum_of([self.of_questions[first + part.row], macs])
 
         return add
 
@@ -61,7 +62,7 @@ def macs_of_each(
     def of(window: tuple[int, int]) -> Macs:
         return macs_of_windows(answerer, {window: 1}, schedule)
 
-    return [_sum([of(window) for window in windows]) for windows in questions]
+    return [sum_of([of(window) for window in windows]) for windows in questions]
 
 
 def answered(answerer: QuestionAnswerer, prepared: Prepared, schedule: Policy | None) -> tuple[Cascaded, list[Macs]]:
@@ -82,11 +83,17 @@ def with_again(
         assert done is None or isinstance(done, LengthSchedule)
         done = macs_of_each(answerer, questions, done)
     full = macs_of_each(answerer, questions, None)
-    return [_sum([one, more]) if twice else one for one, more, twice in zip(done, full, again, strict=True)]
+    return [sum_of([one, more]) if twice else one for one, more, twice in zip(done, full, again, strict=True)]
 
 
-def _sum(macs: Sequence[Macs]) -> Macs:
+def sum_of(macs: Sequence[Macs]) -> Macs:
+    """Of some, at least one."""
     return Macs(*map(sum, zip(*macs, strict=True)))
+
+
+def executed_p95(work: Sequence[Macs]) -> float:
+    """The least that 95 of 100 do not exceed."""
+    return float(sorted(one.executed for one in work)[math.ceil(0.95 * len(work)) - 1])
 
 
 def macs_of_windows(

@@ -54,8 +54,8 @@ def export_onnx(
 
     Raises:
         ValueError: another ending than .onnx, a scorer or a policy that the graph cannot compute, a schedule for
-            another number of layers, a model that was loaded to compute in int8 or is beyond the 2 GB that the format
-            holds, onnx is not installed, or another model's ``tokenizer.json`` is there.
+            another number of layers, a model that was loaded to compute in int8 or fp8, or is beyond the 2 GB that the
+            format holds, onnx is not installed, or another model's ``tokenizer.json`` is there.
         TypeError: not a policy.
         OSError: a file cannot be written.
     """

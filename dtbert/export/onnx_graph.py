@@ -36,12 +36,13 @@ def onnx_graph(model: BertForQuestionAnswering, policy: Policy | None = None, *,
 
     Raises:
         ValueError: a scorer or a policy that the graph cannot compute, a schedule for another number of layers, or a
-            model that computes in int8.
+            model that computes in int8 or fp8.
     """
-    if model.int8:
+    if model.product_dtype != model.dtype:
+        name = str(model.product_dtype).removeprefix("torch.")
         raise ValueError(
-            "the model computes in int8, an ONNX file in float32: load it in another dtype; int8=True (`--int8`) holds "
-            "its matrices in 8 bits"
+            f"the model computes in {name}, an ONNX file in float32: load it in another dtype; int8=True (`--int8`) "
+            "holds its matrices in 8 bits"
         )
     schedule = schedule_of_lengths("an ONNX file", policy)
     if schedule is not None:

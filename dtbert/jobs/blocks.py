@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.files import Json
-from dtbert.jobs.lines import Line, line_of, parse_line, question_columns
+from dtbert.jobs.lines import QUESTIONS, Line, line_of, parse_line
 from dtbert.jobs.places import Place
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def row_cuts(groups: Iterable[tuple[int, float]], most: int) -> Iterator[int]:
 
 def _text_bytes(file: "ParquetFile", group: int) -> float:
     """The mean size of a row's question and context, by the first rows: what the file says is compressed."""
-    columns = question_columns("", file.schema_arrow.names)
+    columns = QUESTIONS.of_table("", file.schema_arrow.names)
     rows = next(file.iter_batches(_SAMPLE, [group], columns)).to_pylist()
     return max(1.0, sum(len(text) for row in rows for text in row.values() if isinstance(text, str)) / len(rows))
 
@@ -196,7 +196,7 @@ def _parquet_rows(place: Place, skipped: int, rows: int) -> Iterator[Mapping[str
                 left_out = left_out if groups else skipped - start
                 groups.append(index)
             start = end
-        for batch in file.iter_batches(row_groups=groups, columns=question_columns("", file.schema_arrow.names)):
+        for batch in file.iter_batches(row_groups=groups, columns=QUESTIONS.of_table("", file.schema_arrow.names)):
             taken = batch.slice(left_out, rows)
             yield from taken.to_pylist()
             left_out, rows = max(0, left_out - len(batch)), rows - len(taken)
@@ -212,5 +212,5 @@ def _parquet(place: Place, raw: Any) -> "ParquetFile":
         file = ParquetFile(raw)
     except ArrowException as error:
         raise ValueError(f"{place.name} is a damaged Parquet file ({str(error).partition(chr(10))[0]})") from error
-    question_columns(place.name, file.schema_arrow.names)
+    QUESTIONS.of_table(place.name, file.schema_arrow.names)
     return file

@@ -1,69 +1,99 @@
-"""Lines: questions as they stand in files, and the answers to them as they are written."""
+"""Lines: questions and texts as they stand in files, and what is written of each."""
 
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtbert.files import Json, text_sha256
 
 if TYPE_CHECKING:
     from dtbert.qa import Answer, QuestionAnswerer
     from dtbert.qa.calls import Asking
+    from dtbert.text.running import TextModel
 
 # What the names of settings stand for, where an option does not have the same name.
 SETTINGS = {"input_sha256": "input", "model_sha256": "the model's weights, config or tokenizer"}
 
-# What is read of a table.
-COLUMNS = ("id", "question", "context")
+
+class Columns(NamedTuple):
+    """The texts that are read of a line, beside its id, by the names of their fields or columns.
+
+    Attributes:
+        what: what the lines are, in the plural.
+        texts: that every line has.
+        more: that it may have besides, after those.
+        unit: what a progress bar counts.
+    """
+
+    what: str
+    texts: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    unit: str = "text"
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return ("id", *self.texts, *self.more)
+
+    @property
+    def names(self) -> str:
+        """What a table's columns must be called, in words."""
+        return f"column{'s' * (len(self.texts) > 1)} {' and '.join(self.texts)}"
+
+    def of_table(self, path: str, there: Sequence[str]) -> list[str]:
+        """Those of a table's columns that are read; ValueError, which names the file, where one is missing."""
+        if not set(self.texts) <= set(there):
+            raise ValueError(f"{path} has no {self.names}: it has {', '.join(there)}")
+        return [name for name in self.read if name in there]
+
+
+QUESTIONS = Columns("questions", ("question", "context"), unit="q")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A question of the input: ``number`` counts lines, objects or rows from 1; ``error`` says what is wrong."""
+    """A line of the input: ``number`` counts lines, objects or rows from 1; ``error`` says what is wrong.
+
+    ``texts`` are in the order of its `Columns`.
+    """
 
     number: int
     id: str | int | None = None
-    question: str = ""
-    context: str = ""
+    texts: tuple[str, ...] = ()
     error: str | None = None
 
 
-def parse_line(number: int, raw: bytes) -> Line:
-    """A line of JSON, or what is wrong with it; whether the model can answer it is seen later."""
+def parse_line(number: int, raw: bytes, columns: Columns = QUESTIONS) -> Line:
+    """A line of JSON, or what is wrong with it; whether the model can read its texts is seen later."""
     try:
-        return line_of(number, Json.parse(raw.rstrip()))
+        return line_of(number, Json.parse(raw.rstrip()), columns)
     except ValueError as error:
         return Line(number, error=str(error))
 
 
-def line_of(number: int, fields: Json) -> Line:
-    """A question with its context and perhaps an id, or what is wrong with it."""
+def line_of(number: int, fields: Json, columns: Columns = QUESTIONS) -> Line:
+    """The texts of an object and perhaps an id, or what is wrong with it."""
     identifier: str | int | None = None
     try:
         if not isinstance(fields.value, dict):
-            raise ValueError('expected a JSON object with "question" and "context"')
+            raise ValueError(f"expected a JSON object with {' and '.join(map(json.dumps, columns.texts))}")
         if (found := fields.get("id")) is not None:
             found.of(str, int)
             identifier = found.value
-        return Line(number, identifier, fields.field("question").of(str), fields.field("context").of(str))
+        more = [one for one in map(fields.get, columns.more) if one is not None]
+        texts = [*map(fields.field, columns.texts), *more]
+        return Line(number, identifier, tuple(one.of(str) for one in texts))
     except ValueError as error:
         return Line(number, identifier, error=str(error))
-
-
-def question_columns(path: str, there: Sequence[str]) -> list[str]:
-    """Those of a table's columns that are read; ValueError, which names the file, where one is missing."""
-    if not {"question", "context"} <= set(there):
-        raise ValueError(f"{path} has no columns question and context: it has {', '.join(there)}")
-    return [name for name in COLUMNS if name in there]
 
 
 def answered(
     answerer: "QuestionAnswerer", lines: Sequence[Line], top: int, asking: "Asking"
 ) -> Iterator[tuple[Line, dict[str, Any]]]:
     """Each line, and the JSON fields of its answer, or of its error."""
-    pairs = ((line.question, line.context) for line in lines if line.error is None)
+    pairs: Any = (line.texts for line in lines if line.error is None)
     answers = answerer.answer_many(pairs, top_k=top, errors="yield", **asking)
     for line in lines:
         found: Any = next(answers) if line.error is None else line.error
@@ -102,9 +132,9 @@ def dump(line: Line, fields: dict[str, Any]) -> bytes:
         return json.dumps(fields).encode() + b"\n"
 
 
-def model_sha256(model: Path, answerer: "QuestionAnswerer") -> str:
+def model_sha256(model: Path, loaded: "QuestionAnswerer | TextModel") -> str:
     """The SHA-256 of all of a model that makes answers: its weights, its config, its tokenizer."""
     from dtbert.weights import weights_sha256
 
-    config, tokenizer = json.dumps(answerer.config.to_dict()), answerer.tokenizer.to_str()
+    config, tokenizer = json.dumps(loaded.config.to_dict()), loaded.tokenizer.to_str()
     return text_sha256(f"{weights_sha256(model)}{config}{tokenizer}")

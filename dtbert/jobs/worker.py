@@ -99,7 +99,7 @@ class Worker:
             else b"".join(dump(line, fields) for line, fields in found)
         )
         self.output.part(block.number).write(content)
-        texts = [text for line in lines for text in (line.question, line.context)]
+        texts = [text for line in lines for text in line.texts]
         record = Record(
             block=block.number,
             rows=len(lines),

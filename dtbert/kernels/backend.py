@@ -10,12 +10,13 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dtbert.kernels.float8 import FLOAT8, float8_product
 from dtbert.kernels.int8 import int8_product
 from dtbert.kernels.overlap import question_overlap
 from dtbert.kernels.packing import Kept, Left, Packing, Partials, TokenIds
@@ -221,7 +222,7 @@ class Sizes(NamedTuple):
     """What a backend must be able to take; None where it is not known.
 
     Attributes:
-        dtype: of the weights.
+        dtype: of the weights, or of the layers' alone where these are held in 8 bit.
         head_size: D.
         hidden_size: H.
         max_seqlen: tokens in the longest sequence.
@@ -275,13 +276,17 @@ def choose_backend(
 
 def get_backend(device: torch.device | str, name: BackendName | None = None, sizes: Sizes | None = None) -> Backend:
     """The backend that `choose_backend` names; arguments and errors are its own."""
-    return _BACKENDS[choose_backend(device, name, sizes)]()
+    chosen = choose_backend(device, name, sizes)
+    if chosen == "triton" and sizes is not None and sizes.dtype == FLOAT8:
+        return cast(Backend, _triton().Float8())
+    return _BACKENDS[chosen]()
 
 
 def product_of(x: Tensor, layer: Linear) -> Tensor:
-    """``x @ weight.T + bias`` by torch, for a weight in its own layout or in int8."""
+    """``x @ weight.T + bias`` by torch, for a weight in its own layout, in int8 or in fp8."""
     if layer.scale is not None:
-        return int8_product(x, layer.plain_weight, layer.scale, layer.bias)
+        product = float8_product if layer.scaled_dtype == FLOAT8 else int8_product
+        return product(x, layer.plain_weight, layer.scale, layer.bias)
     return F.linear(x, layer.weight, layer.bias)
 
 
@@ -302,7 +307,10 @@ def _why_not_triton(device: torch.device, sizes: Sizes) -> str | None:
             "runs on a GPU, and on the CPU only interpreted, for tests (TRITON_INTERPRET=1 before triton is imported): "
             "move the tensors to a GPU, or leave backend out"
         )
-    if sizes.dtype is not None and sizes.dtype not in triton.FLOAT_DTYPES:
+    if sizes.dtype == FLOAT8:
+        if (reason := triton.why_not_float8(device)) is not None:
+            return f"multiplies in fp8 on an NVIDIA GPU of compute capability 8.9 or more, {reason}: give bfloat16"
+    elif sizes.dtype is not None and sizes.dtype not in triton.FLOAT_DTYPES:
         return f"computes in float32, bfloat16 and float16, not in {sizes.dtype}: choose the backend 'reference'"
     for what, size, most in (
         ("heads of at most {:,} values", sizes.head_size, triton.MAX_HEAD_SIZE),

@@ -56,7 +56,8 @@ class Cpu(Backend):
 
     def _takes(self, weight: Tensor) -> bool:
         wanted = blocked_pays(weight) if self._blocked is None else self._blocked
-        return wanted and weight.is_floating_point() and has_blocked_products(weight.dtype)
+        # What is held in 8 bit has a scale, of which oneDNN would know nothing.
+        return wanted and weight.element_size() > 1 and has_blocked_products(weight.dtype)
 
     def _lay_out(self, layer: Linear) -> None:
         layer.lay_out(to_blocked(layer.weight))

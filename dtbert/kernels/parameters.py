@@ -9,6 +9,8 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dtbert.kernels.float8 import FLOAT8
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -28,7 +30,7 @@ class Linear(_Pair):
     Attributes:
         name: what the product is called: ``"qkv"``, ``"attention_output"``, ``"intermediate"``, ``"output"`` and so on.
         layer: 0-based index of its layer; None outside of them.
-        scale: float32 ``[out]``, of a weight in int8: ``weight * scale[:, None]`` is meant; else None.
+        scale: float32 ``[out]``, of a weight in int8 or fp8: ``weight * scale[:, None]`` is meant; else None.
     """
 
     scale: Tensor | None = None
@@ -41,8 +43,8 @@ class Linear(_Pair):
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.empty(out_features))
 
-    def hold_int8(self, values: Tensor, scale: Tensor) -> None:
-        """Take a weight in int8 ``[out, in]``, with its scale, float32 ``[out]``; it cannot be trained."""
+    def hold_scaled(self, values: Tensor, scale: Tensor) -> None:
+        """Take a weight in int8 or fp8 ``[out, in]``, with its scale, float32 ``[out]``; it cannot be trained."""
         self.to_plain()
         self.weight, self.scale = nn.Parameter(values, requires_grad=False), scale
 
@@ -58,6 +60,13 @@ class Linear(_Pair):
         """
         self._hold(weight)
         self._unpack = unpack
+
+    @property
+    def scaled_dtype(self) -> torch.dtype | None:
+        """int8 or fp8, of a weight with a scale, whatever its layout; else None."""
+        if self.scale is None:
+            return None
+        return FLOAT8 if self.weight.dtype == FLOAT8 else torch.int8
 
     @property
     def laid_out(self) -> bool:
@@ -88,9 +97,14 @@ class Linear(_Pair):
         else:  # of `of_tensors`: somebody else's tensor, which stays as it is
             self._parameters["weight"] = held
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
         self.to_plain()
-        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+        def moved(tensor: Tensor) -> Tensor:
+            # A change of dtype is for floats, which fp8 is to torch: without its scale it would mean something else.
+            return fn(tensor.view(torch.int8)).view(FLOAT8) if tensor.dtype == FLOAT8 else fn(tensor)
+
+        super()._apply(moved, *args, **kwargs)  # type: ignore[no-untyped-call]
         if self.scale is not None:
             self.scale = self.scale.to(self.weight.device)  # float32, whatever the dtype of the states becomes
         return self
@@ -106,7 +120,7 @@ class Linear(_Pair):
         self.to_plain()
         weight, scale = state_dict.get(f"{prefix}weight"), state_dict.pop(f"{prefix}scale", None)
         if weight is not None and (scale is not None or self.scale is not None):
-            # From a weight in int8 to a float one, or from one in int8.
+            # From a weight in 8 bit to a float one, or from one in 8 bit.
             device = self.weight.device
             self.weight = nn.Parameter(torch.empty_like(weight, device=device), requires_grad=False)
             # On no device yet, it is assigned, not copied.

@@ -5,7 +5,13 @@ from dtbert.model.adaptive import AdaptivePolicy, Threshold, TopP
 from dtbert.model.batch import PackedBatch, pack_padded, unpack
 from dtbert.model.bert import BertEncoder, BertForQuestionAnswering, EncoderOutput, SpanLogits, SpanLogitsAndKept
 from dtbert.model.config import BertConfig, OwnScorer
-from dtbert.model.heads import BertForSentenceEmbedding, BertForSequenceClassification, Pooling, SequenceModel
+from dtbert.model.heads import (
+    BertForSentenceEmbedding,
+    BertForSequenceClassification,
+    Pooling,
+    RowsAndKept,
+    SequenceModel,
+)
 from dtbert.model.kept import LayerKept
 from dtbert.model.overlap import question_overlap
 from dtbert.model.policy import Policy
@@ -30,6 +36,7 @@ __all__ = [
     "Packing",
     "Policy",
     "Pooling",
+    "RowsAndKept",
     "SequenceModel",
     "SpanLogits",
     "SpanLogitsAndKept",

@@ -10,7 +10,7 @@ so of a longer text fewer stay in proportion. Where all scores of a sequence are
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ class AdaptivePolicy(Policy):
 
     floor: float | tuple[float, ...] = 0.0
     ceiling: float | tuple[float, ...] = 1.0
+
+    # The numbers of each layer: their name, and that by which all tokens stay.
+    numbers: ClassVar[tuple[str, float]]
 
     def __post_init__(self) -> None:
         for name in ("floor", "ceiling"):
@@ -91,6 +94,13 @@ class AdaptivePolicy(Policy):
             )
         return AdaptiveTargets(self, packing.seqlens)
 
+    def first_alone(self, positions: int) -> Self:
+        # By its bounds, for which no share is counted.
+        name, all_stay = self.numbers
+        ends = {name: (getattr(self, name), all_stay), "floor": (self._each(self.floor), 0.0)}
+        ends["ceiling"] = self._each(self.ceiling), 1 / positions
+        return self._keeping_first(**{one: (*values[:-1], last) for one, (values, last) in ends.items()})
+
     def scores(self, lengths: Sequence[int]) -> list[bool]:
         own = lengths[0]
         # Whoever remembers scores in a layer for those after it.
@@ -117,6 +127,7 @@ class Threshold(AdaptivePolicy, kinds=("threshold",)):
 
     thresholds: tuple[float, ...]
     kind: ClassVar[str] = "threshold"
+    numbers: ClassVar[tuple[str, float]] = ("thresholds", 0.0)
 
     def __post_init__(self) -> None:
         wanted = "a share of the significance, at least 0 and below 1"
@@ -149,6 +160,7 @@ class TopP(AdaptivePolicy, kinds=("top_p",)):
 
     parts: tuple[float, ...]
     kind: ClassVar[str] = "top_p"
+    numbers: ClassVar[tuple[str, float]] = ("parts", 1.0)
 
     def __post_init__(self) -> None:
         wanted = "a part of the significance, above 0 and at most 1"

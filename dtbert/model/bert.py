@@ -41,9 +41,10 @@ class Bert(nn.Module):
         return self.encoder.embeddings.word.dtype
 
     @property
-    def int8(self) -> bool:
-        """Whether the layers' matrices are held and multiplied in int8; the states are in `dtype`."""
-        return any(isinstance(module, Linear) and module.scale is not None for module in self.modules())
+    def product_dtype(self) -> torch.dtype:
+        """In which the layers' matrices are held and multiplied: ``torch.int8``, ``torch.float8_e4m3fn`` or `dtype`."""
+        held = (module.scaled_dtype for module in self.modules() if isinstance(module, Linear))
+        return next((dtype for dtype in held if dtype is not None), self.dtype)
 
     @property
     def backend(self) -> Backend:
@@ -57,8 +58,7 @@ class Bert(nn.Module):
         """
         if self._chosen is None:
             config = self.config
-            dtype = torch.int8 if self.int8 else self.dtype
-            sizes = Sizes(dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
+            sizes = Sizes(self.product_dtype, config.head_size, config.hidden_size, config.max_position_embeddings)
             self._chosen = get_backend(self.device, self._asked, sizes)
         if self._prepared and self._chosen.name == "cpu" and torch.compiler.is_exporting():
             raise ValueError(
@@ -108,8 +108,8 @@ class Bert(nn.Module):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         if requires_grad:
-            if self.int8:
-                raise ValueError("weights in int8 cannot be trained: load the model in another dtype")
+            if (held := self.product_dtype) != self.dtype:
+                raise ValueError(f"weights in {held} cannot be trained: load the model in another dtype")
             self._to_plain()
         super().requires_grad_(requires_grad)
         return self
@@ -237,9 +237,11 @@ class BertEncoder(Bert):
         for states, kept in zip(encoding.hidden_states, (None, *encoding.kept), strict=False):
             left = rows if kept is None else kept if rows is None else rows[kept]
             hidden_states.append(unpack(states, left, input_ids.shape, 0.0))
-        kept_by = [one.unpack(rows, input_ids.shape) for one in layers_kept(encoding)] if output_kept else []
+        of_layers = layers_kept(encoding, batch.packing.num_tokens) if output_kept else ()
         last = unpack(encoding.states, rows, input_ids.shape, 0.0)
-        return EncoderOutput(last, pooled, tuple(hidden_states), tuple(kept_by))
+        return EncoderOutput(
+            last, pooled, tuple(hidden_states), tuple(one.unpack(rows, input_ids.shape) for one in of_layers)
+        )
 
     def _exported(self, padded: PaddedInputs, schedule: Policy | None, **asked: Any) -> EncoderOutput:
         encoding = self._encode_exported(padded, schedule, **asked)
@@ -371,7 +373,7 @@ class BertForQuestionAnswering(Bert):
         span_head, schedule = self.span_head(backend), self._resolved(schedule)
         encoding = self.encoder(batch, schedule, backend=backend, span_head=span_head, output_kept=True)
         start, end = span_head(encoding.states).unbind(1)
-        return SpanLogitsAndKept(start, end, layers_kept(encoding))
+        return SpanLogitsAndKept(start, end, layers_kept(encoding, len(start)))
 
     def _forward(
         self,

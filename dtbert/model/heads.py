@@ -2,9 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor
@@ -14,10 +13,20 @@ from dtbert.kernels.parameters import Linear
 from dtbert.model.batch import PackedBatch
 from dtbert.model.bert import Bert
 from dtbert.model.config import BertConfig
+from dtbert.model.encoder import PackedEncoding
+from dtbert.model.kept import LayerKept, layers_kept
+from dtbert.model.policy import Policy
 from dtbert.model.schedule import LengthSchedule
 from dtbert.model.work import Macs, macs_of
 
 Pooling = Literal["mean", "cls"]
+
+
+class RowsAndKept(NamedTuple):
+    """A row of each sequence, and which tokens each layer kept, by the policy that `SequenceModel.executed` says."""
+
+    rows: Tensor
+    kept: tuple[LayerKept, ...]
 
 
 class SequenceModel(Bert):
@@ -28,8 +37,10 @@ class SequenceModel(Bert):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        schedule: LengthSchedule | None = None,
-    ) -> Tensor:
+        schedule: Policy | None = None,
+        *,
+        output_kept: bool = False,
+    ) -> Tensor | RowsAndKept:
         """One row for each sequence of a padded batch, in the model's dtype.
 
         Args:
@@ -38,21 +49,53 @@ class SequenceModel(Bert):
             token_type_ids: integers ``[B, S]``, 0 by default; 1 for the second text of a pair.
             schedule: tokens that each layer keeps; all by default. One without a scorer takes the config's own; a head
                 that reads [CLS] always keeps it.
+            output_kept: return which tokens every layer kept, too, and what they scored.
 
         Raises:
             ValueError, TypeError: shapes, devices or dtypes that do not fit, ids outside their table, a schedule with
                 another number of layers, or a scorer that reads a span head.
         """
-        batch, _ = self._pack(input_ids, attention_mask, token_type_ids)
-        return self._rows(batch, schedule, self.backend)
+        batch, rows = self._pack(input_ids, attention_mask, token_type_ids)
+        found = self._rows(batch, schedule, self.backend, output_kept)
+        if isinstance(found, Tensor):
+            return found
+        return found._replace(kept=tuple(one.unpack(rows, input_ids.shape) for one in found.kept))
+
+    @overload
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward_packed(
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: Literal[True],
+    ) -> RowsAndKept: ...
 
     def forward_packed(
-        self, batch: PackedBatch, schedule: LengthSchedule | None = None, *, backend: Backend | None = None
-    ) -> Tensor:
-        """One row for each of the B sequences of a packed batch; ``backend`` in place of the model's own."""
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None = None,
+        *,
+        backend: Backend | None = None,
+        output_kept: bool = False,
+    ) -> Tensor | RowsAndKept:
+        """One row for each of the B sequences of a packed batch.
+
+        ``backend`` computes the steps in place of the model's own. ``output_kept`` as `forward`.
+        """
         if not torch.compiler.is_compiling():
             batch.check(self.config)
-        return self._rows(batch, schedule, backend or self.backend)
+        return self._rows(batch, schedule, backend or self.backend, output_kept)
 
     @property
     @abstractmethod
@@ -85,65 +128,113 @@ class SequenceModel(Bert):
         Raises:
             ValueError: as `LengthSchedule.macs`.
         """
-        layers = self.config.num_hidden_layers
-        given = self._given(schedule) or LengthSchedule.ratios([1] * layers, scorer="random")
-        given.check_layers(layers)
+        given = schedule or LengthSchedule.ratios([1] * self.config.num_hidden_layers, scorer="random")
+        run = self.executed(given)
+        if not isinstance(run, LengthSchedule):
+            raise TypeError(
+                f"what a {type(given).__name__} takes is known when a text was read: count it by macs_of_kept"
+            )
         published, executed = (
-            macs_of(one, self.config, lengths, one.scores(lengths), question_length, backend, self.head_macs)
-            for one in (given, self.executed(given) or given)
-            for lengths in [(sequence_length, *one.lengths(sequence_length))]
+            self._count(one, sequence_length, one.lengths(sequence_length), question_length, backend)
+            for one in (given.resolve(self.config.own_scorer), run)
         )
         return Macs(published.published, executed.executed)
 
-    def executed(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
-        """The schedule by which the model runs where it is asked for another.
+    def macs_of_kept(
+        self,
+        policy: Policy,
+        sequence_length: int,
+        kept: Sequence[int],
+        *,
+        question_length: int | None = None,
+        backend: BackendName = "cpu",
+    ) -> Macs:
+        """`macs`, of a sequence of which the layers kept so many tokens when the model ran by the policy.
+
+        Raises:
+            ValueError: the policy does not fit the model.
+        """
+        run = self.executed(policy)
+        assert run is not None
+        return self._count(run, sequence_length, kept, question_length, backend)
+
+    def executed(self, schedule: Policy | None) -> Policy | None:
+        """The policy by which the model runs where it is asked for another.
 
         A head that reads [CLS] alone keeps it in every layer, and of the last layer nothing else: the result is the
         same, for nobody reads the other tokens. A schedule without a scorer takes the config's own.
 
         Raises:
-            TypeError: another policy than a `LengthSchedule`.
+            TypeError: not a `Policy`.
             ValueError: a schedule with another number of layers.
         """
-        schedule = self._given(schedule)
+        layers = self.config.num_hidden_layers
+        if schedule is not None:
+            if not isinstance(schedule, Policy):
+                raise TypeError(f"schedule must be a LengthSchedule, Threshold or TopP, not {type(schedule).__name__}")
+            schedule.check_layers(layers)
+            schedule = schedule.resolve(self.config.own_scorer)
         if not self.reads_cls:
             return schedule
-        return _cls_alone(schedule, self.config.num_hidden_layers, self.config.max_position_embeddings)
-
-    def _given(self, schedule: LengthSchedule | None) -> LengthSchedule | None:
-        if schedule is not None and not isinstance(schedule, LengthSchedule):
-            raise TypeError(
-                f"models of whole texts drop tokens by a LengthSchedule, not by a {type(schedule).__name__}"
-            )
-        return None if schedule is None else schedule.resolve(self.config.own_scorer)
+        return _cls_alone(schedule, layers, self.config.max_position_embeddings)
 
     def cls_states(
         self,
         batch: PackedBatch,
-        schedule: LengthSchedule | None,
+        schedule: Policy | None,
         backend: Backend,
         skip_layers: Collection[int] = (),
     ) -> Tensor:
         """The final state of each sequence's first token, ``[B, H]``; no other is computed in the last layer."""
-        encoding = self.encoder(
-            batch, self.executed(schedule), backend=backend, skip_layers=skip_layers, restores=False
+        return first_states(self._encode(batch, schedule, backend, skip_layers=skip_layers))
+
+    def _encode(
+        self,
+        batch: PackedBatch,
+        schedule: Policy | None,
+        backend: Backend,
+        *,
+        output_kept: bool = False,
+        skip_layers: Collection[int] = (),
+    ) -> PackedEncoding:
+        return self.encoder(
+            batch,
+            self.executed(schedule),
+            backend=backend,
+            output_kept=output_kept,
+            skip_layers=skip_layers,
+            restores=False,
         )
-        firsts = encoding.packing.cu_seqlens[:-1].long()
-        return encoding.states if len(encoding.states) == len(firsts) else encoding.states.index_select(0, firsts)
+
+    def _rows(
+        self, batch: PackedBatch, schedule: Policy | None, backend: Backend, output_kept: bool
+    ) -> Tensor | RowsAndKept:
+        encoding = self._encode(batch, schedule, backend, output_kept=output_kept)
+        rows = self._head(encoding, backend)
+        return RowsAndKept(rows, layers_kept(encoding, batch.packing.num_tokens)) if output_kept else rows
 
     @abstractmethod
-    def _rows(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> Tensor: ...
+    def _head(self, encoding: PackedEncoding, backend: Backend) -> Tensor:
+        """A row of each sequence, of the tokens that left the last layer."""
+
+    def _count(
+        self, run: Policy, length: int, kept: Sequence[int], question_length: int | None, backend: BackendName
+    ) -> Macs:
+        lengths = (length, *kept)
+        return macs_of(run, self.config, lengths, run.scores(lengths), question_length, backend, self.head_macs)
 
 
 @lru_cache(maxsize=64)  # a schedule is checked where it is made, which takes longer than a launch
-def _cls_alone(schedule: LengthSchedule | None, num_layers: int, positions: int) -> LengthSchedule:
+def _cls_alone(schedule: Policy | None, num_layers: int, positions: int) -> Policy:
     if schedule is None:
         schedule = LengthSchedule.ratios([1] * num_layers, scorer="random")
-    schedule.check_layers(num_layers)
-    one = 1 if schedule.kind == "absolute" else 1 / positions
-    lengths = (*schedule.length_config[:-1], min(one, schedule.length_config[-1]))
-    # Of one token there is no choice: a score would be work for nothing, and this one is none.
-    return replace(schedule, length_config=lengths, scorer=(*schedule.scorers[:-1], "random"), keep_cls=True)
+    return schedule.first_alone(positions)
+
+
+def first_states(encoding: PackedEncoding) -> Tensor:
+    """The final state of each sequence's first token, ``[B, H]``."""
+    firsts = encoding.packing.cu_seqlens[:-1].long()
+    return encoding.states if len(encoding.states) == len(firsts) else encoding.states.index_select(0, firsts)
 
 
 class BertForSequenceClassification(SequenceModel):
@@ -192,9 +283,8 @@ class BertForSequenceClassification(SequenceModel):
         """What the classifier reads: `cls_states` ``[B, H]`` by the pooler and tanh."""
         return torch.tanh(backend.linear(states, self.pooler))
 
-    def _rows(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> Tensor:
-        states = self.cls_states(batch, schedule, backend)
-        return backend.linear(self.pooled(states, backend), self.classifier)
+    def _head(self, encoding: PackedEncoding, backend: Backend) -> Tensor:
+        return backend.linear(self.pooled(first_states(encoding), backend), self.classifier)
 
 
 class BertForSentenceEmbedding(SequenceModel):
@@ -231,10 +321,9 @@ class BertForSentenceEmbedding(SequenceModel):
     def head_macs(self) -> int:
         return 0
 
-    def _rows(self, batch: PackedBatch, schedule: LengthSchedule | None, backend: Backend) -> Tensor:
+    def _head(self, encoding: PackedEncoding, backend: Backend) -> Tensor:
         if self.reads_cls:
-            return self.cls_states(batch, schedule, backend)
-        encoding = self.encoder(batch, self.executed(schedule), backend=backend, restores=False)
+            return first_states(encoding)
         wide = encoding.states.to(torch.promote_types(self.dtype, torch.float32))
         offsets = encoding.packing.cu_seqlens.long()
         return torch.segment_reduce(wide, "mean", offsets=offsets, axis=0).to(self.dtype)

@@ -30,9 +30,9 @@ class LayerKept(NamedTuple):
         return LayerKept(unpack(self.mask, rows, shape, False), scores, self.lengths)
 
 
-def layers_kept(encoding: PackedEncoding) -> tuple[LayerKept, ...]:
-    """By layer, of an encoding that holds significance."""
-    nothing = torch.zeros(len(encoding.states), dtype=torch.bool, device=encoding.states.device)
+def layers_kept(encoding: PackedEncoding, num_tokens: int) -> tuple[LayerKept, ...]:
+    """By layer, of an encoding that holds significance, of a batch of so many tokens."""
+    nothing = torch.zeros(num_tokens, dtype=torch.bool, device=encoding.states.device)
     return tuple(
         LayerKept(~nothing if rows is None else nothing.index_fill(0, rows, True), scores, lengths)
         for rows, scores, lengths in zip(encoding.kept, encoding.significance, encoding.lengths, strict=True)

@@ -107,12 +107,24 @@ class Policy(ABC):
             return self
         return replace(self, scorer=own.scorer, keep_question=self.keep_question or own.keep_question)
 
+    def _keeping_first(self, **last: Any) -> Self:
+        # Of one token there is no choice: a score would be work for nothing, and this one is none.
+        return replace(self, scorer=(*self.scorers[:-1], "random"), keep_cls=True, **last)
+
     def check_layers(self, num_layers: int) -> None:
         """Raise ValueError unless the policy has one entry per layer of the model."""
         if self.num_layers != num_layers:
             raise ValueError(
                 f"the schedule has {self.num_layers} entries, the model {num_layers} layers: they must match"
             )
+
+    @abstractmethod
+    def first_alone(self, positions: int) -> Self:
+        """The policy by which the first token stays in every layer, and in the last one nothing else.
+
+        Args:
+            positions: tokens that a sequence has at most.
+        """
 
     @abstractmethod
     def scores(self, lengths: Sequence[int]) -> list[bool]:

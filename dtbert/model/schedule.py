@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Unpack
+from typing import Literal, Self, Unpack
 
 from dtbert.kernels import BackendName, Packing
 from dtbert.model.adaptive import AdaptiveOptions, Threshold
@@ -157,8 +157,8 @@ class LengthSchedule(Policy, kinds=("absolute", "ratios")):
             config: the model's sizes, and its own scorer.
             sequence_length: tokens that enter the first layer.
             question_length: tokens of segment 0, which the score ``from_question`` alone costs; by default it is
-                counted as if every token were one. ``overlap`` multiplies nothing, and what a registered scorer
-                computes is not counted.
+                counted as if every token were one. ``overlap`` multiplies nothing; a registered scorer takes what
+                it was registered with.
             backend: whose executed count: one computes products for a score again that another has at hand.
 
         Raises:
@@ -167,6 +167,11 @@ class LengthSchedule(Policy, kinds=("absolute", "ratios")):
         self.check_layers(config.num_hidden_layers)
         kept = self.lengths(sequence_length)
         return self.macs_of_kept(config, sequence_length, kept, question_length=question_length, backend=backend)
+
+    def first_alone(self, positions: int) -> Self:
+        one = 1 if self.kind == "absolute" else 1 / positions
+        *before, last = self.length_config
+        return self._keeping_first(length_config=(*before, min(one, last)))
 
     def scores(self, lengths: Sequence[int]) -> list[bool]:
         drops = [after < before for before, after in pairwise(lengths)]

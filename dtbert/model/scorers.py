@@ -7,6 +7,7 @@ register_scorer("shortest_first", shortest_first)
 schedule = LengthSchedule.ratios([1, 1, 0.8, 0.6, 0.4, 0.2], scorer="shortest_first")
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -149,6 +150,10 @@ class ScoredTokens(NamedTuple):
     hidden_size: int
 
 
+# Multiply-accumulates of a layer's scoring, on a backend.
+Count = Callable[[ScoredTokens, ScoreCost], int]
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A row of the table of scorers.
@@ -158,18 +163,20 @@ class Scorer:
         attention: the attention score that it is, if it is one.
         with_context: whether it needs every query of the layer, so that it comes with the context, in one pass.
         needs_span_head: whether it reads the span head.
-        macs: multiply-accumulates that it takes beside the context's, on a backend.
+        macs: multiply-accumulates that it takes beside the context's.
         logarithmic: whether it is the logarithm of what policies share out among tokens.
         remembers: whether it reads what was said in the layers before.
+        given: the function as somebody registered it.
     """
 
     function: Callable[[LayerView], Tensor]
     attention: AttentionScore | None = None
     with_context: bool = False
     needs_span_head: bool = False
-    macs: Callable[[ScoredTokens, ScoreCost], int] = lambda sizes, cost: 0
+    macs: Count = lambda sizes, cost: 0
     logarithmic: bool = False
     remembers: bool = False
+    given: Callable[[LayerView], Tensor] | None = None
 
 
 def _answer(view: LayerView) -> Tensor:
@@ -190,9 +197,7 @@ def _random(view: LayerView) -> Tensor:
     return (x >> 39).float()  # 24 bits: every value is exact in float32
 
 
-def _attention(
-    score: AttentionScore, macs: Callable[[ScoredTokens, ScoreCost], int], *, with_context: bool = False
-) -> Scorer:
+def _attention(score: AttentionScore, macs: Count, *, with_context: bool = False) -> Scorer:
     return Scorer(lambda view: view.attention(score), score, with_context, macs=macs)
 
 
@@ -231,7 +236,12 @@ BUILT_IN_SCORERS: tuple[str, ...] = tuple(_TABLE)
 
 
 def register_scorer(
-    name: str, function: Callable[[LayerView], Tensor], *, logarithmic: bool = False, remembers: bool = False
+    name: str,
+    function: Callable[[LayerView], Tensor],
+    *,
+    logarithmic: bool = False,
+    remembers: bool = False,
+    macs: float | str | Count = 0,
 ) -> None:
     """Make a scorer available to schedules under a name.
 
@@ -243,10 +253,13 @@ def register_scorer(
             exponentiates; otherwise such a policy wants them to be at least 0.
         remembers: whether it reads `LayerView.earlier_scores`, or their sum `LayerView.accumulated`: then all layers up
             to the last that drops are scored, those that drop nothing included.
+        macs: multiply-accumulates that it takes, which ``executed`` counts: a number for each token that is scored; the
+            name of a built-in scorer that it asks for, as ``"from_question"`` for ``view.attention("from_question")``;
+            or a function of `ScoredTokens` and the backend's `ScoreCost` for a layer. By default none.
 
     Raises:
-        ValueError: the name is empty or a built-in scorer's.
-        TypeError: the function is not callable.
+        ValueError: the name is empty or a built-in scorer's, or ``macs`` is below 0 or no built-in scorer's name.
+        TypeError: the function is not callable, or ``macs`` is neither a number, nor a name, nor callable.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"a scorer's name must be a non-empty string, not {name!r}")
@@ -255,8 +268,21 @@ def register_scorer(
     if not callable(function):
         raise TypeError(f"the scorer {name!r} must be a function of a LayerView, not {type(function).__name__}")
     _TABLE[name] = Scorer(
-        lambda view: _checked(name, function(view), view), logarithmic=logarithmic, remembers=remembers
+        lambda view: _checked(name, function(view), view),
+        macs=_count_of(name, macs),
+        logarithmic=logarithmic,
+        remembers=remembers,
+        given=function,
     )
+
+
+def make_known(name: str, function: Callable[[LayerView], Tensor]) -> None:
+    """Make a function available under a name, as it is registered under another, or by `register_scorer`'s defaults."""
+    row = next((row for row in _TABLE.values() if row.given is function), None)
+    if row is None:
+        register_scorer(name, function)
+    else:
+        _TABLE[name] = row
 
 
 def available_scorers() -> tuple[str, ...]:
@@ -294,6 +320,33 @@ def in_order(significance: Tensor | Partials, states: Tensor) -> Tensor | Partia
         return significance
     # Their ranks have the same order, and the same equals.
     return significance.unique(return_inverse=True)[1].float()
+
+
+def _count_of(name: str, macs: float | str | Count) -> Count:
+    if isinstance(macs, str):
+        if macs not in BUILT_IN_SCORERS:
+            raise ValueError(f"macs of {name!r} names {macs!r}: expected one of {', '.join(BUILT_IN_SCORERS)}")
+        row = _TABLE[macs]
+        if not row.with_context:
+            return row.macs
+        # Asked for by another, it comes without a context, and so without the products of one.
+        return lambda sizes, cost: (
+            _of_queries(sizes, cost, sizes.tokens, cost.looks) + row.macs(sizes, cost._replace(products=0))
+        )
+    if callable(macs):
+        return lambda sizes, cost: _whole(name, macs(sizes, cost))
+    _whole(name, macs)
+    return lambda sizes, cost: round(macs * sizes.tokens)
+
+
+def _whole(name: str, macs: float) -> int:
+    if not isinstance(macs, int | float) or isinstance(macs, bool):
+        raise TypeError(
+            f"macs of {name!r} must be a number, a built-in scorer's name or a function that gives one, not {macs!r}"
+        )
+    if not 0 <= macs < math.inf:
+        raise ValueError(f"macs of {name!r} must be at least 0 and finite, not {macs}")
+    return round(macs)
 
 
 def _checked(name: str, score: Tensor, view: LayerView) -> Tensor:

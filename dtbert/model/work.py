@@ -119,14 +119,16 @@ class StepWork:
         """A product with bias, with or without an activation."""
         # Not of the weight, which a backend may hold in a layout of its own.
         (tokens, in_features), out_features = x.shape, len(layer.bias)
-        states = (tokens * (in_features + out_features) + out_features) * x.element_size()
+        states = (tokens * (in_features + out_features) + out_features) * layer.bias.element_size()
         weights = in_features * out_features * layer.weight.element_size()
         return Work(2 * tokens * in_features * out_features, states + weights)
 
     def add_norm(self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None) -> Work:
         """A product over the kept tokens, their residual rows, LayerNorm; ``rows`` are an index per token."""
         product, tokens = self.linear(x, layer), len(x)
-        extra = (tokens + 2) * len(layer.bias) * x.element_size() + (0 if rows is None else _INDEX_BYTES * tokens)
+        extra = (tokens + 2) * len(layer.bias) * layer.bias.element_size() + (
+            0 if rows is None else _INDEX_BYTES * tokens
+        )
         return Work(product.flops, product.bytes + extra)
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Work:

@@ -10,7 +10,7 @@ from dtbert.kernels import Sizes, get_backend
 from dtbert.kernels.parameters import Linear, of_tensors
 from dtbert.model.work import Work
 from dtbert.profiling.watch import Clock
-from dtbert.weights.quantize import quantize_rows
+from dtbert.weights.quantize import scaled
 
 Bound = Literal["compute", "memory"]
 
@@ -39,16 +39,19 @@ class Ceilings:
         return "compute" if work.intensity > self.ridge else "memory"
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype, *, int8: bool = False) -> Ceilings:
-    """The device's ceilings, each the best of 5; the product is the backend's, with ``int8`` by weights in int8."""
+def measure_ceilings(device: torch.device, dtype: torch.dtype, product_dtype: torch.dtype | None = None) -> Ceilings:
+    """The device's ceilings, each the best of 5; the product is the backend's.
+
+    ``dtype`` is the states', and the weights' too where ``product_dtype``, as `Bert` has it, names no other.
+    """
+    product_dtype = product_dtype or dtype
     rows = PRODUCT_ROWS[device.type]
     generator = torch.Generator(device).manual_seed(0)
     x, weight = (torch.rand(rows, rows, device=device, generator=generator).to(dtype) for _ in range(2))
-    sizes = Sizes(torch.int8 if int8 else dtype)
-    backend, layer = get_backend(device, None, sizes), of_tensors(Linear, weight=weight, bias=torch.zeros_like(x[0]))
-    if int8:
-        values, scale = quantize_rows(weight)
-        layer.hold_int8(values, scale.float())
+    backend = get_backend(device, None, Sizes(product_dtype))
+    layer = of_tensors(Linear, weight=weight, bias=torch.zeros_like(x[0]))
+    if product_dtype != dtype:
+        layer.hold_scaled(*scaled(weight, product_dtype))
     backend.prepare(layer)
     with torch.inference_mode():
         seconds = _best(lambda: backend.linear(x, layer), device)

@@ -60,8 +60,8 @@ def random_model(
     with place.device:
         model = BertForQuestionAnswering(config, backend=backend).to(place.dtype)
         model.reset_parameters(torch.Generator(place.device).manual_seed(0))
-    if place.int8:
-        quantize_layers(model)
+    if place.matrices is not None:
+        quantize_layers(model, place.matrices)
     model.prepare()
     return model.eval()
 
@@ -69,6 +69,7 @@ def random_model(
 def describe(name: str, model: BertForQuestionAnswering, batch: PackedBatch) -> Setting:
     """The setting of a profile, as this process finds it."""
     on_cpu = model.device.type == "cpu"
+    dtypes = dict.fromkeys((model.product_dtype, model.dtype))
     return Setting(
         model=name,
         config=model.config,
@@ -76,7 +77,7 @@ def describe(name: str, model: BertForQuestionAnswering, batch: PackedBatch) -> 
         seqlens=batch.packing.seqlens,
         device=_processor() if on_cpu else torch.cuda.get_device_name(model.device),
         threads=torch.get_num_threads() if on_cpu else None,
-        dtype=("int8 and " if model.int8 else "") + str(model.dtype).removeprefix("torch."),
+        dtype=" and ".join(str(one).removeprefix("torch.") for one in dtypes),
         backend=model.backend_name,
     )
 

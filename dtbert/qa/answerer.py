@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from os import PathLike
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from tokenizers import Tokenizer
@@ -15,6 +15,7 @@ from dtbert.qa.budgets import MeasuredSchedule, ScheduleFront, own_scorer, sched
 from dtbert.qa.calls import (
     Asking,
     Named,
+    P,
     Question,
     Reading,
     Request,
@@ -22,9 +23,9 @@ from dtbert.qa.calls import (
     check_choice,
     check_count,
     check_names,
-    check_policy,
     pairs_of,
     request_of,
+    resolved,
 )
 from dtbert.qa.cascade import DEFAULT_AGREEMENT, CalibratedCascade, Cascade, Cascaded, cascade_of, within_agreement
 from dtbert.qa.documents import DocumentAnswer, Documents, best_of_documents
@@ -35,8 +36,6 @@ from dtbert.qa.tokenize import load_tokenizer
 from dtbert.qa.trace import Trace, trace_example
 from dtbert.qa.windows import Example, PairError, Prepared
 from dtbert.weights import load_model, model_folder, resolve_source, weights_sha256
-
-P = TypeVar("P", bound=Policy)
 
 
 class QuestionAnswerer(Reader):
@@ -339,11 +338,7 @@ class QuestionAnswerer(Reader):
             TypeError: not a `Policy`.
             ValueError: another number of layers than the model's, or the model's own scorer is unknown.
         """
-        if schedule is None:
-            return None
-        check_policy(schedule)
-        schedule.check_layers(self.config.num_hidden_layers)
-        return schedule.resolve(self.own_scorer)
+        return resolved(schedule, self.config, self.own_scorer)
 
     def within_budget(self, budget: float, *, static: bool | None = None) -> MeasuredSchedule:
         """The most accurate measured schedule whose MACs are at most this part of the full model's, in the mean.

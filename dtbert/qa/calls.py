@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
-from dtbert.model import Policy
+from dtbert.model import BertConfig, OwnScorer, Policy
 from dtbert.qa.cascade import Cascade
 from dtbert.qa.thresholds import check_threshold
+
+P = TypeVar("P", bound=Policy)
 
 Texts = str | Sequence[str] | None
 Named = Mapping[str, str]
@@ -86,13 +88,22 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
-def check_policy(schedule: object) -> None:
-    """Raise TypeError if it is no `Policy`."""
+def resolved(schedule: P | None, config: BertConfig, own: OwnScorer) -> P | None:
+    """The schedule as a model runs it: one without a scorer takes the model's own; None stays None.
+
+    Raises:
+        TypeError: not a `Policy`.
+        ValueError: another number of layers than the model's, or the model's own scorer is unknown.
+    """
+    if schedule is None:
+        return None
     if not isinstance(schedule, Policy):
         raise TypeError(
             f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with LengthSchedule.absolute "
             "or LengthSchedule.ratios, or let the text decide by Threshold or TopP"
         )
+    schedule.check_layers(config.num_hidden_layers)
+    return schedule.resolve(own)
 
 
 def request_of(

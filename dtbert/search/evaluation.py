@@ -9,9 +9,10 @@ from typing import ClassVar, Protocol, TypeVar
 
 import torch
 
-from dtbert.evaluation import Cost, PreparedQuestions, PreparedTexts, Score, SquadQuestion, check_readable
+from dtbert.evaluation import Cost, PreparedQuestions, PreparedTexts, Score, SquadQuestion, TextCost, check_readable
+from dtbert.evaluation.label_metrics import Values
 from dtbert.files import text_sha256
-from dtbert.model import AdaptivePolicy, LengthSchedule, Macs, Policy
+from dtbert.model import AdaptivePolicy, Macs, Policy
 from dtbert.model.bert import Bert
 from dtbert.qa import Latency, QuestionAnswerer
 
@@ -30,7 +31,7 @@ class _Answered:
     work: list[Macs] = field(default_factory=list)
     full: int = 0
 
-    def macs(self, full: Cost) -> Macs:
+    def macs(self, full: Cost | TextCost) -> Macs:
         """In the mean over all questions, as the full model's is."""
         part = full.executed / self.full
         return Macs(*(round(part * sum(counts)) for counts in zip(*self.work, strict=True)))
@@ -63,21 +64,57 @@ class Evaluator(ABC):
     piece: ClassVar[str]
     model: Bert
 
+    def __init__(self) -> None:
+        self._answered = _Answered(None)
+
     @property
     @abstractmethod
     def num_questions(self) -> int: ...
 
     @abstractmethod
-    def macs(self, schedule: Policy | None) -> Macs:
-        """Multiply-accumulates a question, in the mean over all questions; quick, for nothing is answered."""
-
-    @abstractmethod
-    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
-        """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
-
-    @abstractmethod
     def answer_first(self, count: int, schedule: Policy | None) -> object:
         """Answer the first questions, and wait for the answers."""
+
+    @abstractmethod
+    def _cost(self, schedule: Policy | None) -> Cost | TextCost: ...
+
+    @abstractmethod
+    def _scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]: ...
+
+    @abstractmethod
+    def _scored_and_counted(
+        self, schedule: AdaptivePolicy, begin: int, end: int
+    ) -> tuple[list[Score], list[Macs], int]:
+        """Scores, what each question took, and executed MACs of them all where nothing is dropped."""
+
+    def macs(self, schedule: Policy | None) -> Macs:
+        """Multiply-accumulates a question, in the mean over all questions; quick, for nothing is answered.
+
+        Where the text decides how many tokens stay, the first questions are answered; from those that are answered so
+        far it is estimated, as a part of the full model's, what all would take.
+        """
+        if isinstance(schedule, AdaptivePolicy):
+            return self._answer(schedule, min(_COUNTED, self.num_questions)).macs(self._cost(None))
+        cost = self._cost(schedule)
+        return Macs(round(cost.published), round(cost.executed))
+
+    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
+        """The scores of the questions number ``begin`` to ``end``, from 0 to 1 each."""
+        if isinstance(schedule, AdaptivePolicy):
+            return self._answer(schedule, end).scores[begin:end]
+        return self._scores(schedule, begin, end)
+
+    def _answer(self, schedule: AdaptivePolicy, end: int) -> _Answered:
+        """What was found of the questions up to this one; those of the last schedule are answered once."""
+        if self._answered.schedule != schedule:
+            self._answered = _Answered(schedule)
+        answered = self._answered
+        if (begin := len(answered.scores)) < end:
+            scores, work, full = self._scored_and_counted(schedule, begin, end)
+            answered.scores += scores
+            answered.work += work
+            answered.full += full
+        return answered
 
     def latencies(self, schedules: Sequence[Policy]) -> list[Latency]:
         """Seconds a question of each schedule, and the full model's beside it.
@@ -122,45 +159,28 @@ class QuestionEvaluator(Evaluator):
         if not questions:
             raise ValueError("there are no questions to search with")
         self.model, self.answerer = answerer.model, answerer
+        super().__init__()
         self._questions = PreparedQuestions(answerer, questions)
         check_readable(self._questions.unreadable)
-        self._answered = _Answered(None)
 
     @property
     def num_questions(self) -> int:
         return len(self._questions.questions)
 
-    def macs(self, schedule: Policy | None) -> Macs:
-        """Multiply-accumulates a question, in the mean over all questions; quick, for nothing is answered.
+    def _cost(self, schedule: Policy | None) -> Cost:
+        return self._questions.cost(schedule)
 
-        Where the text decides how many tokens stay, the first questions are answered; from those that are answered so
-        far it is estimated, as a part of the full model's, what all would take.
-        """
-        cost = self._questions.cost(None)
-        if isinstance(schedule, AdaptivePolicy):
-            return self._answer(schedule, min(_COUNTED, self.num_questions)).macs(cost)
-        cost = self._questions.cost(schedule)
-        return Macs(round(cost.published), round(cost.executed))
-
-    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
-        if isinstance(schedule, AdaptivePolicy):
-            return self._answer(schedule, end).scores[begin:end]
+    def _scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
         return list(self._questions.evaluate(schedule, begin, end).per_question.values())
+
+    def _scored_and_counted(
+        self, schedule: AdaptivePolicy, begin: int, end: int
+    ) -> tuple[list[Score], list[Macs], int]:
+        scores, work = self._questions.evaluate_and_count(schedule, begin, end)
+        return list(scores.per_question.values()), work, self._questions.full_work(begin, end)
 
     def answer_first(self, count: int, schedule: Policy | None) -> object:
         return self.answerer.answer_prepared(self._questions.prepared[:count], schedule=schedule)
-
-    def _answer(self, schedule: AdaptivePolicy, end: int) -> "_Answered":
-        """What was found of the questions up to this one; those of the last schedule are answered once."""
-        if self._answered.schedule != schedule:
-            self._answered = _Answered(schedule)
-        answered = self._answered
-        if (begin := len(answered.scores)) < end:
-            scores, work = self._questions.evaluate_and_count(schedule, begin, end)
-            answered.scores += scores.per_question.values()
-            answered.work += work
-            answered.full += self._questions.full_work(begin, end)
-        return answered
 
 
 class TextEvaluator(Evaluator):
@@ -180,28 +200,34 @@ class TextEvaluator(Evaluator):
             raise ValueError(f"{texts.data.task.name} has numbers, a search goes by right and wrong labels")
         for line, reason in texts.unreadable.items():
             raise ValueError(f"line {line}: {reason}; take it out of the file")
+        super().__init__()
         self.model, self._texts = texts.model.model, texts
 
     @property
     def num_questions(self) -> int:
         return len(self._texts)
 
-    def macs(self, schedule: Policy | None) -> Macs:
-        cost = self._texts.cost(_lengths(schedule))
-        assert cost is not None
-        return Macs(round(cost.published), round(cost.executed))
-
-    def scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
-        right = self._texts.predict(_lengths(schedule), begin, end) == self._texts.gold[begin:end]
-        return [Score(one, one) for one in right.astype(float).tolist()]
-
     def answer_first(self, count: int, schedule: Policy | None) -> object:
-        return self._texts.predict(_lengths(schedule), 0, count)
+        return self._texts.predict(schedule, 0, count)
 
+    def _cost(self, schedule: Policy | None) -> TextCost:
+        cost = self._texts.cost(schedule)
+        assert cost is not None
+        return cost
 
-def _lengths(schedule: Policy | None) -> LengthSchedule | None:
-    assert schedule is None or isinstance(schedule, LengthSchedule), "a search of texts is over lengths"
-    return schedule
+    def _scores(self, schedule: Policy | None, begin: int, end: int) -> list[Score]:
+        return self._right(self._texts.predict(schedule, begin, end), begin)
+
+    def _scored_and_counted(
+        self, schedule: AdaptivePolicy, begin: int, end: int
+    ) -> tuple[list[Score], list[Macs], int]:
+        work: list[Macs] = []
+        predicted = self._texts.predict(schedule, begin, end, work)
+        return self._right(predicted, begin), work, self._texts.full_work(begin, end)
+
+    def _right(self, predicted: Values, begin: int) -> list[Score]:
+        right = predicted == self._texts.gold[begin : begin + len(predicted)]
+        return [Score(one, one) for one in right.astype(float).tolist()]
 
 
 def in_search_order(questions: Sequence[Q]) -> list[Q]:

@@ -153,8 +153,8 @@ class AdaptiveSpace(Space):
     """
 
     made: ClassVar[type[AdaptivePolicy]]
-    # Decimal digits of the share, at the harshest and from there to the gentlest: of scores, and of logarithmic ones, of
-    # which a late layer's lie mostly with the few tokens that may be the answer.
+    # Decimal digits of the share, at the harshest and from there to the gentlest: of scores, and of logarithmic ones,
+    # of which a late layer's lie mostly with the few tokens that may be the answer.
     digits: ClassVar[tuple[tuple[float, float], tuple[float, float]]]
 
     def _draw(self, trial: Suggests, layer: int) -> float:

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dtbert.model import BertForSequenceClassification, LengthSchedule, OwnScorer
+from dtbert.model import BertForSequenceClassification, OwnScorer, Policy
 from dtbert.qa.budgets import SCHEDULES_FILE, MeasuredSchedule, ScheduleFront, own_scorer, schedules_of
 from dtbert.qa.calls import check_choice
 from dtbert.qa.reading import without_errors
@@ -109,7 +109,7 @@ class TextClassifier(TextModel):
         text: str,
         pair: str | None = None,
         *,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         budget: float | None = None,
     ) -> Label: ...
 
@@ -119,7 +119,7 @@ class TextClassifier(TextModel):
         text: list[str] | tuple[str, ...],
         pair: Sequence[str] | None = None,
         *,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         budget: float | None = None,
     ) -> list[Label]: ...
 
@@ -128,7 +128,7 @@ class TextClassifier(TextModel):
         text: str | list[str] | tuple[str, ...],
         pair: str | Sequence[str] | None = None,
         *,
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         budget: float | None = None,
     ) -> Label | list[Label]:
         """The label of a text, or of a text and its pair; a list of them where the text is a list.
@@ -141,7 +141,7 @@ class TextClassifier(TextModel):
                 `dtbert.QuestionAnswerer` takes it.
 
         Raises:
-            TypeError: not strings, or not a `LengthSchedule`.
+            TypeError: not strings, or not a `Policy`.
             ValueError: a text is empty, blank, without tokens, with lone surrogates, or longer than the model's
                 positions; lists of different lengths; a schedule with another number of layers than the model; as
                 `within_budget`.
@@ -169,7 +169,7 @@ class TextClassifier(TextModel):
         texts: Iterable[TextOrPair],
         *,
         errors: Literal["raise"] = "raise",
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         budget: float | None = None,
     ) -> Iterator[Label]: ...
 
@@ -179,7 +179,7 @@ class TextClassifier(TextModel):
         texts: Iterable[TextOrPair],
         *,
         errors: Literal["yield"],
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         budget: float | None = None,
     ) -> Iterator[Label | PairError]: ...
 
@@ -188,7 +188,7 @@ class TextClassifier(TextModel):
         texts: Iterable[TextOrPair],
         *,
         errors: Literal["raise", "yield"] = "raise",
-        schedule: LengthSchedule | None = None,
+        schedule: Policy | None = None,
         budget: float | None = None,
     ) -> Iterator[Label | PairError]:
         """The labels of any number of texts, in order, in bounded memory.
@@ -207,7 +207,7 @@ class TextClassifier(TextModel):
         found = (one for part in self.reader.read_many(texts) for one in self._labels(part, chosen))
         return found if errors == "yield" else without_errors(found, "text")
 
-    def logits(self, texts: Sequence[TextTokens], schedule: LengthSchedule | None = None) -> Tensor:
+    def logits(self, texts: Sequence[TextTokens], schedule: Policy | None = None) -> Tensor:
         """Logits of texts that `reader` has read: float32 ``[n, num_labels]`` on the CPU."""
         return rows_of(self.model, texts, self.resolve(schedule), self.batch_tokens)
 
@@ -218,16 +218,15 @@ class TextClassifier(TextModel):
                 f"budget {budget}: this model has no {SCHEDULES_FILE} to choose a schedule from; make one in its "
                 "folder with `dtbert search --task`, or pass schedule= (`--schedule`) instead"
             )
-        return self.front.within(budget, static=True)
+        # As an answerer: what the text decides a GPU is waited for in each layer that drops.
+        return self.front.within(budget, static=self.model.device.type != "cpu")
 
-    def _chosen(self, schedule: LengthSchedule | None, budget: float | None) -> LengthSchedule | None:
+    def _chosen(self, schedule: Policy | None, budget: float | None) -> Policy | None:
         if schedule is not None and budget is not None:
             raise ValueError("schedule and budget exclude each other: a budget chooses a schedule; give one of them")
         return self.resolve(schedule if budget is None else self.within_budget(budget).schedule)
 
-    def _labels(
-        self, read: Sequence[TextTokens | PairError], schedule: LengthSchedule | None
-    ) -> list[Label | PairError]:
+    def _labels(self, read: Sequence[TextTokens | PairError], schedule: Policy | None) -> list[Label | PairError]:
         logits = self.logits([one for one in read if isinstance(one, TextTokens)], schedule)
         scores = iter((logits if self.model.is_regression else logits.softmax(1)).tolist())
         return [self._label(next(scores)) if isinstance(one, TextTokens) else one for one in read]

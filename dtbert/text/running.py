@@ -1,14 +1,14 @@
 """From tokens to rows: packed batches of texts through a model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dtbert.model import LengthSchedule, OwnScorer, PackedBatch, Policy, SequenceModel
-from dtbert.qa.calls import check_count
+from dtbert.model import OwnScorer, PackedBatch, Policy, SequenceModel
+from dtbert.qa.calls import P, check_count, resolved
 from dtbert.text.reading import TextReader, TextTokens
 
 
@@ -37,26 +37,21 @@ class TextModel:
         """What drops tokens where a schedule names no scorer; ``received`` where the config does not say."""
         return self.config.own_scorer
 
-    def resolve(self, schedule: Policy | None) -> LengthSchedule | None:
-        """The schedule as it is run: one without a scorer takes the model's own; None stays None.
+    def resolve(self, schedule: P | None) -> P | None:
+        """The schedule as it is run, as `dtbert.QuestionAnswerer.resolve`."""
+        return resolved(schedule, self.config, self.own_scorer)
 
-        Raises:
-            TypeError: not a `LengthSchedule`.
-            ValueError: another number of layers than the model's, or the model's own scorer is unknown.
-        """
-        if schedule is None:
-            return None
-        if not isinstance(schedule, LengthSchedule):
-            raise TypeError(
-                f"schedule must be a LengthSchedule, not {type(schedule).__name__}: make one with "
-                "LengthSchedule.absolute or LengthSchedule.ratios"
-            )
-        schedule.check_layers(self.config.num_hidden_layers)
-        return schedule.resolve(self.own_scorer)
+
+# Called with the numbers of some texts, and how many tokens of each of them left each layer.
+Watch = Callable[[Sequence[int], Sequence[tuple[int, ...]]], object]
 
 
 def rows_of(
-    model: SequenceModel, texts: Sequence[TextTokens], schedule: LengthSchedule | None, batch_tokens: int
+    model: SequenceModel,
+    texts: Sequence[TextTokens],
+    schedule: Policy | None,
+    batch_tokens: int,
+    watch: Watch | None = None,
 ) -> Tensor:
     """The model's row of each text, in order: float32 ``[n, row_size]`` on the CPU."""
     rows = torch.empty(len(texts), model.row_size)
@@ -64,7 +59,13 @@ def rows_of(
     found: list[Tensor] = []
     for numbers in batches([len(one.ids) for one in texts], batch_tokens):
         with torch.inference_mode():
-            found.append(model.forward_packed(pack([texts[number] for number in numbers], model.device), schedule))
+            batch = pack([texts[number] for number in numbers], model.device)
+            if watch is None:
+                found.append(model.forward_packed(batch, schedule))
+            else:
+                rows_and_kept = model.forward_packed(batch, schedule, output_kept=True)
+                found.append(rows_and_kept.rows)
+                watch(numbers, list(zip(*(layer.lengths for layer in rows_and_kept.kept), strict=True)))
         order += numbers
     if found:
         # What was computed waits on the device until all of it is there.

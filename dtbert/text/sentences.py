@@ -1,18 +1,20 @@
 """The sentence encoder: texts in, one vector of each out."""
 
-from collections.abc import Iterable
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dtbert.model import BertForSentenceEmbedding, LengthSchedule, Pooling
+from dtbert.model import BertForSentenceEmbedding, Policy, Pooling
+from dtbert.qa.calls import check_choice
 from dtbert.qa.reading import without_errors
 from dtbert.qa.tokenize import load_tokenizer
-from dtbert.text.reading import BUFFER_TEXTS
+from dtbert.qa.windows import PairError
+from dtbert.text.reading import TextTokens
 from dtbert.text.running import TextModel, rows_of
 from dtbert.weights import load_sentence_encoder, model_folder, resolve_source
 from dtbert.weights.pooling import read_pooling
@@ -81,9 +83,7 @@ class SentenceEncoder(TextModel):
         tokenizer = load_tokenizer(model_folder(path))
         return cls(model, tokenizer, batch_tokens=batch_tokens, normalize=asked.normalize)
 
-    def encode(
-        self, texts: Iterable[str], *, normalize: bool | None = None, schedule: LengthSchedule | None = None
-    ) -> Tensor:
+    def encode(self, texts: Iterable[str], *, normalize: bool | None = None, schedule: Policy | None = None) -> Tensor:
         """The embedding of each of any number of texts, in order: float32 ``[B, H]`` on the CPU.
 
         Args:
@@ -92,16 +92,65 @@ class SentenceEncoder(TextModel):
             schedule: tokens that each layer keeps; all by default. The mean is over those that leave the last layer.
 
         Raises:
-            TypeError: not strings, or not a `LengthSchedule`.
+            TypeError: not strings, or not a `Policy`.
             ValueError: a text is empty, blank, without tokens, with lone surrogates, or longer than the model's
                 positions, with its number from 0; a schedule with another number of layers than the model.
         """
         if isinstance(texts, str):
             raise TypeError("expected texts, a list of them, and got a single string: write encode([text])")
-        schedule = self.resolve(schedule)
-        tokens = without_errors(chain.from_iterable(self.reader.read_many(texts)), "text")
-        parts = [torch.empty(0, self.model.row_size)]
-        while part := list(islice(tokens, BUFFER_TEXTS)):
-            parts.append(rows_of(self.model, part, schedule, self.batch_tokens))
-        found = torch.cat(parts)
-        return F.normalize(found) if (self.normalize if normalize is None else normalize) else found
+        rows = list(self.encode_many(texts, normalize=normalize, schedule=schedule))
+        return torch.stack(rows) if rows else torch.empty(0, self.model.row_size)
+
+    @overload
+    def encode_many(
+        self,
+        texts: Iterable[str],
+        *,
+        errors: Literal["raise"] = "raise",
+        normalize: bool | None = None,
+        schedule: Policy | None = None,
+    ) -> Iterator[Tensor]: ...
+
+    @overload
+    def encode_many(
+        self,
+        texts: Iterable[str],
+        *,
+        errors: Literal["yield"],
+        normalize: bool | None = None,
+        schedule: Policy | None = None,
+    ) -> Iterator[Tensor | PairError]: ...
+
+    def encode_many(
+        self,
+        texts: Iterable[str],
+        *,
+        errors: Literal["raise", "yield"] = "raise",
+        normalize: bool | None = None,
+        schedule: Policy | None = None,
+    ) -> Iterator[Tensor | PairError]:
+        """The embeddings, float32 ``[H]`` on the CPU, of any number of texts, in order, in bounded memory.
+
+        Args:
+            texts: as `encode`; may be endless. Up to 4,096 are read together.
+            errors: ``"raise"``, or ``"yield"``, by which a text that cannot be read gives its `TypeError` or
+                `ValueError` in place of its embedding.
+            normalize, schedule: as `encode`.
+
+        Raises:
+            TypeError, ValueError: at once for all but the texts; for a text with its number, from 0.
+        """
+        check_choice("errors", errors, "raise", "yield")
+        chosen = self.resolve(schedule)
+        normalize = self.normalize if normalize is None else normalize
+        parts = self.reader.read_many(texts)
+        found = (one for part in parts for one in self._embedded(part, chosen, normalize))
+        return found if errors == "yield" else without_errors(found, "text")
+
+    def _embedded(
+        self, read: Sequence[TextTokens | PairError], schedule: Policy | None, normalize: bool
+    ) -> list[Tensor | PairError]:
+        tokens = [one for one in read if isinstance(one, TextTokens)]
+        found = rows_of(self.model, tokens, schedule, self.batch_tokens)
+        rows = iter(F.normalize(found) if normalize else found)
+        return [next(rows) if isinstance(one, TextTokens) else one for one in read]

@@ -43,6 +43,11 @@ class TrainingBackend(Backend):
         self.keep, self.padded = keep, padded
         self.kept: list[AttentionPieces] = []
 
+    def keeping_nothing(self) -> "TrainingBackend":
+        """The same for passes of which nobody reads the attention; what was kept of those before is let go."""
+        self.kept.clear()
+        return TrainingBackend(self.hidden_dropout, self.attention_dropout, padded=self.padded)
+
     def embed(self, ids: TokenIds, tables: Embeddings) -> Tensor:
         return dropout(super().embed(ids, tables), self.hidden_dropout)
 

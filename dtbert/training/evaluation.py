@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from dtbert.evaluation import PreparedQuestions, PreparedTexts
-from dtbert.model import LengthSchedule, Policy
+from dtbert.model import Policy
 
 
 def held_out_scores(questions: PreparedQuestions, schedules: Mapping[str, Policy]) -> dict[str, float]:
@@ -17,7 +17,7 @@ def held_out_scores(questions: PreparedQuestions, schedules: Mapping[str, Policy
     return {**measured, "main": sum(f1) / len(f1)}
 
 
-def held_out_text_scores(texts: PreparedTexts, schedules: Mapping[str, LengthSchedule | None]) -> dict[str, float]:
+def held_out_text_scores(texts: PreparedTexts, schedules: Mapping[str, Policy]) -> dict[str, float]:
     """The task's metrics in percent, at full length and under each schedule's name; the mean of all as ``main``."""
     measured: dict[str, float] = {}
     for name, schedule in {"": None, **schedules}.items():

@@ -17,12 +17,12 @@ from dtbert.model import BertForQuestionAnswering, BertForSequenceClassification
 from dtbert.training.backend import TrainingBackend
 from dtbert.training.checkpoint import RunFolder
 from dtbert.training.data import LabelledBatch, TrainingData
-from dtbert.training.distillation import Teacher
+from dtbert.training.distillation import SpanTeacher, TextTeacher
 from dtbert.training.length_drop import SubModel, sub_models
 from dtbert.training.losses import span_loss
 from dtbert.training.options import TrainingOptions
 from dtbert.training.step import Pass, SpanModel, losses_of_step
-from dtbert.training.texts import ClassifierModel, text_losses_of_step
+from dtbert.training.texts import ClassifierModel, text_label_loss, text_losses_of_step
 
 # Measures the model that is trained; `main` decides when it is best, larger is better.
 Measure = Callable[[], Mapping[str, float]]
@@ -61,7 +61,7 @@ class Trainer:
         folder: where checkpoints and metrics go; None in all processes but the first.
         tokenizer_folder: whose tokenizer goes along with the models.
         evaluate: measures the model during training; the ``"main"`` of what it returns decides which is best.
-        teacher: from which the full model learns to answer, with ``options.distillation``; a classifier has none.
+        teacher: from which the full model learns, with ``options.distillation``: of the same kind as the model.
 
     Attributes:
         step, num_steps: how many steps have been taken, and of how many.
@@ -83,7 +83,7 @@ class Trainer:
         folder: RunFolder | None,
         tokenizer_folder: Path,
         evaluate: Measure | None = None,
-        teacher: Teacher | None = None,
+        teacher: SpanTeacher | TextTeacher | None = None,
     ) -> None:
         data.check_fits(options.batch_tokens)
         if (teacher is None) != (options.distillation is None):
@@ -210,8 +210,9 @@ class Trainer:
         keep = None if self._teacher is None else self._teacher.distillation.keep
         backend = TrainingBackend(options.hidden_dropout, options.attention_dropout, keep=keep)
         if isinstance(self._trained, ClassifierModel):
-            return text_losses_of_step(module, labelled, backend, drawn, options.sub_model_loss)
-        full_loss = self._teacher.loss if self._teacher is not None else _label_loss
+            of_texts = self._teacher.loss if isinstance(self._teacher, TextTeacher) else text_label_loss
+            return text_losses_of_step(module, labelled, backend, drawn, of_texts, options.sub_model_loss)
+        full_loss = self._teacher.loss if isinstance(self._teacher, SpanTeacher) else _label_loss
         answer_loss = 0.0 if options.length_drop is None else options.length_drop.answer_loss
         return losses_of_step(module, labelled, backend, drawn, full_loss, options.sub_model_loss, answer_loss)
 
@@ -263,19 +264,32 @@ def _label_loss(full: Pass, labelled: LabelledBatch) -> Tensor:
 
 
 def _passes_of(
-    model: BertForQuestionAnswering | BertForSequenceClassification, teacher: Teacher | None, options: TrainingOptions
+    model: BertForQuestionAnswering | BertForSequenceClassification,
+    teacher: SpanTeacher | TextTeacher | None,
+    options: TrainingOptions,
 ) -> SpanModel | ClassifierModel:
+    projection = _projection(model, teacher, options.seed)
+    passes: SpanModel | ClassifierModel
     if isinstance(model, BertForSequenceClassification):
-        if teacher is not None or (options.length_drop is not None and options.length_drop.answer_loss):
-            raise ValueError("a classifier has no span head: it is trained without a teacher and an answer_loss")
-        return ClassifierModel(model)
+        if options.length_drop is not None and options.length_drop.answer_loss:
+            raise ValueError("a classifier has no span head: it is trained without an answer_loss")
+        passes, head = ClassifierModel(model, projection), [model.pooler, model.classifier]
+    else:
+        passes, head = SpanModel(model, projection), [model.span]
     if teacher is not None:
+        if isinstance(teacher, TextTeacher) != isinstance(passes, ClassifierModel):
+            raise ValueError("the teacher of a classifier is a TextTeacher, that of a span head a SpanTeacher")
         # What no loss reaches must not be waited for by DistributedDataParallel.
-        model.span.requires_grad_(teacher.distillation.trains_span_head)
-    return SpanModel(model, _projection(model, teacher, options.seed))
+        for part in head:
+            part.requires_grad_(teacher.distillation.trains_head)
+    return passes
 
 
-def _projection(model: BertForQuestionAnswering, teacher: Teacher | None, seed: int) -> nn.Linear | None:
+def _projection(
+    model: BertForQuestionAnswering | BertForSequenceClassification,
+    teacher: SpanTeacher | TextTeacher | None,
+    seed: int,
+) -> nn.Linear | None:
     """From the student's width to the teacher's, where hidden states are compared and the widths differ."""
     if teacher is None or teacher.distillation.kind != "intermediate":
         return None

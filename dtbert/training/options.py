@@ -98,7 +98,7 @@ class Distillation(_Checked):
 
     ``"intermediate"``: to have the teacher's hidden states and attention, either its probabilities or, as the code of
     TinyBERT and Dynamic-TinyBERT does, the scores before the softmax. ``"prediction"``: to give the teacher's
-    distributions over tokens; ``temperature`` divides the logits of both. To either the cross-entropy with the data's
+    distributions over tokens, or labels; ``temperature`` divides the logits of both. To either the loss of the data's
     own labels may be added.
 
     Raises:
@@ -122,8 +122,8 @@ class Distillation(_Checked):
         return self.attention if self.kind == "intermediate" else None
 
     @property
-    def trains_span_head(self) -> bool:
-        """Whether the span head has a part in the loss; otherwise it stays as it is."""
+    def trains_head(self) -> bool:
+        """Whether the head has a part in the loss; otherwise it stays as it is."""
         return self.kind == "prediction" or self.hard_label_weight > 0
 
 

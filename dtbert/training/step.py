@@ -31,6 +31,20 @@ class Pass(NamedTuple):
 FullLoss = Callable[[Pass, LabelledBatch], Tensor]
 
 
+def projected(
+    projection: nn.Linear | None, hidden_states: tuple[Tensor, ...], logits: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Hidden states in a teacher's width, and logits, which depend on the projection where there are no such states.
+
+    DistributedDataParallel waits for the gradient of every parameter, be it 0.
+    """
+    if projection is None:
+        return hidden_states, logits
+    if not hidden_states:
+        logits = logits + 0 * (projection.weight.sum() + projection.bias.sum())
+    return tuple(projection(states) for states in hidden_states), logits
+
+
 class SpanModel(nn.Module):
     """The model as training calls it: a backend and a sub-model of its own for each pass.
 
@@ -65,11 +79,7 @@ class SpanModel(nn.Module):
         entered = encoding.hidden_states[:-1] if keep_layer_logits else ()
         layer_logits = tuple(SpanLogits(*span_head(states).unbind(1)) for states in entered)
         hidden_states = encoding.hidden_states if keep_hidden_states else ()
-        if self.projection is not None:
-            hidden_states = tuple(self.projection(states) for states in hidden_states)
-            if not hidden_states:
-                # DistributedDataParallel waits for the gradient of every parameter, be it 0.
-                start = start + 0 * (self.projection.weight.sum() + self.projection.bias.sum())
+        hidden_states, start = projected(self.projection, hidden_states, start)
         return Pass(SpanLogits(start, end), layer_logits, hidden_states, backend.kept)
 
 
@@ -108,8 +118,7 @@ def losses_of_step(
     del full
     yield loss / (1 + len(sub_models))
     del loss
-    backend.kept.clear()
-    backend = TrainingBackend(backend.hidden_dropout, backend.attention_dropout, padded=backend.padded)
+    backend = backend.keeping_nothing()
     for sub_model in sub_models:
         student: Pass = model(labelled, backend, sub_model)
         yield distillation_loss(student.logits, said, packing, sub_model_loss) / (1 + len(sub_models))

@@ -1,6 +1,6 @@
 """Training on labelled texts: their batches, a classifier's passes, and the losses of a step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from dtbert.evaluation import LabelledTexts
 from dtbert.kernels.packing import to_device
 from dtbert.model import BertForSequenceClassification, PackedBatch
+from dtbert.model.heads import first_states
 from dtbert.text import TextReader, TextTokens
 from dtbert.text.running import pack
-from dtbert.training.backend import TrainingBackend
+from dtbert.training.backend import AttentionPieces, TrainingBackend
 from dtbert.training.data import TrainingData
 from dtbert.training.dropout import dropout
 from dtbert.training.length_drop import SubModel
 from dtbert.training.options import SubModelLoss
+from dtbert.training.step import projected
 from dtbert.weights import places_of
 
 
@@ -79,20 +81,46 @@ class TextTrainingSet(TrainingData):
         return LabelledTextBatch(batch, to_device(self.labels[list(indices)], device))
 
 
-class ClassifierModel(nn.Module):
-    """The classifier as training calls it: a backend and a sub-model of its own for each pass."""
+class TextPass(NamedTuple):
+    """What one forward pass gave: logits ``[B, num_labels]``; the others as `dtbert.training.step.Pass` has them."""
 
-    def __init__(self, model: BertForSequenceClassification) -> None:
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...]
+    attention: list[AttentionPieces]
+
+
+# The loss of the full pass, summed over the texts.
+FullTextLoss = Callable[[TextPass, LabelledTextBatch], Tensor]
+
+
+class ClassifierModel(nn.Module):
+    """The classifier as training calls it; arguments are those of `dtbert.training.step.SpanModel`."""
+
+    def __init__(self, model: BertForSequenceClassification, projection: nn.Linear | None = None) -> None:
         super().__init__()
         self.model = model
+        self.projection = projection
 
     def forward(
-        self, labelled: LabelledTextBatch, backend: TrainingBackend, sub_model: SubModel | None = None
-    ) -> Tensor:
-        """Logits ``[B, num_labels]``, with dropout before the classifier as transformers has it."""
-        model, drops = self.model, sub_model or SubModel(None)
-        states = model.cls_states(labelled.batch, drops.schedule, backend, drops.skip_layers)
-        return backend.linear(dropout(model.pooled(states, backend), backend.hidden_dropout), model.classifier)
+        self,
+        labelled: LabelledTextBatch,
+        backend: TrainingBackend,
+        sub_model: SubModel | None = None,
+        keep_hidden_states: bool = False,
+    ) -> TextPass:
+        """With dropout before the classifier, as transformers has it."""
+        model, batch, drops = self.model, labelled.batch, sub_model or SubModel(None)
+        hidden_states: tuple[Tensor, ...] = ()
+        if keep_hidden_states:
+            # Of all tokens, for a teacher shows all of its own; the last layer's have no other reader.
+            encoding = model.encoder(batch, None, backend=backend, keep_hidden_states=True)
+            hidden_states = encoding.hidden_states
+            states = first_states(encoding)
+        else:
+            states = model.cls_states(batch, drops.schedule, backend, drops.skip_layers)
+        logits = backend.linear(dropout(model.pooled(states, backend), backend.hidden_dropout), model.classifier)
+        hidden_states, logits = projected(self.projection, hidden_states, logits)
+        return TextPass(logits, hidden_states, backend.kept)
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -103,17 +131,24 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(wide, labels, reduction="sum")
 
 
-def agreement_loss(student: Tensor, teacher: Tensor, kind: SubModelLoss = "cross_entropy") -> Tensor:
-    """How far a sub-model is from what the full model says, summed over the texts; no gradient goes to the latter.
+def agreement_loss(
+    student: Tensor, teacher: Tensor, kind: SubModelLoss = "cross_entropy", temperature: float = 1.0
+) -> Tensor:
+    """How far a model is from what its teacher says, summed over the texts; no gradient goes to the teacher.
 
-    Of labels as `dtbert.training.losses.distillation_loss`, which explains ``kind``; of one, a number, its square.
+    Of labels as `dtbert.training.losses.distillation_loss`, which explains the rest; of one, a number, the square.
     """
     own, other = (one.to(torch.promote_types(one.dtype, torch.float32)) for one in (student, teacher.detach()))
     if own.shape[1] == 1:
         return F.mse_loss(own, other, reduction="sum")
-    own_log, other_log = own.log_softmax(1), other.log_softmax(1)
+    own_log, other_log = ((one / temperature).log_softmax(1) for one in (own, other))
     terms = own_log.exp() * (own_log - other_log) if kind == "kl" else -other_log.exp() * own_log
     return terms.sum()
+
+
+def text_label_loss(full: TextPass, labelled: LabelledTextBatch) -> Tensor:
+    """`label_loss` of a pass."""
+    return label_loss(full.logits, labelled.labels)
 
 
 def text_losses_of_step(
@@ -121,12 +156,17 @@ def text_losses_of_step(
     labelled: LabelledTextBatch,
     backend: TrainingBackend,
     sub_models: list[SubModel],
+    full_loss: FullTextLoss = text_label_loss,
     sub_model_loss: SubModelLoss = "cross_entropy",
 ) -> Iterator[Tensor]:
     """The loss of each pass of a `ClassifierModel`, summed over the texts: as `dtbert.training.step.losses_of_step`."""
-    logits: Tensor = model(labelled, backend)
-    said = logits.detach()
-    yield label_loss(logits, labelled.labels) / (1 + len(sub_models))
-    del logits
+    full: TextPass = model(labelled, backend, keep_hidden_states=backend.keep is not None)
+    said = full.logits.detach()
+    loss = full_loss(full, labelled)
+    del full
+    yield loss / (1 + len(sub_models))
+    del loss
+    backend = backend.keeping_nothing()
     for sub_model in sub_models:
-        yield agreement_loss(model(labelled, backend, sub_model), said, sub_model_loss) / (1 + len(sub_models))
+        student: TextPass = model(labelled, backend, sub_model)
+        yield agreement_loss(student.logits, said, sub_model_loss) / (1 + len(sub_models))

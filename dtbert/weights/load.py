@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dtbert.kernels import BackendName, choose_backend, native
+from dtbert.kernels import BackendName, Sizes, choose_backend, native
 from dtbert.kernels.cpu import multiplies_natively
+from dtbert.kernels.float8 import FLOAT8
 from dtbert.model import (
     BertEncoder,
     BertForQuestionAnswering,
@@ -22,9 +23,9 @@ from dtbert.weights.hub import resolve_source
 from dtbert.weights.labels import are_unnamed, check_classifies, places_of, read_labels
 from dtbert.weights.names import CLASSIFIER, POOLER, SPAN_HEAD, hub_names
 from dtbert.weights.pooling import read_pooling
-from dtbert.weights.quantize import dequantize_rows, layer_linears, quantize_rows
+from dtbert.weights.quantize import dequantize_rows, layer_linears, scaled
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, FLOAT8)
 _BLOCK = 2**20  # values
 
 logger = logging.getLogger(__name__)
@@ -33,13 +34,13 @@ M = TypeVar("M", BertForQuestionAnswering, BertEncoder, BertForSequenceClassific
 
 
 class Placement(NamedTuple):
-    """Where weights go, the dtype to which they are rounded, the one in which they are held and computed, and whether
-    the layers' matrices are held and multiplied in int8 instead."""
+    """Where weights go, the dtype to which they are rounded, the one in which they are held and computed, and the one,
+    int8 or fp8, in which the layers' matrices are held and multiplied instead."""
 
     device: torch.device
     precision: torch.dtype
     dtype: torch.dtype
-    int8: bool = False
+    matrices: torch.dtype | None = None
 
     @classmethod
     def of(
@@ -50,8 +51,9 @@ class Placement(NamedTuple):
     ) -> "Placement":
         """What `load_model`'s arguments say; ValueError where one of them is wrong, before a file is opened."""
         precision = torch.float32 if dtype is None else dtype
-        if precision not in (*_DTYPES, torch.int8):
-            raise ValueError(f"dtype must be torch.float32, torch.bfloat16, torch.float16 or torch.int8, not {dtype!r}")
+        if precision not in _DTYPES:
+            *most, last = map(str, _DTYPES)
+            raise ValueError(f"dtype must be {', '.join(most)} or {last}, not {dtype!r}")
         try:
             place = torch.device("cpu" if device is None else device)
             torch.zeros(1, device=place).tolist()
@@ -63,6 +65,8 @@ class Placement(NamedTuple):
         choose_backend(place, backend)
         if precision == torch.int8:
             return cls._of_int8(place, backend)
+        if precision == FLOAT8:
+            return cls._of_float8(place, backend)
         native = place.type != "cpu" or multiplies_natively(precision)
         return cls(place, precision, precision if native else torch.float32)
 
@@ -75,7 +79,17 @@ class Placement(NamedTuple):
             logger.warning("dtype torch.int8: %s; computed in float32", native.why_not(torch.int8))
             return cls(place, torch.float32, torch.float32)
         states = torch.bfloat16 if multiplies_natively(torch.bfloat16) else torch.float32
-        return cls(place, states, states, int8=True)
+        return cls(place, states, states, torch.int8)
+
+    @classmethod
+    def _of_float8(cls, place: torch.device, backend: BackendName | None) -> "Placement":
+        if place.type != "cpu" and backend != "reference":
+            choose_backend(place, "triton", Sizes(FLOAT8))
+        elif backend is None:
+            logger.warning("dtype %s: emulated on a CPU, slower than float32, to see what a GPU would answer", FLOAT8)
+        states = torch.bfloat16
+        native = place.type != "cpu" or multiplies_natively(states)
+        return cls(place, states, states if native else torch.float32, FLOAT8)
 
 
 def load_model(
@@ -99,7 +113,9 @@ def load_model(
             the weights are rounded to the dtype, then held and computed in float32: `model.dtype` tells. Or
             ``torch.int8``, on a CPU: the layers' matrices as a file of int8 has them, or rounded so here, times
             activations that are rounded token by token, in int8; the rest in bfloat16 where the CPU has it, else in
-            float32. Where `dtbert build` was not run, or found that slower, a warning says so, and all is float32.
+            float32. Where `dtbert build` was not run, or found that slower, a warning says so, and all is float32. Or
+            ``torch.float8_e4m3fn``, on an NVIDIA GPU of compute capability 8.9 or more: the layers' matrices rounded
+            to fp8, times activations that are rounded token by token; the rest in bfloat16. A CPU emulates it.
         backend: the kernels, ``"reference"``, ``"cpu"`` or ``"triton"``; by device if left out, and
             `model.backend_name` tells which.
         graphs: whether the launches of a forward are recorded and replayed as one CUDA graph, where the backend is
@@ -287,13 +303,15 @@ def _filled(kind: type[M], checkpoint: Checkpoint, placement: Placement, **optio
     sources = checkpoint.match(expected_tensors(model), encoder_alone=alone)
     tensors: dict[str, Tensor] = {}
     pieces: dict[str, Tensor] = {}
-    in_int8 = {f"{name}.weight" for name in layer_linears(model)} if placement.int8 else set()
+    dtype = placement.matrices
+    scaled_ones = {f"{name}.weight" for name in layer_linears(model, dtype)} if dtype is not None else set()
     for parameter, value in sorted(model.named_parameters(), key=lambda item: item[1].numel(), reverse=True):
-        if parameter in in_int8:
-            scaled = [_int8_of(checkpoint.file, sources[name]) for name in hub_names(parameter)]
-            tensors[parameter] = torch.cat([values for values, _ in scaled])
-            scale = tensors[f"{parameter.removesuffix('weight')}scale"] = torch.cat([scale for _, scale in scaled])
-            pieces |= zip(hub_names(parameter), scale.chunk(len(scaled)), strict=True)
+        if dtype is not None and parameter in scaled_ones:
+            parts = [_scaled_of(checkpoint.file, sources[name], dtype) for name in hub_names(parameter)]
+            tensors[parameter] = torch.cat([values for values, _ in parts]).to(placement.device)
+            scale = torch.cat([scale for _, scale in parts]).to(placement.device)
+            tensors[f"{parameter.removesuffix('weight')}scale"] = scale
+            pieces |= zip(hub_names(parameter), scale.chunk(len(parts)), strict=True)
             continue
         tensors[parameter] = torch.empty(value.shape, dtype=placement.dtype, device=placement.device)
         names = hub_names(parameter)
@@ -305,13 +323,13 @@ def _filled(kind: type[M], checkpoint: Checkpoint, placement: Placement, **optio
     return model.requires_grad_(False)
 
 
-def _int8_of(file: TensorFile, source: Source) -> tuple[Tensor, Tensor]:
-    """A matrix in int8, and its scale in float32: the file's own, or rounded here."""
+def _scaled_of(file: TensorFile, source: Source, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A matrix in int8 or fp8, and its scale in float32: the file's own where it holds int8, else rounded here."""
     values = file.read(source.name)
-    if source.scale is not None:
-        return values.clone(), file.read(source.scale).float()
-    values, scale = quantize_rows(values)
-    return values, scale.float()
+    if source.scale is None:
+        return scaled(values, dtype)
+    scale = file.read(source.scale)
+    return (values.clone(), scale.float()) if dtype == torch.int8 else scaled(dequantize_rows(values, scale), dtype)
 
 
 def _copy(file: TensorFile, source: Source, target: Tensor, precision: torch.dtype) -> None:

@@ -1,12 +1,17 @@
-"""int8 weights: one float16 scale per output row, symmetric, weight = int8 * scale."""
+"""Weights in 8 bit, one scale per output row: int8, symmetric, as files hold them too, or fp8."""
+
+import logging
 
 import torch
 from torch import Tensor, nn
 
+from dtbert.kernels.float8 import FLOAT8, scale_rows
 from dtbert.kernels.parameters import Linear
 
 # Tables of a row or two (segments, the span head) gain nothing: they stay float16.
 _MIN_ROWS = 8
+
+logger = logging.getLogger(__name__)
 
 
 def is_quantizable(shape: tuple[int, ...]) -> bool:
@@ -33,14 +38,31 @@ def dequantize_rows(values: Tensor, scale: Tensor) -> Tensor:
     return values.float().mul_(scale.float()[:, None])
 
 
-def layer_linears(model: nn.Module) -> dict[str, Linear]:
-    """By name, what a model that computes in int8 holds so: the matrices of its layers."""
+def scaled(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A matrix rounded to int8 or fp8, and its scale, float32 ``[rows]``, as `Linear.hold_scaled` takes them."""
+    if dtype == FLOAT8:
+        values, scale = scale_rows(weight)
+        return values, scale.squeeze(1)
+    values, scale = quantize_rows(weight)
+    return values, scale.float()
+
+
+def layer_linears(model: nn.Module, dtype: torch.dtype) -> dict[str, Linear]:
+    """By name, what a model that computes in int8 or fp8 holds so: the matrices of its layers.
+
+    GPUs multiply in fp8 by multiples of 16: other matrices stay as they are, of which the log warns.
+    """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
-    return {name: linear for name, linear in linears.items() if linear.layer is not None}
+    found = {name: linear for name, linear in linears.items() if linear.layer is not None}
+    if dtype != FLOAT8:
+        return found
+    odd = [name for name, linear in found.items() if any(size % 16 for size in linear.weight.shape)]
+    if odd:
+        logger.warning("of sizes that 16 does not divide, and so not multiplied in fp8: %s", ", ".join(odd))
+    return {name: linear for name, linear in found.items() if name not in odd}
 
 
-def quantize_layers(model: nn.Module) -> None:
-    """Round a model's layers to int8, in place; `Bert.prepare` lays them out."""
-    for linear in layer_linears(model).values():
-        values, scale = quantize_rows(linear.plain_weight)
-        linear.hold_int8(values, scale.float())
+def quantize_layers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round a model's layers to int8 or fp8, in place; `Bert.prepare` lays them out."""
+    for linear in layer_linears(model, dtype).values():
+        linear.hold_scaled(*scaled(linear.plain_weight, dtype))

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dtbert.files import check_new_folder, new_folder, replacing, write_whole
+from dtbert.kernels.float8 import FLOAT8
 from dtbert.kernels.parameters import Linear
 from dtbert.model import BertEncoder, BertForQuestionAnswering, BertForSequenceClassification
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES, Checkpoint, open_checkpoint, weights_sha256
@@ -31,17 +32,19 @@ Saved = BertForQuestionAnswering | BertForSequenceClassification | BertEncoder
 def to_hub_tensors(model: Saved) -> dict[str, Tensor]:
     """The model's weights under the hub's names: plain tensors on the CPU, which may share the model's memory.
 
-    One in int8 has its scale beside it, as `convert` writes it.
+    One in int8 has its scale beside it, as `convert` writes it; one in fp8 becomes the float32 that it means.
     """
     tensors: dict[str, Tensor] = {}
     linears = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, Linear)}
     for parameter, value in model.named_parameters():
         linear, names = linears.get(parameter), hub_names(parameter)
         plain = value.detach() if linear is None else linear.plain_weight
+        scale = None if linear is None else linear.scale
+        if scale is not None and plain.dtype == FLOAT8:
+            plain, scale = dequantize_rows(plain, scale), None
         tensors |= zip(names, plain.cpu().chunk(len(names)), strict=True)
-        if linear is not None and linear.scale is not None:
-            scales = linear.scale.half().cpu().chunk(len(names))
-            tensors |= zip((f"{name}.scale" for name in names), scales, strict=True)
+        if scale is not None:
+            tensors |= zip((f"{name}.scale" for name in names), scale.half().cpu().chunk(len(names)), strict=True)
     return _without_prefix(tensors) if isinstance(model, BertEncoder) else tensors
 
 

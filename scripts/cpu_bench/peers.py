@@ -68,7 +68,7 @@ def _dtbert(checkpoint: Checkpoint, dtype: torch.dtype, threads: int) -> Built:
             return model.forward_packed(batch.packed)
         return model(batch.ids, batch.mask, batch.segments)
 
-    return "int8" if model.int8 else _dtype_name(model.dtype), run
+    return _dtype_name(model.product_dtype), run
 
 
 def _eager(checkpoint: Checkpoint, dtype: torch.dtype, threads: int) -> Built:

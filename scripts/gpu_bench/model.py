@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from bench.windows import Batch, random_windows
 
 from gpu_bench.attention import OWN
-from gpu_bench.models import GRAPHS, TOLERANCE, Models, own_contenders, packed, padded, peer_contenders
+from gpu_bench.models import (
+    FLOAT8,
+    FLOAT8_TOLERANCE,
+    GRAPHS,
+    TOLERANCE,
+    Models,
+    own_contenders,
+    packed,
+    padded,
+    peer_contenders,
+)
 from gpu_bench.setting import Row, Rows
 from gpu_bench.timing import Contender, Launch, compare
 
@@ -53,3 +63,21 @@ def graphs(models: Models) -> Rows:
             row = compare(contenders, setting.device, setting.effort, launch=launch, tolerance=TOLERANCE)
             row["not_timed"] += [{"provider": GRAPHS, "reason": entry} for entry in found if isinstance(entry, str)]
             yield {"section": "graphs", "work": f"{sequences}x{tokens}, {launch}", **row}
+
+
+def float8(models: Models) -> Rows:
+    """Layers that multiply in fp8 beside those in bfloat16, with CUDA graphs where there are such."""
+    setting = models.setting
+    sequences, tokens = setting.sizes.equal
+    batch = Batch.of(random_windows([tokens] * sequences), setting.device)
+    expected = padded(models.reference(batch))
+    names = (GRAPHS if setting.device.type == "cuda" else OWN, FLOAT8)
+    contenders, absent = [], []
+    for name, contender in zip(names, own_contenders(models, batch, expected, names), strict=True):
+        if isinstance(contender, str):
+            absent.append({"provider": name, "reason": contender})
+        else:
+            contenders.append(contender)
+    row = compare(contenders, setting.device, setting.effort, launch="called", tolerance=FLOAT8_TOLERANCE)
+    row["not_timed"] += absent
+    yield {"section": "float8", "work": f"{sequences}x{tokens}", **row}

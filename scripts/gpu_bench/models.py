@@ -18,8 +18,11 @@ from gpu_bench.timing import Contender
 
 EAGER, SDPA = "transformers eager", "transformers sdpa"
 GRAPHS = "dtbert, graphs"
+FLOAT8 = "dtbert, fp8"
 # Of the logits of a whole model in half precision.
 TOLERANCE = 5e-2
+# And where its layers multiply in fp8.
+FLOAT8_TOLERANCE = 0.1
 
 Model = Callable[[Batch], Logits]
 
@@ -40,14 +43,20 @@ class Models:
         return self._own(graphs=True)
 
     @functools.cached_property
+    def float8(self) -> BertForQuestionAnswering:
+        """Whose layers multiply in fp8, with CUDA graphs on a GPU."""
+        return self._own(graphs=self.setting.device.type == "cuda", dtype=torch.float8_e4m3fn)
+
+    @functools.cached_property
     def fastest(self) -> BertForQuestionAnswering:
         """With CUDA graphs on a GPU: without, launches cost more than the work that dropping leaves."""
         return self.graphs if self.setting.device.type == "cuda" else self.own
 
-    def _own(self, *, graphs: bool) -> BertForQuestionAnswering:
+    def _own(self, *, graphs: bool, dtype: torch.dtype | None = None) -> BertForQuestionAnswering:
         setting, folder = self.setting, self._checkpoint.folder
         backend: BackendName = "triton" if setting.device.type == "cuda" else "reference"
-        return load_model(folder, device=setting.device, dtype=setting.dtype, backend=backend, graphs=graphs)
+        dtype = dtype or setting.dtype
+        return load_model(folder, device=setting.device, dtype=dtype, backend=backend, graphs=graphs)
 
     @functools.cached_property
     def peers(self) -> dict[str, Model]:
@@ -76,11 +85,18 @@ class Models:
         return schedule.macs(self.config, tokens, backend="triton").executed
 
 
+_OWN: dict[str, Callable[[Models], BertForQuestionAnswering]] = {
+    OWN: lambda models: models.own,
+    GRAPHS: lambda models: models.graphs,
+    FLOAT8: lambda models: models.float8,
+}
+
+
 def own_contenders(models: Models, batch: Batch, expected: Tensor, names: Sequence[str]) -> Iterator[Contender | str]:
     """dtbert's models of these names on a packed batch; in the place of one that does not load, why."""
     for name in names:
         try:
-            model = {OWN: lambda: models.own, GRAPHS: lambda: models.graphs}[name]()
+            model = _OWN[name](models)
         except (TypeError, ValueError, RuntimeError) as error:
             yield reason(error)
             continue

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 Results = dict[str, Any]
 Row = dict[str, Any]
 
-OWN, GRAPHS = "dtbert", "dtbert, graphs"
+OWN, GRAPHS, FLOAT8 = "dtbert", "dtbert, graphs", "dtbert, fp8"
 SDPA, COMPILED = "transformers sdpa", "torch.compile max-autotune"
 MATERIALISED = "probabilities in memory"
 # Of a reason in the table; the JSON has all of it.
@@ -139,6 +139,12 @@ def _latency(sections: Sections, results: Results) -> Iterator[Aim]:
         yield Aim(work, f"{SDPA} / dtbert >= 5", _ratio(_ms(row, SDPA), ms), 5)
 
 
+def _float8(sections: Sections, results: Results) -> Iterator[Aim]:
+    for row in sections.get("float8", [{"work": "any"}]):
+        ratio = _ratio(_ms(row, GRAPHS), _ms(row, FLOAT8))
+        yield Aim(f"model in fp8, {row['work']}", "bfloat16's time / fp8's >= 1.2", ratio, 1.2)
+
+
 # In the order in which the aims are shown.
 _JUDGES: dict[str, Callable[[Sections, Results], Iterator[Aim]]] = {
     "model": _model,
@@ -149,6 +155,7 @@ _JUDGES: dict[str, Callable[[Sections, Results], Iterator[Aim]]] = {
     "attention": _attention,
     "scores": _scores,
     "schedule": _schedule,
+    "float8": _float8,
 }
 
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from gpu_bench.setting import linear_of, norm_of
 from gpu_bench.timing import relative_error
 from torch import Tensor
 
 from dtbert.kernels import ATTENTION_SCORES, AttentionScore, Backend, Kept, Packing, TokenIds
+from dtbert.kernels.float8 import ScaledRows, rows_product
+from dtbert.kernels.float8 import scale_rows as plain_rows
 from dtbert.kernels.parameters import Embeddings, of_tensors
 from dtbert.model.scorers import scorer_named
 from gpu_check import records
@@ -190,6 +193,29 @@ def _select_and_scatter(inputs: Inputs, _: float) -> Checks:
     yield "scatter", inputs.backend.scatter(final.clone(), inputs.rows, states), want, 0
 
 
+def _float8(inputs: Inputs, bound: float) -> Checks:
+    """Nothing where the device has no products in fp8."""
+    from dtbert.kernels.triton import why_not_float8
+    from dtbert.kernels.triton.float8 import rows_of, scale_rows, scaled_linear
+
+    if why_not_float8(inputs.device) is not None:
+        return
+    size = inputs.size
+    x, wide = inputs.randn(size.tokens, size.width), inputs.randn(size.tokens, size.wide)
+    for name, given in (("rows", x), ("wide rows", wide)):
+        rows, want = ScaledRows(*scale_rows(given, "")), plain_rows(given)
+        yield name, rows.values.float(), want.values.float(), 0
+        yield f"scale of {name}", rows.scale, want.scale, 0
+    activated = ScaledRows(*scale_rows(wide, "gelu"))
+    meant = activated.values.double() * activated.scale.double()
+    yield "activated rows", meant, F.gelu(wide.double()), 4e-2
+    layer = linear_of(inputs.randn(size.wide, size.width), inputs.randn(size.wide).to(torch.bfloat16))
+    weight = plain_rows(layer.weight)
+    layer.hold_scaled(weight.values, weight.scale.squeeze(1))
+    product = rows_product(rows_of(x), layer.weight, weight.scale.squeeze(1)) + layer.bias
+    yield "product", scaled_linear(rows_of(x), layer, layer.bias), product, 1e-2
+
+
 def _scored(score: AttentionScore) -> Callable[[Inputs, float], Checks]:
     return lambda inputs, bound: _attention(inputs, bound, score)
 
@@ -202,6 +228,7 @@ KERNELS: dict[str, Callable[[Inputs, float], Checks]] = {
     "linear": _linear,
     "add_norm": _add_norm,
     "select and scatter": _select_and_scatter,
+    "float8": _float8,
 }
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtbert.cli import batch
-from dtbert.cli.batch import chunks, remaining
-from dtbert.jobs.lines import Line
+from dtbert.cli.batch import Work, chunks, remaining, results
+from dtbert.jobs.lines import Line, answered
 from dtbert.qa import QuestionAnswerer
 from tests.cli.conftest import Run
 from tests.cli.questions import BAD_LINES, GOOD, read
@@ -111,11 +111,11 @@ def test_batch_shows_progress_on_a_terminal_unless_quiet(
     assert ("1/1" in terminal.getvalue()) == shown
 
 
-LINES = st.lists(st.builds(lambda size: Line(1, None, "q", "c" * size), st.integers(0, 60)), max_size=40)
+LINES = st.lists(st.builds(lambda size: Line(1, None, ("q", "c" * size)), st.integers(0, 60)), max_size=40)
 
 
 def size(chunk: list[Line]) -> int:
-    return sum(len(line.question + line.context) + 12 for line in chunk)
+    return sum(len("".join(line.texts)) + 12 for line in chunk)
 
 
 @given(LINES, st.integers(0, 40))
@@ -138,10 +138,11 @@ def test_batch_holds_a_chunk_at_a_time(model_folder: Path) -> None:
     def lines() -> Iterator[Line]:
         for number in range(1, 41):
             taken.append(number)
-            yield Line(number, None, "Who wrote it?", "Ada wrote it.")
+            yield Line(number, None, ("Who wrote it?", "Ada wrote it."))
 
     answerer = QuestionAnswerer.load(model_folder)
-    for line, fields in batch.results(answerer, remaining(lines(), 0, 4 * 40), 1, {}):
+    work = Work(answerer, partial(answered, answerer, top=1, asking={}), {})
+    for line, fields in results(work, remaining(lines(), 0, 4 * 40)):
         assert "answer" in fields
         # A chunk of four, and the first of the next.
         assert len(taken) <= line.number + 4

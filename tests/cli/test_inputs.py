@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtbert.cli.inputs import Questions
+from dtbert.cli.inputs import Source
 from dtbert.jobs.lines import Line, parse_line
 from tests.cli.conftest import Run
 
@@ -22,7 +22,7 @@ ROWS: list[dict[str, Any]] = [
     {"id": "b", "question": 'Who said "no"?', "context": "\ufeffAda said\tit; \u2018no\u2019.", "more": "1"},
 ]
 MARK = b"\xef\xbb\xbf"
-EXPECTED = [Line(number, row["id"], row["question"], row["context"]) for number, row in enumerate(ROWS, start=1)]
+EXPECTED = [Line(number, row["id"], (row["question"], row["context"])) for number, row in enumerate(ROWS, start=1)]
 
 
 def table(delimiter: str) -> bytes:
@@ -59,7 +59,7 @@ def test_each_kind_of_file_gives_its_questions(
     write: Callable[[bytes], Path], kind: str, mark: bytes, packed: bool
 ) -> None:
     content = mark + KINDS[kind]
-    questions = Questions.of(write(gzip.compress(content) if packed else content))
+    questions = Source.of(write(gzip.compress(content) if packed else content))
     assert (questions.kind, questions.packed) == (kind.split()[0], packed)
     assert list(questions.lines()) == EXPECTED
     assert questions.survey()[1] == 2
@@ -70,15 +70,15 @@ def test_parquet_gives_its_questions(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "questions"
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-    questions = Questions.of(path)
+    questions = Source.of(path)
     assert questions.kind == "parquet"
     assert list(questions.lines()) == EXPECTED
     parquet.write_table(pyarrow.table({"q": [1]}), path)
     with pytest.raises(ValueError, match="no columns question and context: it has q"):
-        Questions.of(path).survey()
+        Source.of(path).survey()
     path.write_bytes(b"PAR1" + b"x" * 99)
     with pytest.raises(ValueError, match="is a damaged Parquet file"):
-        Questions.of(path).survey()
+        Source.of(path).survey()
 
 
 def test_parquet_without_pyarrow_says_what_it_needs(
@@ -86,21 +86,23 @@ def test_parquet_without_pyarrow_says_what_it_needs(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match=r"questions is Parquet, which needs pyarrow: pip install 'dtbert\[parquet\]'"):
-        Questions.of(write(b"PAR1 and more")).survey()
+        Source.of(write(b"PAR1 and more")).survey()
 
 
 def test_bad_rows_are_errors_among_the_others(write: Callable[[bytes], Path]) -> None:
     array = json.dumps([ROWS[0], 7, {"question": "Who?"}]).encode()
-    assert [line.error is None for line in Questions.of(write(array)).lines()] == [True, False, False]
-    short = b"question,context\nWho?\n\nWho?,Ada.,more\n"
-    first, second = Questions.of(write(short)).lines()
+    assert [line.error is None for line in Source.of(write(array)).lines()] == [True, False, False]
+    short = b"question,context\nWho?\n\nWho?,Ada.,,\nWho?,Ada, too.\n"
+    first, second, third = Source.of(write(short)).lines()
     assert str(first.error).startswith("context: missing")
-    assert (second.number, second.question, second.context) == (2, "Who?", "Ada.")
+    assert (second.number, second.texts) == (2, ("Who?", "Ada."))
+    # What was cut off in silence would be answered about.
+    assert str(third.error).startswith("the row has 3 cells, the first line 2: put quotes around")
 
 
 def test_context_of_a_table_may_be_long(write: Callable[[bytes], Path]) -> None:
-    (line,) = Questions.of(write(b"question,context\nWho?," + b"ada " * 50_000)).lines()
-    assert len(line.context) == 200_000
+    (line,) = Source.of(write(b"question,context\nWho?," + b"ada " * 50_000)).lines()
+    assert len(line.texts[1]) == 200_000
 
 
 OTHERS: list[tuple[bytes, str]] = [
@@ -141,11 +143,11 @@ def test_table_without_the_columns_says_what_it_has(tmp_path: Path) -> None:
     path = tmp_path / "q.csv.gz"
     path.write_bytes(gzip.compress(b"q,text\nWho?,Ada.\n"))
     with pytest.raises(ValueError, match="no columns question and context: its first line has q, text"):
-        Questions.of(path)
+        Source.of(path)
 
 
 def test_first_line_may_be_a_bad_one(write: Callable[[bytes], Path]) -> None:
-    first, *others = Questions.of(write(b"oops\n" + KINDS["lines"])).lines()
+    first, *others = Source.of(write(b"oops\n" + KINDS["lines"])).lines()
     assert "not JSON" in str(first.error)
     assert [line.error for line in others] == [None, None]
 
@@ -178,7 +180,7 @@ def test_any_bytes_are_questions_or_a_value_error(write: Callable[[bytes], Path]
     path = write(content)
     named = True
     try:
-        questions = Questions.of(path)
+        questions = Source.of(path)
         assert questions.survey()[1] == len(list(questions.lines()))
     except ValueError as error:
         named = str(error).startswith(str(path))

@@ -18,7 +18,20 @@ from tests.cli.conftest import Run
 
 # Python's own buffering, whatever the surroundings ask for.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-COMMANDS = ["answer", "evaluate", "trace", "convert", "export", "profile", "train", "search", "serve", "build"]
+COMMANDS = [
+    "answer",
+    "classify",
+    "embed",
+    "evaluate",
+    "trace",
+    "convert",
+    "export",
+    "profile",
+    "train",
+    "search",
+    "serve",
+    "build",
+]
 MAIN = "import sys; from dtbert.cli import main; sys.exit(main())"
 
 

@@ -21,7 +21,9 @@ from dtbert.cli.options import (
     parse_schedule,
     schedule_of,
 )
-from dtbert.model import LengthSchedule, OwnScorer
+from dtbert.kernels import SCORE_COSTS
+from dtbert.model import LengthSchedule, OwnScorer, is_logarithmic
+from dtbert.model.scorers import ScoredTokens, scorer_named
 
 
 def parse(*arguments: object) -> argparse.Namespace:
@@ -163,6 +165,24 @@ def test_scorer_of_ones_own_is_imported_from_here(tmp_path: Path, monkeypatch: p
     ):
         with pytest.raises(ValueError, match=rf"^--scorer {given}: {message}"):
             schedule_of(parse("--schedule", "1,0.5", "--scorer", given))
+
+
+def test_scorer_of_ones_own_is_what_its_module_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("my_registered_scorers.py").write_text(
+        "import dtbert\n"
+        "def late(view):\n    return view.position_ids\n"
+        "def sure(view):\n    return view.accumulated\n"
+        "dtbert.register_scorer('my_registered_scorers:late', late, logarithmic=True, macs=5)\n"
+        "dtbert.register_scorer('sure', sure, remembers=True)\n"
+    )
+    late, sure = "my_registered_scorers:late", "my_registered_scorers:sure"
+    schedule = schedule_of(parse("--schedule", "1,0.5", "--scorer", f"{late},{sure}"))
+    assert schedule is not None
+    assert (is_logarithmic(late), is_logarithmic(sure), schedule.remembers) == (True, False, True)
+    assert scorer_named(late).macs(ScoredTokens(10, 3, 16), SCORE_COSTS["cpu"]) == 50
+    assert LengthSchedule.ratios([1, 0.5], scorer=late).remembers is False
 
 
 def test_model_options_reach_the_model(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

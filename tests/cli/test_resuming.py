@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from dtbert.cli import batch, main
 from dtbert.cli.batch import chunks
-from dtbert.cli.inputs import Questions
+from dtbert.cli.inputs import Source
 from dtbert.qa import QuestionAnswerer
 from tests.cli.command import run_command
 from tests.cli.conftest import Run
@@ -80,7 +80,7 @@ def test_batch_that_goes_on_says_and_does_little_again(
     output = whole / "a.jsonl"
     complete = output.read_bytes()
     lines = complete.splitlines(keepends=True)
-    sizes = [len(chunk) for chunk in chunks(Questions.of(whole / "q.jsonl").lines(), int(SMALL * 2048))]
+    sizes = [len(chunk) for chunk in chunks(Source.of(whole / "q.jsonl").lines(), int(SMALL * 2048))]
     begins = [sum(sizes[:index]) for index in range(len(sizes))]
     assert len(sizes) > 4
     for done, again in ((begins[2], 0), (begins[2] + 2, 2), (begins[-1] - 1, sizes[-2] - 1)):
@@ -129,9 +129,7 @@ def test_batch_survives_kills_at_any_moment(model_folder: Path, tmp_path: Path, 
     process.join()
     assert process.exitcode == 1
     assert broken.read_bytes() == unbroken.read_bytes()
-    assert [line["line"] for line in read(broken)] == [
-        line.number for line in Questions.of(tmp_path / "q.jsonl").lines()
-    ]
+    assert [line["line"] for line in read(broken)] == [line.number for line in Source.of(tmp_path / "q.jsonl").lines()]
     assert "Traceback" not in log.read_text()
 
 

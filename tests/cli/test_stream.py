@@ -64,7 +64,7 @@ def test_what_cannot_be_streamed_is_said(
     Path("full.jsonl").write_text("{}\n")
     for text, source, target, message in (
         ("question,context\na,b\n", "-", "-", "--input -: stdin must be JSON objects, one a line"),
-        (LINES, "-", "full.jsonl", "--output full.jsonl is there already, and answers to stdin cannot go on"),
+        (LINES, "-", "full.jsonl", "--output full.jsonl is there already, and a run that keeps nothing beside it"),
         (LINES, "-", ".", "--output . is a folder"),
         (LINES, "nothing.jsonl", "-", "nothing.jsonl: No such file"),
     ):

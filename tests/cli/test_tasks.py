@@ -1,11 +1,12 @@
 """`--task` of `evaluate`, `train` and `search`: labelled texts in place of questions."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from dtbert import LengthSchedule, TextClassifier
+from dtbert import LengthSchedule, TextClassifier, Threshold
 from dtbert.cli.tasks import TASK_HELP
 from dtbert.evaluation import TASKS, PreparedTexts, measure_texts, read_task, task_named
 from dtbert.qa import read_schedules
@@ -27,6 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier `model`, the files `train.tsv` and `dev.tsv`."""
     there = tmp_path_factory.mktemp("tasks")
     write_classifier(there / "model", ("NEGATIVE", "POSITIVE"))
+    write_classifier(there / "three")
+    write_classifier(there / "teacher", ("positive", "negative"), num_hidden_layers=4)
     write_tsv(there / "train.tsv", 24)
     write_tsv(there / "dev.tsv", 12, seed=1)
     return there
@@ -57,6 +60,18 @@ def test_evaluate_reports_what_the_classifier_gets_right_at_what_cost(run: Run, 
     assert json.loads(saved.read_text("utf-8")) == {
         str(one.line): label for one, label in zip(data.examples, found.predictions, strict=True)
     }
+
+
+def test_evaluate_takes_what_the_text_decides(run: Run) -> None:
+    threshold = '{"kind": "threshold", "thresholds": [0.02, 0.05]}'
+    status, out, err = run(*EVALUATE, "--schedule", threshold, "--scorer", "cls")
+    assert (status, err) == (0, "")
+    assert "schedule: shares from 0.02 0.05 cls" in out
+    assert "  95% up to" in out
+    report = json.loads(run(*EVALUATE, "--schedule", threshold, "--scorer", "cls", "--json").out)
+    macs = report["macs_per_text"]
+    assert macs["executed"] < macs["executed_p95"] <= macs["own_length"] * 2
+    assert macs["executed"] < macs["own_length"]
 
 
 def test_evaluate_prints_a_table_and_names_what_it_leaves_out(run: Run, tmp_path: Path) -> None:
@@ -93,8 +108,10 @@ def test_evaluate_prints_a_table_and_names_what_it_leaves_out(run: Run, tmp_path
         ((*EVALUATE, "--schedule", "0.5,0.5", "--scorer", "answer"), "reads the span head"),
         ((*EVALUATE, "--predictions", "dev.tsv"), "is the input itself"),
         (("search", "dev.tsv", "--task", "stsb", "--model", "model", "--out", "f.json"), "has no column 'sentence1'"),
-        (("train", "--task", "sst2", "--model", "model", "--train", "train.tsv", "--out", "r", "--teacher", "model"),
-         "--teacher and --answer-loss are of a span head"),
+        (("train", "--task", "sst2", "--model", "model", "--train", "train.tsv", "--out", "r", "--length-drop",
+          "--answer-loss", 1), "--answer-loss is of a span head: it has no part in --task"),
+        (("train", "--task", "sst2", "--model", "model", "--train", "train.tsv", "--out", "r", "--teacher", "three"),
+         "--teacher three: the labels are NEGATIVE, POSITIVE, the model's negative, neutral, positive"),
         (("train", "--task", "sst2", "--model", "model", "--train", "train.tsv", "--out", "r", "--batch-tokens", 9),
          "a text has 21 tokens, a step 9: give larger batches"),
     ],
@@ -139,6 +156,37 @@ def test_train_then_search_then_evaluate_within_a_budget(run: Run, tmp_path: Pat
     text = "bo ba di"
     classifier = TextClassifier.load(best)
     assert classifier(text, budget=1.0) == classifier(text, schedule=chosen.schedule)
+
+
+@pytest.mark.parametrize("options", [("--temperature", 2), ("--distill", "intermediate")])
+def test_train_with_a_teacher_goes_on_as_the_same_run(run: Run, tmp_path: Path, options: tuple[object, ...]) -> None:
+    command = ("train", "--task", "sst2", "--model", "model", "--teacher", "teacher", "--train", "train.tsv",
+               "--dev", "dev.tsv", "--out", tmp_path / "run", *SMALL, *options)  # fmt: skip
+    first = run(*command)
+    assert first.status == 0, first.err
+    assert "accuracy" in first.out
+    assert "nothing to do" in run(*command).out
+    assert run(*command, "--hard-label-weight", 1).status == 2
+
+
+def test_search_of_what_the_text_decides_then_evaluate_within_a_budget(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="the search needs the extra: pip install 'dtbert[search]'")
+    folder = tmp_path / "model"
+    shutil.copytree("model", folder)
+    command = ("search", "dev.tsv", "--task", "sst2", "--model", folder, "--out", folder / "schedules.json",
+               "--policy", "threshold", "--scorers", "cls", "--trials", 4, "--rungs", "none", "--quiet")  # fmt: skip
+    assert run(*command, "--learn", 1).err.startswith("dtbert: error: --learn learns of the full model's answers")
+    status, out, err = run(*command)
+    assert (status, err) == (0, "")
+    assert "shares from" in out
+    front = read_schedules(folder / "schedules.json")
+    assert any(isinstance(entry.schedule, Threshold) for entry in front.schedules)
+    cheapest = front.schedules[0]
+    evaluate = ("evaluate", "dev.tsv", "--task", "sst2", "--model", folder, "--budget", cheapest.least_budget)
+    report = json.loads(run(*evaluate, "--json").out)
+    assert report["schedule"] == cheapest.schedule.to_dict()
+    assert report["accuracy"] == pytest.approx(cheapest.f1, abs=1e-3)
+    assert report["ratio_to_own_length"]["executed"] == pytest.approx(cheapest.macs_fraction, abs=1e-4)
 
 
 def test_files_of_ones_own_train_a_new_classifier(run: Run, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dtbert.evaluation import TASKS, PreparedTexts, measure_texts, read_task, task_named
-from dtbert.model import LengthSchedule
+from dtbert.model import LengthSchedule, Threshold
 from dtbert.text import SentenceEncoder, TextClassifier
+from dtbert.text.running import pack
 from dtbert.weights import places_of
 from tests.text.conftest import write_classifier
 from tests.text.test_classifier import some_texts
@@ -237,3 +238,33 @@ def test_a_number_for_an_unreadable_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"line 2: the text is blank.*; take it out of the file"):
         PreparedTexts(model, data)
     assert len(measure_texts(PreparedTexts(model, data._replace(examples=data.examples[:1]))).predictions) == 1
+
+
+def test_what_the_text_decides_costs_what_it_kept(nli: TextClassifier, tmp_path: Path) -> None:
+    data = read_task(
+        nli_file(tmp_path / "dev.jsonl", {"premise": " ", "hypothesis": "bo", "label": 1}), task_named("mnli")
+    )
+    policy, texts = Threshold([0.02, 0.05], scorer="cls"), PreparedTexts(nli, data)
+    found = measure_texts(texts, policy)
+    executed, published = [], []
+    for one, label in zip(data.examples[:-1], found.predictions, strict=False):
+        assert nli(one.text, one.pair, schedule=policy).label.lower() == label
+        (tokens,) = nli.reader.read([one.texts])
+        assert not isinstance(tokens, Exception)
+        batch = pack([tokens], nli.model.device)
+        kept = [layer.lengths[0] for layer in nli.model.forward_packed(batch, policy, output_kept=True).kept]
+        macs = nli.model.macs_of_kept(policy, len(tokens.ids), kept, question_length=tokens.num_first)
+        executed.append(macs.executed)
+        published.append(macs.published)
+    assert len(set(executed)) > 3
+    assert found.cost is not None
+    assert (found.cost.executed, found.cost.published) == pytest.approx((np.mean(executed), np.mean(published)))
+    assert found.cost.executed_p95 == max(executed)
+    assert found.cost.own_length == measure_texts(texts).cost.own_length
+    assert texts.cost(policy) == found.cost
+    # Of embeddings both texts of a pair count.
+    encoder = SentenceEncoder.load(write_classifier(tmp_path / "encoder"))
+    pairs = written(tmp_path / "stsb.jsonl", '{"sentence1": "bo ba", "sentence2": "di do fe fi", "label": 1}\n' * 2)
+    both = measure_texts(PreparedTexts(encoder, read_task(pairs, task_named("stsb"))), policy).cost
+    assert both is not None
+    assert both.executed < both.own_length

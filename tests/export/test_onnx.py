@@ -197,7 +197,7 @@ def test_all_that_a_schedule_says_is_exported() -> None:
 
 def test_a_model_that_computes_in_int8_is_refused() -> None:
     model = make_model()
-    quantize_layers(model)
+    quantize_layers(model, torch.int8)
     with pytest.raises(ValueError, match="computes in int8, an ONNX file in float32"):
         onnx_graph(model)
 

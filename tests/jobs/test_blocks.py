@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from dtbert.cli.inputs import Questions
+from dtbert.cli.inputs import Source
 from dtbert.jobs.blocks import input_files, plan, read_block, row_cuts
 from tests.cli.questions import write_questions
 
@@ -28,7 +28,7 @@ def test_blocks_of_lines_give_what_the_file_gives(
     path = tmp_path / "questions"
     path.write_bytes(b"\n".join([b"{", *lines]) + b"\n" * ended)
     blocks = plan(input_files(str(path)), block_bytes)
-    assert [line for block in blocks for line in read_block(block)] == list(Questions(path, "lines", False).lines())
+    assert [line for block in blocks for line in read_block(block)] == list(Source(path, "lines", False).lines())
     # Cut at the ends of lines, one after the other.
     assert [block.number for block in blocks] == list(range(len(blocks)))
     content = path.read_bytes()
@@ -69,7 +69,7 @@ def test_blocks_of_parquet_give_what_the_file_gives(tmp_path: Path, group: int, 
     path = tmp_path / "questions.pq"
     parquet.write_table(pyarrow.Table.from_pylist(rows(100)), path, row_group_size=group)
     blocks = plan(input_files(str(path)), block_bytes)
-    assert [line for block in blocks for line in read_block(block)] == list(Questions.of(path).lines())
+    assert [line for block in blocks for line in read_block(block)] == list(Source.of(path).lines())
     assert [block.first for block in blocks] == [
         1 + sum(block.rows for block in blocks[:n]) for n in range(len(blocks))
     ]
@@ -93,7 +93,7 @@ def test_blocks_go_on_over_the_files_of_a_folder_or_a_pattern(tmp_path: Path) ->
     blocks = plan(folder, 10**6)
     assert [(block.number, block.file) for block in blocks] == [(n, folder[n].name) for n in range(4)]
     for block in blocks:
-        assert read_block(block) == list(Questions.of(Path(block.file)).lines())
+        assert read_block(block) == list(Source.of(Path(block.file)).lines())
     # What is there by this name is no pattern.
     (tmp_path / "in").rename(tmp_path / "in[1]")
     assert len(input_files(str(tmp_path / "in[1]"))) == 5

@@ -21,14 +21,14 @@ def in_int8(outputs: int, inputs: int, seed: int, dtype: torch.dtype) -> Linear:
     values = torch.randint(-127, 128, (outputs, inputs), generator=generator, dtype=torch.int8)
     scale = torch.rand(outputs, generator=generator) / 127 / inputs**0.5
     layer = of_tensors(Linear, weight=None, bias=randn(outputs, seed=seed + 1, dtype=dtype))
-    layer.hold_int8(values, scale)
+    layer.hold_scaled(values, scale)
     return layer
 
 
 def compiled(layer: Linear) -> Linear:
     assert layer.scale is not None
     other = of_tensors(Linear, weight=None, bias=layer.bias)
-    other.hold_int8(layer.weight.detach().clone(), layer.scale)
+    other.hold_scaled(layer.weight.detach().clone(), layer.scale)
     NATIVE.prepare(other)
     assert other.laid_out
     assert torch.equal(other.plain_weight, layer.weight)

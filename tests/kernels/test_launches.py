@@ -10,6 +10,7 @@ import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.weights.quantize import quantize_layers
 from scripts.compile_report import recording
 from scripts.host_bench.stand_ins import as_on_a_gpu, model_without_weights
 
@@ -32,10 +33,13 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def launches(schedule: LengthSchedule | None) -> int:
+def launches(schedule: LengthSchedule | None, *, in_float8: bool = False) -> int:
     batch = PackedBatch.from_lists([list(range(384))] * 32, device="meta")
     with as_on_a_gpu(), torch.inference_mode(), Operations() as operations:
         model = model_without_weights(num_hidden_layers=len(LENGTHS))
+        if in_float8:
+            quantize_layers(model, torch.float8_e4m3fn)
+            model._chosen = None
         operations.counted.clear()
         with mock.patch.object(triton.JITFunction, "run") as run:
             model.forward_packed(batch, schedule)
@@ -45,6 +49,11 @@ def launches(schedule: LengthSchedule | None) -> int:
 def test_forward_launches_seven_times_a_layer() -> None:
     # Products of 4 linear layers, one of them with its GELU, attention, 2 norms; embeddings and span head.
     assert launches(None) == 6 * 7 + 2
+
+
+def test_fp8_takes_two_launches_more_a_layer() -> None:
+    # The rows of the context; and GELU, with its rows, is no part of a product.
+    assert launches(None, in_float8=True) == launches(None) + 2 * 6
 
 
 @pytest.mark.parametrize("score", ["received", "received_max", "value_norm"])

@@ -12,11 +12,17 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dtbert.kernels import Kept, Left, Packing, TokenIds
+from dtbert.kernels import triton as kernels
+from dtbert.kernels.float8 import FLOAT8
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear, of_tensors
 from dtbert.kernels.triton import INTERPRETED, Triton
+from dtbert.kernels.triton.add_norm import add_norm_float8
+from dtbert.kernels.triton.embed import embed_float8
+from dtbert.kernels.triton.float8 import scale_rows
 from dtbert.kernels.triton.launch import pretending
 from dtbert.kernels.triton.linear import fused_linear
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.weights.quantize import quantize_layers
 from scripts.compile_report import recording
 
 H, T, K = 96, 20, 9
@@ -66,6 +72,9 @@ def run_steps(x: dict[str, Tensor]) -> list[Tensor]:
         fused_linear(x["x"], *layer, "gelu"),
         triton.scatter(x["states"].clone(), kept.rows, x["x"]),
         triton.question_overlap(TokenIds(ids, ids, ids), packing),
+        *embed_float8(ids, ids, ids, x["states"], x["states"], x["states"], vector, vector, 1e-5),
+        *add_norm_float8(x["x"], vector, x["states"], vector, vector, 1e-5, kept.rows),
+        *scale_rows(x["x"], "gelu"),
         *drops(x, packing, kept),
     ]
 
@@ -96,6 +105,14 @@ EXPECTED = [
     ((K, H), torch.bfloat16),
     ((T, H), torch.bfloat16),
     ((T,), torch.float32),
+    ((T, H), torch.bfloat16),
+    ((T, H), torch.float8_e4m3fn),
+    ((T, 1), torch.float32),
+    ((K, H), torch.bfloat16),
+    ((K, H), torch.float8_e4m3fn),
+    ((K, 1), torch.float32),
+    ((K, H), torch.float8_e4m3fn),
+    ((K, 1), torch.float32),
     ((K,), torch.int64),
     ((K, H), torch.bfloat16),
     ((2,), torch.int64),
@@ -104,6 +121,7 @@ EXPECTED = [
     ((T, H), torch.bfloat16),
 ]
 OPERATORS = ["embed", "attention", "select", "drop_again", "add_norm", "fused_linear", "scatter", "question_overlap"]
+OPERATORS += ["embed_float8", "add_norm_float8", "scale_rows"]
 
 
 def test_kernels_are_compiled_here() -> None:
@@ -116,7 +134,9 @@ class Steps(torch.nn.Module):
 
 
 def operators_of(exported: torch.export.ExportedProgram) -> list[str]:
-    return [str(node.target).split(".")[1] for node in exported.graph.nodes if "dtbert." in str(node.target)]
+    """dtbert's own, and products in fp8."""
+    names = [str(node.target).split(".") for node in exported.graph.nodes]
+    return [name[1] for name in names if name[0] == "dtbert" or name[1:2] == ["_scaled_mm"]]
 
 
 def test_export_sees_every_operator_and_its_shapes() -> None:
@@ -138,14 +158,20 @@ class Logits(torch.nn.Module):
         return self.model.forward_packed(batch, self.schedule).start_logits
 
 
-def export_model(schedule: LengthSchedule | None = None) -> list[str]:
+def export_model(schedule: LengthSchedule | None = None, *, in_float8: bool = False, strict: bool = False) -> list[str]:
     config = BertConfig(hidden_size=H, num_hidden_layers=2, num_attention_heads=3, intermediate_size=H, vocab_size=50)
     with FakeTensorMode():
-        with torch.device("cuda"):
-            model = BertForQuestionAnswering(config).requires_grad_(False)
+        torch.set_default_dtype(torch.bfloat16 if in_float8 else torch.float32)  # a fake model cannot change its own
+        try:
+            with torch.device("cuda"):
+                model = BertForQuestionAnswering(config).requires_grad_(False)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        if in_float8:
+            quantize_layers(model, FLOAT8)
         assert model.backend_name == "triton"
         x = inputs("cuda")
-        return operators_of(torch.export.export(Logits(model, schedule), (x["ids"], x["cu_seqlens"])))
+        return operators_of(torch.export.export(Logits(model, schedule), (x["ids"], x["cu_seqlens"]), strict=strict))
 
 
 def test_export_of_the_whole_model_keeps_the_operators() -> None:
@@ -156,6 +182,17 @@ def test_export_of_a_model_that_drops_tokens_keeps_the_operators() -> None:
     first = ["embed", "attention", "select", "add_norm", "add_norm"]
     second = ["attention", "drop_again", "add_norm", "add_norm", "scatter"]
     assert export_model(LengthSchedule.ratios([0.7, 0.3])) == [*first, *second]
+
+
+def test_export_of_a_model_in_fp8_makes_rows_for_each_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "why_not_float8", lambda _: None)
+    product = ["scale_rows", "_scaled_mm"]
+    attended, rest = [*product, "attention"], [*product, "add_norm_float8", *product * 2, "add_norm_float8"]
+    # By torch.compile's tracer.
+    assert export_model(in_float8=True, strict=True) == ["embed_float8", *[*attended, *rest] * 2]
+    schedule = LengthSchedule.ratios([0.7, 0.3])
+    dropping = ["embed_float8", *attended, "select", *rest, *attended, "drop_again", *rest, "scatter"]
+    assert export_model(schedule, in_float8=True) == dropping
 
 
 def launches(x: dict[str, Tensor]) -> dict[str, list[str]]:
@@ -171,7 +208,7 @@ def launches(x: dict[str, Tensor]) -> dict[str, list[str]]:
 @pytest.mark.parametrize(("tokens", "kept"), [(T, K), (32, 16), (16, 32), (17, 8)])
 def test_no_kernel_is_compiled_anew_for_other_offsets_or_counts(tokens: int, kept: int) -> None:
     want = launches(inputs("cpu", 48, 32))
-    assert len(want) == 10
+    assert len(want) == 11
     # Rows of one tensor: 12 bytes apart, so that 16 divides the address of every fourth.
     rows = torch.zeros(5, 3, dtype=torch.int32)
     assert {row.data_ptr() % 16 for row in rows} == {0, 4, 8, 12}

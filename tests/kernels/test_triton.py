@@ -27,5 +27,15 @@ def test_every_kernel_has_tests() -> None:
     kernels = Path(__file__).parents[2] / "dtbert/kernels/triton"
     defines_one = re.compile(r"^def _\w+_kernel\(", re.MULTILINE)
     steps = {path.stem for path in kernels.glob("*.py") if defines_one.search(path.read_text("utf-8"))}
-    assert steps == {"add_norm", "attention", "embed", "linear", "overlap", "scatter", "select", "significance"}
+    assert steps == {
+        "add_norm",
+        "attention",
+        "embed",
+        "float8",
+        "linear",
+        "overlap",
+        "scatter",
+        "select",
+        "significance",
+    }
     assert {f"test_{step}.py" for step in steps} <= set(FILES)

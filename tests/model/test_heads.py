@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dtbert.kernels import Backend
 from dtbert.model import (
+    AdaptivePolicy,
     BertConfig,
     BertForSentenceEmbedding,
     BertForSequenceClassification,
@@ -19,6 +20,7 @@ from dtbert.model import (
     PackedBatch,
     SequenceModel,
     Threshold,
+    TopP,
 )
 from dtbert.model.scorers import BUILT_IN_SCORERS
 from dtbert.profiling.watch import Clock, Stopwatch, watched_forward
@@ -262,9 +264,86 @@ def test_half_precision_rounds_like_the_model() -> None:
             lambda: MODEL(torch.zeros(1, 5).long(), None, None, LengthSchedule.ratios([0.5] * 4, scorer="answer")),
             "span head",
         ),
-        (lambda: MODEL(torch.zeros(1, 5).long(), None, None, Threshold([0.1] * 4)), "LengthSchedule, not by a Thr"),
+        (lambda: MODEL(torch.zeros(1, 5).long(), None, None, [1] * 4), "LengthSchedule, Threshold or TopP, not list"),
+        (lambda: MODEL.macs(Threshold([0.1] * 4), 9), "what a Threshold takes is known when a text was read"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused(make: object, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         make()
+
+
+@st.composite
+def adaptive(draw: st.DrawFn, layers: int = 4) -> AdaptivePolicy:
+    """A policy by which the text decides, of texts of up to 50 tokens."""
+    options = {
+        "scorer": draw(st.sampled_from([*SCORERS, "random"])),
+        "keep_question": draw(st.booleans()),
+        "accumulate": draw(st.booleans()),
+        "floor": draw(st.sampled_from([0.0, 0.2])),
+        "ceiling": draw(st.sampled_from([1.0, 0.6])),
+    }
+    if draw(st.booleans()):
+        return Threshold(draw(st.lists(st.sampled_from([0, 0.01, 0.03]), min_size=layers, max_size=layers)), **options)
+    return TopP(draw(st.lists(st.sampled_from([1, 0.9, 0.5]), min_size=layers, max_size=layers)), **options)
+
+
+@pytest.mark.parametrize("model", [MODEL, MEAN, sentence_encoder(PEER, "cls")], ids=["classifier", "mean", "cls"])
+@settings(max_examples=10)
+@given(policy=adaptive(), data=st.data(), seed=st.integers(0, 2**16))
+def test_what_the_text_decides_is_the_schedule_of_what_it_kept(
+    model: SequenceModel, policy: AdaptivePolicy, data: st.DataObject, seed: int
+) -> None:
+    ids, segments = draw_texts(data, seed)
+    batch = PackedBatch.from_lists([x.tolist() for x in ids], [x.tolist() for x in segments])
+    together, kept = model.forward_packed(batch, policy, output_kept=True)
+    assert torch.equal(together, model.forward_packed(batch, policy))
+    options = {name: getattr(policy, name) for name in ("scorer", "keep_question", "accumulate")}
+    for number, (row, one, segment) in enumerate(zip(together, ids, segments, strict=True)):
+        lengths = [layer.lengths[number] for layer in kept]
+        # No text sees its batch mates.
+        alone, kept_alone = model(one[None], None, segment[None], policy, output_kept=True)
+        assert [layer.lengths[0] for layer in kept_alone] == lengths
+        torch.testing.assert_close(alone[0], row, atol=2e-6, rtol=2e-6)
+        schedule = LengthSchedule.absolute(lengths, **options)
+        by_lengths, kept_by_lengths = model(one[None], None, segment[None], schedule, output_kept=True)
+        torch.testing.assert_close(by_lengths, alone, atol=2e-6, rtol=2e-6)
+        for layer, other in zip(kept_alone, kept_by_lengths, strict=True):
+            assert torch.equal(layer.mask, other.mask)
+            assert layer.mask.sum() == layer.lengths[0]
+            assert layer.mask[0, 0] or not model.reads_cls
+        assert lengths[-1] == 1 or not model.reads_cls
+
+
+@pytest.mark.parametrize("model", [MODEL, MEAN], ids=["classifier", "mean"])
+@settings(max_examples=8)
+@given(policy=adaptive(), length=st.integers(1, 40))
+def test_what_runs_is_what_is_counted_where_the_text_decides(
+    model: SequenceModel, policy: AdaptivePolicy, length: int
+) -> None:
+    # With its question kept, the question's tokens that are left are known.
+    policy, question = replace(policy, keep_question=True), max(1, length // 3)
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(0, 120, (length,), generator=generator).tolist()
+    batch = PackedBatch.from_lists([ids], [[0] * question + [1] * (length - question)])
+    watch = Stopwatch(Clock(model.device))
+    with torch.inference_mode():
+        lengths = [layer.lengths[0] for layer in model.forward_packed(batch, policy, output_kept=True).kept]
+        watched_forward(model, batch, policy, watch)
+    flops = sum(timed.work().flops for timed in watch.timed)
+    counted = model.macs_of_kept(policy, length, lengths, question_length=question)
+    norms = length + sum(before + kept for before, kept in zip([length, *lengths], lengths, strict=False))
+    assert flops == 2 * (counted.executed - 24 * norms)
+
+
+def test_kept_tokens_of_a_padded_batch_lie_where_they_were_read() -> None:
+    ids = torch.randint(0, 120, (2, 12))
+    mask = torch.ones(2, 12).long()
+    mask[1, 5:] = 0
+    rows, kept = MODEL(ids, mask, None, LengthSchedule.ratios([0.5] * 4, scorer="cls"), output_kept=True)
+    assert rows.shape == (2, 3)
+    assert [layer.lengths for layer in kept] == [(6, 3)] * 3 + [(1, 1)]
+    assert not any((layer.mask & ~mask.bool()).any() for layer in kept)
+    assert kept[0].significance is not None
+    assert kept[0].significance[:, 0].isinf().all(), "[CLS] stays whatever it scores"
+    assert kept[-1].mask.nonzero().tolist() == [[0, 0], [1, 0]]

@@ -215,3 +215,31 @@ def test_registered_scorer_can_be_scheduled_and_built_in_names_are_kept() -> Non
         register_scorer(" ", lambda view: view.hidden_states[:, 0])
     with pytest.raises(TypeError, match="must be a function"):
         register_scorer("late", 3)  # type: ignore[arg-type]
+
+
+def test_registered_scorer_counts_what_it_was_registered_with_where_a_layer_scores() -> None:
+    ratios, config = [1, 0.8, 0.8, 0.5, 0.5, 0.2], BertConfig()
+
+    def executed(**options: object) -> int:
+        register_scorer("mine", lambda view: view.hidden_states[:, 0], **options)  # type: ignore[arg-type]
+        return LengthSchedule.ratios(ratios, scorer="mine").macs(config, 100, question_length=12).executed
+
+    nothing = executed()
+    # Layers 1, 3 and 5 drop, of what enters them.
+    assert executed(macs=7) - nothing == 7 * (100 + 80 + 50)
+    assert executed(macs=0.5) - nothing == 115
+    asks = executed(macs="from_question") - nothing
+    assert asks == 12 * (100 + 80 + 50) * 768
+    assert executed(macs=lambda sizes, cost: sizes.question * sizes.tokens * sizes.hidden_size) - nothing == asks
+    assert executed(macs=7, remembers=True) - nothing == 7 * (100 + 100 + 80 + 80 + 50 + 50)
+    for macs, error, message in (
+        (-1, ValueError, "at least 0 and finite, not -1"),
+        (float("nan"), ValueError, "at least 0 and finite, not nan"),
+        ("asked", ValueError, "names 'asked': expected one of received"),
+        (True, TypeError, "must be a number"),
+        (None, TypeError, "must be a number"),
+        (lambda sizes, cost: -sizes.tokens, ValueError, "at least 0 and finite, not -100"),
+        (lambda sizes, cost: "many", TypeError, "must be a number"),
+    ):
+        with pytest.raises(error, match=rf"macs of 'mine' .*{message}"):
+            executed(macs=macs)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtbert.kernels import BackendName
+from dtbert.kernels import ATTENTION_SCORES, BackendName
 from dtbert.kernels.cpu import Cpu
-from dtbert.model import BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.model import BertForQuestionAnswering, LayerView, LengthSchedule, PackedBatch, register_scorer
 from dtbert.model.scorers import BUILT_IN_SCORERS
 from dtbert.model.work import Work
 from dtbert.profiling import random_batch
@@ -131,4 +131,17 @@ def test_each_backend_counts_what_it_does(batch: PackedBatch, backend: BackendNa
     assert model.span.weight.is_mkldnn == (backend == "cpu")
     # Every sequence drops in every layer; with its question kept, the question's tokens are known.
     schedule = LengthSchedule.absolute([14, 13, 12], scorer=scorer, keep_question=True)
+    assert counted(model, batch, schedule) == counted_by_schedule(schedule, list(batch.packing.seqlens), backend)
+
+
+@pytest.mark.parametrize("asked", [*ATTENTION_SCORES, "answer"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_registered_scorer_is_counted_by_what_it_asks_for(
+    batch: PackedBatch, backend: BackendName, asked: str
+) -> None:
+    model = BertForQuestionAnswering(CONFIG, backend=backend).requires_grad_(False)
+    model.reset_parameters()
+    function = LayerView.span_logits if asked == "answer" else lambda view: view.attention(asked)
+    register_scorer("asks", lambda view: -function(view).reshape(len(view.hidden_states), -1).amax(1), macs=asked)
+    schedule = LengthSchedule.absolute([14, 13, 12], scorer="asks", keep_question=True)
     assert counted(model, batch, schedule) == counted_by_schedule(schedule, list(batch.packing.seqlens), backend)

@@ -2,18 +2,22 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dtbert.evaluation import GoldAnswer, PreparedQuestions, SquadQuestion, score_prediction
+from dtbert.evaluation import GoldAnswer, PreparedQuestions, PreparedTexts, SquadQuestion, score_prediction
 from dtbert.evaluation.work import answered
-from dtbert.model import LengthSchedule, TopP
+from dtbert.model import LengthSchedule, Macs, TopP
 from dtbert.qa import QuestionAnswerer, load_tokenizer
-from dtbert.search import QuestionEvaluator
+from dtbert.search import QuestionEvaluator, TextEvaluator
+from dtbert.text import TextClassifier
 from dtbert.weights import resolve_source
 from tests.qa.conftest import make_model
+from tests.text.conftest import write_classifier
+from tests.training.test_texts import made_up
 
 TEXT = "The letter was written by Ada Lovelace in London, in 1843, and answered from Paris. "
 SCHEDULES = [
@@ -123,3 +127,23 @@ def test_questions_that_the_model_cannot_read_are_named(answerer: QuestionAnswer
         QuestionEvaluator(answerer, [])
     with pytest.raises(ValueError, match="question 7: "):
         QuestionEvaluator(answerer, [question(7, "who " * 200, 1, "Paris")])
+
+
+def test_labels_are_counted_as_they_are_made_where_the_text_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = TextClassifier.load(write_classifier(tmp_path / "model", ("negative", "positive")))
+    texts, policy, work = PreparedTexts(classifier, made_up(12)), TopP([0.6, 1], scorer="cls"), list[Macs]()
+    predicted = texts.predict(policy, work=work)
+    monkeypatch.setattr("dtbert.search.evaluation._COUNTED", 1)
+    evaluator = TextEvaluator(texts)
+    full, guess = evaluator.macs(None).executed, evaluator.macs(policy).executed
+    # Of the first text alone it is told what all would take.
+    assert guess == pytest.approx(full * work[0].executed / texts.full_work(0, 1), abs=1)
+    right = [float(one) for one in predicted == texts.gold]
+    assert [one.f1 for one in evaluator.scores(policy, 0, 5) + evaluator.scores(policy, 5, 12)] == right
+    cost = texts.cost(policy, work)
+    assert cost is not None
+    assert evaluator.macs(policy) == (round(cost.published), round(cost.executed))
+    assert guess != round(cost.executed) < full
+    assert texts.full_work() == sum(texts.full_work(number, number + 1) for number in range(12))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from dtbert import LengthSchedule, TextClassifier
+from dtbert import LengthSchedule, Policy, TextClassifier, Threshold
 from tests.text.conftest import LABELS, write_classifier
 from tests.tolerances import assert_as_right_as_peer
 from tests.training.conftest import WORDS
@@ -60,9 +60,13 @@ def test_one_label_is_a_number(tmp_path: Path) -> None:
     assert_as_right_as_peer([torch.tensor([[got.score]])], [theirs], [exact])
 
 
-@pytest.mark.parametrize("schedule", [None, LengthSchedule.ratios([0.7, 0.4], scorer="cls")], ids=["all", "dropping"])
+@pytest.mark.parametrize(
+    "schedule",
+    [None, LengthSchedule.ratios([0.7, 0.4], scorer="cls"), Threshold([0.02, 0.05], scorer="cls")],
+    ids=["all", "dropping", "threshold"],
+)
 def test_any_number_in_any_batch_gives_the_labels_of_single_calls(
-    classify: TextClassifier, schedule: LengthSchedule | None
+    classify: TextClassifier, schedule: Policy | None
 ) -> None:
     texts = some_texts(23)
     single = [classify(text, schedule=schedule) for text in texts]

@@ -52,7 +52,7 @@ def test_any_number_of_texts_in_order_whatever_the_batch(encoder: SentenceEncode
     small = SentenceEncoder(encoder.model, encoder.tokenizer, batch_tokens=64)
     for got in (encoder.encode(texts), small.encode(iter(texts))):
         torch.testing.assert_close(got, single, atol=1e-5, rtol=1e-5)
-    monkeypatch.setattr("dtbert.text.sentences.BUFFER_TEXTS", 7)
+    monkeypatch.setattr("dtbert.text.reading.BUFFER_TEXTS", 7)
     torch.testing.assert_close(encoder.encode(texts), single, atol=1e-5, rtol=1e-5)
     assert encoder.encode([]).shape == (0, 32)
     # Somebody may train on top of them.

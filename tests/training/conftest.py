@@ -16,7 +16,7 @@ from dtbert.qa import load_tokenizer
 from dtbert.training import TrainingOptions
 from dtbert.training.checkpoint import RunFolder
 from dtbert.training.data import TrainingSet
-from dtbert.training.distillation import Teacher
+from dtbert.training.distillation import SpanTeacher
 from dtbert.training.loop import Trainer
 from dtbert.weights import load_model, load_trainable, save_model
 
@@ -92,7 +92,9 @@ def make_trainer(model_folder: Path, questions: list[SquadQuestion], tmp_path: P
         shown = None
         if teacher is not None:
             assert chosen.distillation is not None
-            shown = Teacher(load_model(teacher, device=device, backend="reference"), chosen.distillation, model.config)
+            shown = SpanTeacher(
+                load_model(teacher, device=device, backend="reference"), chosen.distillation, model.config
+            )
         return Trainer(model, data, chosen, folder, model_folder, evaluate, shown)
 
     return make

@@ -8,7 +8,7 @@ from dtbert.model import BertConfig, BertForQuestionAnswering, PackedBatch, Pack
 from dtbert.training import Distillation, LengthDrop
 from dtbert.training.backend import TrainingBackend
 from dtbert.training.data import LabelledBatch
-from dtbert.training.distillation import Teacher
+from dtbert.training.distillation import SpanTeacher
 from dtbert.training.length_drop import sub_models
 from dtbert.training.losses import span_loss
 from dtbert.training.step import Pass, SpanModel, losses_of_step
@@ -67,7 +67,7 @@ def test_step_waits_for_nothing_and_launches_as_much_for_many_windows_as_for_few
 
 @pytest.mark.parametrize("kind", ["prediction", "intermediate"])
 def test_teacher_is_asked_without_a_wait(kind: str) -> None:
-    teacher = Teacher(model(), Distillation(kind, hard_label_weight=0.5), CONFIG)  # type: ignore[arg-type]
+    teacher = SpanTeacher(model(), Distillation(kind, hard_label_weight=0.5), CONFIG)  # type: ignore[arg-type]
     drawn = sub_models(LengthDrop(1, 0.5), CONFIG.num_hidden_layers, 0, 0)
     backend = TrainingBackend(0.1, 0.1, keep=teacher.distillation.keep)
     for loss in losses_of_step(SpanModel(model()), labelled(LENGTHS), backend, drawn, teacher.loss):

@@ -1,5 +1,6 @@
 """Learning from a teacher: what the student takes over, and the gradient against formulas written out."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,21 @@ import pytest
 import torch
 from torch import nn
 
+from dtbert import TextClassifier
 from dtbert.evaluation import SquadQuestion
-from dtbert.qa import QuestionAnswerer
-from dtbert.training import Distillation
+from dtbert.qa import QuestionAnswerer, load_tokenizer
+from dtbert.text import TextReader, TextTokens
+from dtbert.training import Distillation, LengthDrop, TrainingOptions
 from dtbert.training.backend import TrainingBackend
-from dtbert.training.distillation import Teacher
+from dtbert.training.checkpoint import RunFolder
+from dtbert.training.distillation import SpanTeacher, TextTeacher
+from dtbert.training.loop import Trainer
 from dtbert.training.step import SpanModel
-from dtbert.weights import load_model
+from dtbert.training.texts import ClassifierModel, TextTrainingSet
+from dtbert.weights import load_classifier, load_model, load_trainable_classifier, save_model
+from tests.text.conftest import LABELS, write_classifier
 from tests.training.conftest import MakeTrainer, TrainTiny, metrics, write_model
+from tests.training.test_texts import made_up
 
 
 def test_intermediate_distillation_comes_nearer_to_the_teacher_and_leaves_the_head(
@@ -51,7 +59,7 @@ def test_distillation_gradient_is_that_of_the_formula(make_trainer: MakeTrainer,
     wider = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
     teacher = load_model(write_model(tmp_path / "teacher", seed=5, **wider), backend="reference").double()
     trainer = make_trainer()
-    shown = Teacher(teacher, Distillation(kind, 2.0, hard_label_weight=0.25), trainer.model.config)
+    shown = SpanTeacher(teacher, Distillation(kind, 2.0, hard_label_weight=0.25), trainer.model.config)
     span_model = SpanModel(trainer.model, nn.Linear(32, 48) if kind == "intermediate" else None).double()
     labelled = trainer.data.collate([0, 3, 5], torch.device("cpu"))
     backend = TrainingBackend(keep=shown.distillation.keep)
@@ -90,3 +98,127 @@ def test_teacher_with_fewer_layers_is_refused(make_trainer: MakeTrainer, tmp_pat
     teacher = write_model(tmp_path / "teacher", num_hidden_layers=1)
     with pytest.raises(ValueError, match="teacher has 1 layers, the student 2"):
         make_trainer(teacher=teacher, distillation=Distillation())
+
+
+TEXTS = [one.text for one in made_up(48).examples]
+
+
+@pytest.fixture(scope="module")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A student, and a teacher of other sizes, sure of one label or another, which it has in another order."""
+    there = tmp_path_factory.mktemp("classifiers")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
+    drawn = write_classifier(there / "drawn", LABELS[::-1], **sizes)
+    teacher, reader = load_classifier(drawn, backend="reference"), TextClassifier.load(drawn)
+    logits = reader.logits([one for one in reader.reader.read(TEXTS) if isinstance(one, TextTokens)])
+    scale = 4 / logits.std(0)
+    teacher.classifier.weight *= scale[:, None]
+    teacher.classifier.bias.copy_((teacher.classifier.bias - logits.mean(0)) * scale)
+    save_model(teacher, there / "teacher")
+    shutil.copy(drawn / "vocab.txt", there / "teacher")
+    return write_classifier(there / "student", initializer_range=0.1), there / "teacher"
+
+
+def text_trainer(
+    folder: Path, classifiers: tuple[Path, Path], distillation: Distillation, **options: Any
+) -> tuple[Trainer, TextTeacher]:
+    student, source = classifiers
+    model = load_trainable_classifier(student, LABELS)
+    reader = TextReader(load_tokenizer(student), model.config)
+    data = TextTrainingSet.from_texts(made_up(48), reader, LABELS[::2])
+    teacher = TextTeacher(load_classifier(source, backend="reference"), distillation, model)
+    plain = {"batch_tokens": 1024, "hidden_dropout": 0.0, "attention_dropout": 0.0, "learning_rate": 3e-3}
+    chosen = TrainingOptions(**{**plain, "epochs": 10.0, **options}, distillation=distillation)
+    return Trainer(model, data, chosen, RunFolder(folder, chosen.to_dict()), student, None, teacher), teacher
+
+
+def test_a_classifier_learns_its_teachers_labels_whatever_their_order(
+    classifiers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    often = {"epochs": 25.0, "learning_rate": 1e-2}
+    trainer, _ = text_trainer(tmp_path / "run", classifiers, Distillation(temperature=2.0), **often)
+    trainer.run()
+    losses = [record["loss"] for record in metrics(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+    shown, said = (
+        [found.label for found in TextClassifier.load(folder).classify_many(TEXTS)]
+        for folder in (classifiers[1], tmp_path / "run" / "last")
+    )
+    assert set(shown) == set(LABELS)
+    assert sum(one == other for one, other in zip(shown, said, strict=True)) >= 44
+
+
+def test_intermediate_distillation_of_a_classifier_leaves_its_head(
+    classifiers: tuple[Path, Path], tmp_path: Path
+) -> None:
+    drop = LengthDrop(num_sandwich=0, ratio_bound=0.3, scorers=("cls",))
+    trainer, _ = text_trainer(tmp_path / "run", classifiers, Distillation("intermediate"), length_drop=drop)
+    head = [one.weight.clone() for one in (trainer.model.pooler, trainer.model.classifier)]
+    trainer.run()
+    losses = [record["full_loss"] for record in metrics(tmp_path / "run")]
+    assert losses[-1] < 0.7 * losses[0]
+    for before, part in zip(head, (trainer.model.pooler, trainer.model.classifier), strict=True):
+        assert torch.equal(part.weight, before)
+
+
+@pytest.mark.parametrize("kind", ["intermediate", "prediction"])
+def test_distillation_gradient_of_a_classifier_is_that_of_the_formula(
+    classifiers: tuple[Path, Path], tmp_path: Path, kind: Any
+) -> None:
+    """In float64, text by text."""
+    trainer, teacher = text_trainer(tmp_path, classifiers, Distillation(kind, 2.0, hard_label_weight=0.25))
+    projection = nn.Linear(32, 48) if kind == "intermediate" else None
+    student, other = ClassifierModel(trainer.model, projection).double(), ClassifierModel(teacher.model.double())
+    indices = [0, 3, 5]
+    labelled = trainer.data.collate(indices, torch.device("cpu"))
+    backend = TrainingBackend(keep=teacher.distillation.keep)
+    keep = {"keep_hidden_states": kind == "intermediate"}
+    teacher.loss(student(labelled, backend, **keep), labelled).backward()
+    got = {name: value.grad for name, value in student.named_parameters()}
+    student.zero_grad()
+
+    total = torch.zeros((), dtype=torch.float64)
+    for index in indices:
+        one = trainer.data.collate([index], torch.device("cpu"))
+        backends = [TrainingBackend(keep="probabilities") for _ in range(2)]
+        own, theirs = (
+            model(one, backend, keep_hidden_states=True)
+            for model, backend in zip((student, other), backends, strict=True)
+        )
+        total = total - 0.25 * own.logits[0].log_softmax(0)[one.labels[0]]
+        if kind == "prediction":
+            p = (theirs.logits[0].flip(0) / 2).softmax(0).detach()
+            total = total - (p * (own.logits[0] / 2).log_softmax(0)).sum()
+            continue
+        for layer in range(3):
+            total = total + ((own.hidden_states[layer] - theirs.hidden_states[2 * layer].detach()) ** 2).mean()
+        for layer in (1, 2):
+            attention = [kept.kept[at - 1][0][0].mean(0) for kept, at in zip(backends, (layer, 2 * layer), strict=True)]
+            total = total + ((attention[0] - attention[1].detach()) ** 2).mean()
+    total.backward()
+    for name, value in student.named_parameters():
+        if value.grad is None:
+            assert got[name] is None or not got[name].any(), name
+            continue
+        torch.testing.assert_close(
+            got[name], value.grad, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_what_cannot_teach_a_classifier_is_refused(
+    classifiers: tuple[Path, Path], make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    student = load_trainable_classifier(classifiers[0], LABELS)
+    for name, labels, message in (("two", LABELS[:2], "the labels are"), ("one", ("score",), "the labels are")):
+        other = load_classifier(write_classifier(tmp_path / name, labels), backend="reference")
+        with pytest.raises(ValueError, match=message):
+            TextTeacher(other, Distillation(), student)
+    # Of a number the name says nothing.
+    number = load_trainable_classifier(classifiers[0], ("similarity",))
+    assert TextTeacher(other, Distillation(), number)
+    with pytest.raises(ValueError, match="temperature is of the probabilities"):
+        TextTeacher(other, Distillation(temperature=2.0), number)
+    _, teacher = text_trainer(tmp_path / "texts", classifiers, Distillation())
+    spans = make_trainer()
+    with pytest.raises(ValueError, match="the teacher of a classifier is a TextTeacher"):
+        Trainer(spans.model, spans.data, TrainingOptions(distillation=Distillation()), None, tmp_path, None, teacher)

@@ -54,6 +54,8 @@ def test_losses_are_their_formulas() -> None:
     torch.testing.assert_close(label_loss(student, labels), expected)
     torch.testing.assert_close(agreement_loss(student, teacher), -(p * q.log()).sum())
     torch.testing.assert_close(agreement_loss(student, teacher, "kl"), (q * (q / p).log()).sum())
+    cooler = -((teacher.detach() / 2).softmax(1) * (student / 2).log_softmax(1)).sum()
+    torch.testing.assert_close(agreement_loss(student, teacher, temperature=2.0), cooler)
     assert torch.autograd.grad(agreement_loss(student, teacher), teacher, allow_unused=True)[0] is None
     numbers = torch.randn(5)
     torch.testing.assert_close(label_loss(student[:, :1], numbers), ((student[:, 0] - numbers) ** 2).sum())
@@ -80,10 +82,10 @@ def test_a_step_weighs_every_pass_alike_and_sub_models_learn_from_the_full_one(s
     )
     # A sub-model may leave a layer out, the last one too, after which more than [CLS] is left.
     for skipped in (0, 1):
-        logits = passes(labelled, TrainingBackend(), SubModel(drawn[0].schedule, frozenset([skipped])))
+        logits = passes(labelled, TrainingBackend(), SubModel(drawn[0].schedule, frozenset([skipped]))).logits
         assert logits.shape == (6, 3)
     torch.manual_seed(0)
-    assert not torch.equal(passes(labelled, TrainingBackend(hidden_dropout=0.3)), full)
+    assert not torch.equal(passes(labelled, TrainingBackend(hidden_dropout=0.3)).logits, full)
 
 
 def test_labels_are_by_the_models_own_numbers_and_bad_texts_are_left_out(source: Path) -> None:
@@ -157,7 +159,7 @@ def test_interrupted_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
-def test_a_classifier_has_neither_a_teacher_nor_an_answer_loss(tmp_path: Path, source: Path) -> None:
+def test_a_classifier_has_no_answer_loss_and_a_teacher_with_its_options(tmp_path: Path, source: Path) -> None:
     with pytest.raises(ValueError, match=r"a teacher and options\.distillation go together"):
         trainer(tmp_path / "one", source, distillation=Distillation())
     with pytest.raises(ValueError, match="has no span head"):

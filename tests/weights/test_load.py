@@ -241,7 +241,7 @@ def test_device_that_is_not_there_is_an_error_before_anything_is_read(device: st
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.uint8, "float32"])
 def test_other_dtype_is_an_error_before_anything_is_read(dtype: torch.dtype) -> None:
-    with pytest.raises(ValueError, match=r"^dtype .*torch\.float32, torch\.bfloat16, torch\.float16 or torch\.int8"):
+    with pytest.raises(ValueError, match=r"^dtype .*torch\.float32, .*, torch\.int8 or torch\.float8_e4m3fn, not"):
         load_encoder("no/such-folder.bin", dtype=dtype)
 
 

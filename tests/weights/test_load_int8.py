@@ -38,8 +38,8 @@ def test_a_file_in_int8_and_the_floats_it_was_made_of_give_the_same_model(source
     of_file, of_floats = (
         load_model(path, dtype=torch.int8, backend="reference") for path in (tmp_path / "int8", source)
     )
-    assert of_file.int8
-    assert not load_model(source).int8
+    assert of_file.product_dtype == torch.int8
+    assert load_model(source).product_dtype != torch.int8
     for one, other in zip(linears(of_file), linears(of_floats), strict=True):
         assert one.weight.dtype == torch.int8
         assert one.scale is not None
@@ -99,14 +99,14 @@ class TestCompiled:
         floats = load_model(source, dtype=model.dtype, backend="native")
         floats.load_state_dict(model.state_dict())
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), fresh, floats, saved):
-            assert other.int8
+            assert other.product_dtype == torch.int8
             assert all(layer.laid_out for layer in linears(other))
             for one, logits in zip(other.forward_packed(batch, SCHEDULE), want, strict=True):
                 assert torch.equal(one, logits)
 
     def test_states_may_change_their_dtype(self, source: Path) -> None:
         model = load_model(source, dtype=torch.int8, backend="native").to(torch.float32)
-        assert model.int8
+        assert model.product_dtype == torch.int8
         assert model.dtype == torch.float32
         assert all(layer.scale is not None and layer.scale.dtype == torch.float32 for layer in linears(model))
         assert model.forward_packed(batch_of(9)).start_logits.dtype == torch.float32
@@ -118,7 +118,7 @@ class TestCompiled:
             native.pays.cache_clear()
             monkeypatch.setattr(native, "verdict", lambda ratio=ratio: {"torch.int8": ratio})
             with caplog.at_level(logging.WARNING):
-                assert load_model(source, dtype=torch.int8).int8 is in_int8
+                assert (load_model(source, dtype=torch.int8).product_dtype == torch.int8) is in_int8
         native.pays.cache_clear()
         assert "dtype torch.int8: `dtbert build` has not found it faster here; computed in float32" in caplog.text
 
@@ -131,7 +131,7 @@ def test_without_compiled_steps_it_says_so_and_computes_in_float32(
     with caplog.at_level(logging.WARNING):
         model = load_model(source, dtype=torch.int8)
     native.pays.cache_clear()
-    assert not model.int8
+    assert model.product_dtype != torch.int8
     assert model.dtype == torch.float32
     assert "its steps were not compiled for this torch and processor (run `dtbert build`)" in caplog.text
 
@@ -139,12 +139,12 @@ def test_without_compiled_steps_it_says_so_and_computes_in_float32(
 def test_weights_in_int8_become_floats_again_by_a_state_of_floats(source: Path) -> None:
     model, floats = (load_model(source, dtype=dtype, backend="reference") for dtype in (torch.int8, torch.float32))
     model.load_state_dict(floats.state_dict())
-    assert not model.int8
+    assert model.product_dtype != torch.int8
     assert torch.equal(model.encoder.layers[0].qkv.weight, floats.encoder.layers[0].qkv.weight)
 
 
 def test_what_cannot_be_is_refused(source: Path) -> None:
     with pytest.raises(ValueError, match="computed on a CPU by the backend 'native', not on cpu by the backend 'cpu'"):
         load_model(source, dtype=torch.int8, backend="cpu")
-    with pytest.raises(ValueError, match="weights in int8 cannot be trained: load the model in another dtype"):
+    with pytest.raises(ValueError, match=r"weights in torch\.int8 cannot be trained: load the model in another dtype"):
         load_model(source, dtype=torch.int8, backend="reference").requires_grad_(True)

@@ -4,16 +4,18 @@ Importing this package imports triton. With ``TRITON_INTERPRET=1`` set before th
 CPU: slow, and for tests alone.
 """
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtbert.kernels.backend import Backend
 from dtbert.kernels.packing import Kept, Left, Packing, Partials, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.kernels.reference import Activation, AttentionScore
-from dtbert.kernels.triton.add_norm import add_norm
+from dtbert.kernels.triton.add_norm import add_norm, add_norm_float8
 from dtbert.kernels.triton.attention import MAX_HEAD_SIZE, MAX_SEQUENCE_SPAN, attention, query_block
-from dtbert.kernels.triton.embed import embed
+from dtbert.kernels.triton.embed import embed, embed_float8
+from dtbert.kernels.triton.float8 import activated_rows, carrying, rows_of, scaled_linear, why_not_float8
 from dtbert.kernels.triton.launch import FLOAT_DTYPES, INTERPRETED
 from dtbert.kernels.triton.layer_norm import MAX_HIDDEN_SIZE
 from dtbert.kernels.triton.linear import linear
@@ -28,7 +30,9 @@ __all__ = [
     "MAX_HIDDEN_SIZE",
     "MAX_SEQLEN",
     "MAX_SEQUENCE_SPAN",
+    "Float8",
     "Triton",
+    "why_not_float8",
 ]
 
 
@@ -109,3 +113,43 @@ class Triton(Backend):
     def scatter(self, final: Tensor, rows: Tensor, states: Tensor) -> Tensor:
         scatter(final, rows, states)
         return final
+
+
+class Float8(Triton):
+    """`Triton` for a model whose layers multiply in fp8: a step whose result a product takes writes it in fp8, too.
+
+    The context of attention, which a kernel has head by head, gets its rows in a pass of its own.
+    """
+
+    def prepare(self, model: nn.Module) -> None:
+        """Nothing to lay out.
+
+        Raises:
+            ValueError: the states are not in bfloat16, the one dtype in which torch's product leaves them on all GPUs.
+        """
+        for module in model.modules():
+            if isinstance(module, Linear) and module.scale is not None and module.bias.dtype != torch.bfloat16:
+                raise ValueError(
+                    f"products in fp8 take and leave states in bfloat16, not in {module.bias.dtype}: load the model "
+                    "in that dtype, or leave its dtype as it was loaded"
+                )
+
+    def embed(self, ids: TokenIds, tables: Embeddings) -> Tensor:
+        norm = tables.norm
+        given = *ids, tables.word, tables.token_type, tables.position, *norm.weight_and_bias, norm.eps
+        return carrying(*embed_float8(*given))
+
+    def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
+        """With an activation the result is in fp8 alone, for `add_norm`."""
+        if layer.scale is None:
+            return super().linear(x, layer, activation)
+        product = scaled_linear(rows_of(x), layer, layer.bias)
+        return product if activation is None else activated_rows(product, activation)
+
+    def add_norm(
+        self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None
+    ) -> Tensor:
+        if layer.scale is None:
+            return super().add_norm(x, layer, residual, norm, rows)
+        product = scaled_linear(rows_of(x), layer, None)
+        return carrying(*add_norm_float8(product, layer.bias, residual, *norm.weight_and_bias, norm.eps, rows))

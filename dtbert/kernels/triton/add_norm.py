@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dtbert.kernels.triton.float8 import allocate_scaled, rounded, store_scaled
 from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
@@ -21,6 +22,8 @@ def _add_norm_kernel(
     norm_bias,  # [H]
     keep_indices,  # [K], or anything without gather
     states,  # [K, H], out
+    values,  # [K, H], out, the states in fp8; anything without float8
+    scales,  # [K], out, of these; anything without float8
     kept,
     tokens,
     product_stride,
@@ -28,6 +31,7 @@ def _add_norm_kernel(
     eps,
     hidden_size: tl.constexpr,
     gather: tl.constexpr,
+    float8: tl.constexpr,
     block_t: tl.constexpr,
     block_h: tl.constexpr,
 ):
@@ -43,8 +47,11 @@ def _add_norm_kernel(
     rows += tl.load(bias + columns, mask=m_columns, other=0.0).to(tl.float32)[None, :]
     rows += tl.load(residual + o_residual, mask=m_residual, other=0.0).to(tl.float32)
     rows = normalize_rows(rows, m_columns, norm_weight, norm_bias, columns, hidden_size, eps)
+    rows = rows.to(states.dtype.element_ty)
     o_states = i_rows[:, None] * hidden_size + columns[None, :]
-    tl.store(states + o_states, rows.to(states.dtype.element_ty), mask=mask)
+    tl.store(states + o_states, rows, mask=mask)
+    if float8:
+        store_scaled(rows.to(tl.float32), values, scales, o_states, i_rows, m_rows, mask)
 
 
 @operator("add_norm")
@@ -63,8 +70,42 @@ def add_norm(
     rows; those of dropped tokens are never touched. An index outside the batch adds no residual.
     """
     kept, hidden_size = product.shape
-    config = row_config(hidden_size, architecture(product.device))
     states = torch.empty(kept, hidden_size, dtype=product.dtype, device=product.device)
+    _launch(product, bias, residual, norm_weight, norm_bias, eps, rows, states, None)
+    return states
+
+
+@operator("add_norm_float8")
+def add_norm_float8(
+    product: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    rows: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`add_norm`, and its states in fp8 with their scale ``[K, 1]``; writes K H + 4 K bytes more."""
+    kept, hidden_size = product.shape
+    states = torch.empty(kept, hidden_size, dtype=product.dtype, device=product.device)
+    values, scale = allocate_scaled(kept, hidden_size, product.device)
+    _launch(product, bias, residual, norm_weight, norm_bias, eps, rows, states, (values, scale))
+    return states, rounded(values), scale
+
+
+def _launch(
+    product: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    rows: Tensor | None,
+    states: Tensor,
+    float8: tuple[Tensor, Tensor] | None,
+) -> None:
+    kept, hidden_size = product.shape
+    config = row_config(hidden_size, architecture(product.device))
     wrap_triton(_add_norm_kernel)[(cdiv(kept, config.block_t),)](
         product,
         bias,
@@ -73,6 +114,7 @@ def add_norm(
         norm_bias,
         product if rows is None else rows,
         states,
+        *(float8 or (states, states)),
         kept,
         residual.shape[0],
         product.stride(0),
@@ -80,8 +122,8 @@ def add_norm(
         eps,
         hidden_size=hidden_size,
         gather=rows is not None,
+        float8=float8 is not None,
         block_t=config.block_t,
         block_h=config.block_h,
         num_warps=config.num_warps,
     )
-    return states

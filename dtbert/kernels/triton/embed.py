@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dtbert.kernels.triton.float8 import allocate_scaled, rounded, store_scaled
 from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
@@ -37,6 +38,8 @@ def _embed_kernel(
     norm_weight,  # [H]
     norm_bias,  # [H]
     states,  # [T, H], out
+    values,  # [T, H], out, the states in fp8; anything without float8
+    scales,  # [T], out, of these; anything without float8
     tokens,
     words,  # V
     positions,  # P
@@ -46,6 +49,7 @@ def _embed_kernel(
     token_type_stride,
     eps,
     hidden_size: tl.constexpr,
+    float8: tl.constexpr,
     block_t: tl.constexpr,
     block_h: tl.constexpr,
 ):
@@ -59,7 +63,10 @@ def _embed_kernel(
     rows = tl.where(m_columns[None, :], rows, 0.0)
     rows = normalize_rows(rows, m_columns, norm_weight, norm_bias, columns, hidden_size, eps)
     o_states = i_tokens[:, None] * hidden_size + columns[None, :]
-    tl.store(states + o_states, rows.to(states.dtype.element_ty), mask=mask)
+    rows = rows.to(states.dtype.element_ty)
+    tl.store(states + o_states, rows, mask=mask)
+    if float8:
+        store_scaled(rows.to(tl.float32), values, scales, o_states, i_tokens, m_tokens, mask)
 
 
 @operator("embed")
@@ -78,30 +85,58 @@ def embed(
 
     Grid: a program a token. Sum and statistics are float32. Moves 24 T bytes of ids, reads 3 T H and writes T H values.
     """
+    states = torch.empty(input_ids.shape[0], word.shape[1], dtype=word.dtype, device=word.device)
+    ids, tables = (input_ids, position_ids, token_type_ids), (word, position, token_type)
+    _launch(ids, tables, norm_weight, norm_bias, eps, states, None)
+    return states
+
+
+@operator("embed_float8")
+def embed_float8(
+    input_ids: Tensor,
+    token_type_ids: Tensor,
+    position_ids: Tensor,
+    word: Tensor,
+    token_type: Tensor,
+    position: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`embed`, and its states in fp8 with their scale ``[T, 1]``; writes T H + 4 T bytes more."""
     tokens, hidden_size = input_ids.shape[0], word.shape[1]
-    config = row_config(hidden_size, architecture(word.device))
     states = torch.empty(tokens, hidden_size, dtype=word.dtype, device=word.device)
+    values, scale = allocate_scaled(tokens, hidden_size, word.device)
+    ids, tables = (input_ids, position_ids, token_type_ids), (word, position, token_type)
+    _launch(ids, tables, norm_weight, norm_bias, eps, states, (values, scale))
+    return states, rounded(values), scale
+
+
+def _launch(
+    ids: tuple[Tensor, Tensor, Tensor],
+    tables: tuple[Tensor, Tensor, Tensor],
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    states: Tensor,
+    float8: tuple[Tensor, Tensor] | None,
+) -> None:
+    tokens, hidden_size = states.shape
+    config = row_config(hidden_size, architecture(states.device))
     wrap_triton(_embed_kernel)[(cdiv(tokens, config.block_t),)](
-        input_ids,
-        position_ids,
-        token_type_ids,
-        word,
-        position,
-        token_type,
+        *ids,
+        *tables,
         norm_weight,
         norm_bias,
         states,
+        *(float8 or (states, states)),
         tokens,
-        word.shape[0],
-        position.shape[0],
-        token_type.shape[0],
-        word.stride(0),
-        position.stride(0),
-        token_type.stride(0),
+        *(table.shape[0] for table in tables),
+        *(table.stride(0) for table in tables),
         eps,
         hidden_size=hidden_size,
+        float8=float8 is not None,
         block_t=config.block_t,
         block_h=config.block_h,
         num_warps=config.num_warps,
     )
-    return states

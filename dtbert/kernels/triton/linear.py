@@ -41,7 +41,7 @@ def _erf_gelu(x):
 
 
 @triton.jit
-def _activate(x, activation: tl.constexpr, exact: tl.constexpr):
+def activated(x, activation: tl.constexpr, exact: tl.constexpr):
     if activation == "gelu":
         return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476)) if exact else _erf_gelu(x)
     if activation == "gelu_tanh":
@@ -100,7 +100,7 @@ def _fused_linear_kernel(
         p_weight += block_k
     if has_bias:
         b_sum += tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-    b_output = _activate(b_sum, activation, output.dtype.element_ty == tl.float32).to(output.dtype.element_ty)
+    b_output = activated(b_sum, activation, output.dtype.element_ty == tl.float32).to(output.dtype.element_ty)
     p_output = output + o_m.to(tl.int64)[:, None] * outputs + o_n[None, :]
     tl.store(p_output, b_output, mask=m_m[:, None] & m_n[None, :])
 

@@ -157,7 +157,8 @@ def test_heads_of_whole_texts_restore_nothing_and_agree_with_plain_steps(
     scorer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer = classifier_peer(make_config(layers=4, heads=2, head_size=16), 3, 0)
-    schedule = LengthSchedule.ratios([0.8, 0.6, 0.3, 0.2], scorer=scorer, keep_question=True)
+    options = {"scorer": scorer, "keep_question": True}
+    lengths, top = LengthSchedule.ratios([0.8, 0.6, 0.3, 0.2], **options), TopP([0.9, 0.7, 0.7, 0.8], **options)
     ids = [torch.arange(7, 7 + length).tolist() for length in (23, 9, 1)]
     batch = PackedBatch.from_lists(ids, [[int(place > 3) for place in range(len(one))] for one in ids])
 
@@ -165,8 +166,9 @@ def test_heads_of_whole_texts_restore_nothing_and_agree_with_plain_steps(
         raise AssertionError("a head of whole texts restores nothing")
 
     monkeypatch.setattr(Triton, "scatter", refuse)
-    for make in (classifier, partial(sentence_encoder, pooling="mean"), partial(sentence_encoder, pooling="cls")):
-        got, wanted = (make(peer, backend=name).forward_packed(batch, schedule) for name in ("triton", "reference"))
+    mean, cls = (partial(sentence_encoder, pooling=pooling) for pooling in ("mean", "cls"))
+    for make, policy in ((classifier, lengths), (mean, lengths), (cls, lengths), (classifier, top)):
+        got, wanted = (make(peer, backend=name).forward_packed(batch, policy) for name in ("triton", "reference"))
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
