@@ -242,6 +242,10 @@ def _train(trainer: "Trainer", arguments: argparse.Namespace, rank: int) -> bool
     import torch
     from tqdm import tqdm
 
+    from dtbert.training.memory import keep_freed_memory
+
+    if trainer.model.device.type == "cpu":
+        keep_freed_memory()
     if rank == 0 and 0 < trainer.step < trainer.num_steps:
         print(f"dtbert: going on after step {trainer.step} of {trainer.num_steps}", file=sys.stderr)
     hide = True if arguments.quiet or rank else None

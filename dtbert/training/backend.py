@@ -9,6 +9,7 @@ from torch import Tensor
 from dtbert.kernels import AttentionScore, Backend, Kept, Packing, TokenIds
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
 from dtbert.kernels.reference import score_of, split_heads
+from dtbert.training.attention import attention_by_sequence
 from dtbert.training.dropout import dropout
 from dtbert.training.options import AttentionTarget
 from dtbert.training.places import Places, places_of
@@ -68,7 +69,8 @@ class TrainingBackend(Backend):
             # Looked at twice, no probabilities are held for the gradient.
             return self.attention(qkv, packing, num_heads), self.significance(qkv, packing, num_heads, score)
         context, scores = self._attention(qkv, packing, num_heads, score, None)
-        return context, torch.cat(scores)
+        assert scores is not None
+        return context, scores
 
     @torch.no_grad()
     def significance(
@@ -96,17 +98,31 @@ class TrainingBackend(Backend):
 
     def _attention(
         self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore | None, queries: Kept | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Context, and scores in pieces, none where none are asked for."""
-        self._begin_layer()
-        asked = packing if queries is None else queries.packing
-        rows = None if queries is None else queries.rows
-        if self._pads(qkv):
-            attention = self._packed_attention if self._is_packed(qkv) else self._padded_attention
-            return attention(qkv, (asked, packing), num_heads, rows), []
+    ) -> tuple[Tensor, Tensor | None]:
+        """Context, and the score where one is asked for and nothing is padded."""
+        if self.keep is not None:
+            self.kept.append([])
+        if not self._pads(qkv):
+            attend = attention_by_sequence if qkv.is_cpu and self.keep is None else self._plain_attention
+            return attend(qkv, packing, num_heads, self.attention_dropout, score, queries)
+        asked, rows = (packing, None) if queries is None else (queries.packing, queries.rows)
+        attention = self._packed_attention if self._is_packed(qkv) else self._padded_attention
+        return attention(qkv, (asked, packing), num_heads, rows), None
+
+    def _plain_attention(
+        self,
+        qkv: Tensor,
+        packing: Packing,
+        num_heads: int,
+        probability: float,
+        score: AttentionScore | None,
+        queries: Kept | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `attention_by_sequence`, by plain operators: what is kept has a gradient, too."""
         query, key, value = split_heads(qkv, num_heads)
-        if rows is not None:
-            query = query.index_select(1, rows)
+        asked = packing
+        if queries is not None:
+            query, asked = query.index_select(1, queries.rows), queries.packing
         contexts, scores = [], []
         # Split, not sliced: the gradient of a slice is a tensor of the whole batch's size.
         seqlens = list(packing.seqlens)
@@ -116,9 +132,9 @@ class TrainingBackend(Backend):
             if score is not None:
                 scores.append(score_of(score, probabilities.detach(), one_value.detach()))
             self._keep(logits[None], probabilities[None])
-            dropped = dropout(probabilities, self.attention_dropout).to(one_value.dtype)
+            dropped = dropout(probabilities, probability).to(one_value.dtype)
             contexts.append((dropped @ one_value).transpose(0, 1).flatten(1))
-        return torch.cat(contexts), scores
+        return torch.cat(contexts), torch.cat(scores) if scores else None
 
     def _packed_attention(
         self, qkv: Tensor, packings: tuple[Packing, Packing], num_heads: int, rows: Tensor | None
@@ -166,10 +182,6 @@ class TrainingBackend(Backend):
 
     def _is_packed(self, qkv: Tensor) -> bool:
         return qkv.is_cuda and qkv.dtype in (torch.bfloat16, torch.float16) and self.keep is None
-
-    def _begin_layer(self) -> None:
-        if self.keep is not None:
-            self.kept.append([])
 
     def _keep(self, logits: Tensor, probabilities: Tensor) -> None:
         if self.keep is not None:
