@@ -23,7 +23,8 @@ class Quantized(NamedTuple):
 def quantize_tokens(x: Tensor) -> Quantized:
     """Round each token's values, with 0 among them, to 256 levels between its least and its greatest.
 
-    Nothing depends on other tokens, so neither batch mates nor padding change a result.
+    Nothing depends on other tokens, so neither batch mates nor padding change a result. A token with a value that is
+    not finite, or with a range beyond float32, has levels or a step that make its products NaN.
     """
     x = x.float()
     low = -x.amin(1, keepdim=True).clamp_max(0)
@@ -48,7 +49,7 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tens
         bias: ``[out]``.
 
     Returns:
-        ``[T, out]`` in the dtype of ``x``.
+        ``[T, out]`` in the dtype of ``x``; NaN for a token with a value that is not finite, or a range beyond float32.
     """
     values, zero, step = quantize_tokens(x)
     # In float64 sums of whole numbers are exact, as they are in int32.

@@ -1,5 +1,7 @@
 """Products in int8: their specification, and the compiled ones against it."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,7 @@ from dtbert.kernels import Activation, Backend, native
 from dtbert.kernels.cpu import multiplies_natively
 from dtbert.kernels.int8 import int8_product, quantize_tokens
 from dtbert.kernels.parameters import LayerNorm, Linear, of_tensors
-from tests.kernels.test_native import BOUND, error, randn
+from tests.kernels.test_native import BOUND, error, not_finite, randn, with_one
 
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if multiplies_natively(dtype)]
 NATIVE, PLAIN = native.Native(), Backend()
@@ -107,6 +109,50 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads(dtype: torch.dtype) -> 
     assert all(torch.equal(one, found[0]) for one in found)
 
 
+@not_finite
+def test_a_token_that_is_not_finite_gives_nan_and_no_other_does(value: float) -> None:
+    layer, x = in_int8(10, 20, 0, torch.float32), tokens_of(9, 20, 1)
+    assert layer.scale is not None
+    product = partial(int8_product, weight=layer.weight, scale=layer.scale, bias=layer.bias)
+    for place in (0, 7, 19):
+        got = product(with_one(x, 5, place, value))
+        assert got[5].isnan().all()
+        assert torch.equal(got[[0, 1, 2, 3, 4, 6, 7, 8]], product(x)[[0, 1, 2, 3, 4, 6, 7, 8]])
+
+
+def test_a_token_whose_range_is_beyond_float32_gives_nan() -> None:
+    layer, x = in_int8(10, 20, 0, torch.float32), with_one(torch.full((1, 20), 3e38), 0, 3, -3e38)
+    assert layer.scale is not None
+    assert int8_product(x, layer.weight, layer.scale, layer.bias).isnan().all()
+
+
+@pytest.mark.usefixtures("int8_steps")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@not_finite
+def test_compiled_steps_give_nan_for_a_token_that_is_not_finite(dtype: torch.dtype, value: float) -> None:
+    layer, x, residual = (
+        compiled(in_int8(80, 64, 0, dtype)),
+        tokens_of(70, 64, 1, dtype),
+        randn(70, 80, seed=2, dtype=dtype),
+    )
+    norm = of_tensors(LayerNorm, weight=randn(80, seed=3, dtype=dtype), bias=randn(80, seed=4, dtype=dtype), eps=1e-12)
+    activations: tuple[Activation | None, ...] = (None, "gelu", "gelu_tanh", "relu", "silu")
+    mates = torch.arange(70) != 33
+    for place in (0, 21, 63):
+        broken = with_one(x, 33, place, value)
+        steps = [partial(NATIVE.linear, layer=layer, activation=activation) for activation in activations]
+        for step in (*steps, partial(NATIVE.add_norm, layer=layer, residual=residual, norm=norm)):
+            got, before = step(broken), step(x)
+            assert got[33].isnan().all()
+            assert torch.equal(got[mates], before[mates])
+
+
+@pytest.mark.usefixtures("int8_steps")
+def test_compiled_steps_give_nan_beyond_the_range_of_float32() -> None:
+    x = with_one(torch.full((1, 64), 3e38), 0, 3, -3e38)
+    assert NATIVE.linear(x, compiled(in_int8(80, 64, 0, torch.float32))).isnan().all()
+
+
 @pytest.mark.usefixtures("int8_steps")
 def test_a_size_that_is_not_compiled_is_computed_by_torch() -> None:
     layer, x = in_int8(10, 20, 0, torch.float32), randn(7, 20, seed=1)
@@ -115,11 +161,12 @@ def test_a_size_that_is_not_compiled_is_computed_by_torch() -> None:
     assert torch.equal(NATIVE.linear(x, layer), PLAIN.linear(x, layer))
 
 
-def test_a_token_of_next_to_nothing_is_nothing() -> None:
-    layer, x = in_int8(4, 16, 0, torch.float32), torch.full((2, 16), 1e-38)
+def test_a_token_of_next_to_nothing_is_nothing(int8_steps: None) -> None:
+    layer, x = in_int8(80, 64, 0, torch.float32), torch.full((2, 64), 1e-38)
     x[1] = -1e-42
     assert layer.scale is not None
-    assert torch.equal(int8_product(x, layer.weight, layer.scale, layer.bias), layer.bias.expand(2, 4))
+    assert torch.equal(int8_product(x, layer.weight, layer.scale, layer.bias), layer.bias.expand(2, 80))
+    assert torch.equal(NATIVE.linear(x, compiled(layer)), layer.bias.expand(2, 80))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)

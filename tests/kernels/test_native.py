@@ -1,6 +1,7 @@
 """The compiled steps against the plain ones in float64, how they are built, and when they are chosen."""
 
 import copy
+import math
 import pickle
 import stat
 from collections.abc import Iterator
@@ -26,6 +27,9 @@ DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if multiplies_nativ
 BOUND = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 NATIVE, PLAIN = native.Native(), Backend()
 LENGTHS = st.lists(st.integers(1, 150), min_size=1, max_size=4)
+# The last is a NaN of which every bit is set that may be.
+NOT_FINITE = [math.nan, math.inf, -math.inf, torch.tensor(2**31 - 1, dtype=torch.int32).view(torch.float32).item()]
+not_finite = pytest.mark.parametrize("value", NOT_FINITE, ids=["nan", "inf", "-inf", "full-nan"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,6 +135,79 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads(dtype: torch.dtype) -> 
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for result in found for one, other in zip(result, found[0], strict=True))
+
+
+def with_one(x: Tensor, row: int, column: int, value: float) -> Tensor:
+    """As x but for one value; it is copied by its bits."""
+    x = x.clone()
+    x[row, column] = torch.tensor(value).to(x.dtype)
+    return x
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@not_finite
+@pytest.mark.parametrize("lengths", [(70, 200, 9), (3, 2, 1)], ids=str)
+def test_attention_hands_on_what_is_not_finite(dtype: torch.dtype, value: float, lengths: tuple[int, ...]) -> None:
+    packing, token = packing_of(lengths), lengths[0] + lengths[1] // 2
+    qkv = randn(sum(lengths), 3 * 64, seed=0, dtype=dtype)
+    mates = torch.cat([torch.arange(lengths[0]), torch.arange(sum(lengths[:2]), sum(lengths))])
+    chosen = Kept(torch.tensor([0, token, token + lengths[1] // 3]), packing_of([1, 2, 0]))
+    for part in range(3):
+        broken = with_one(qkv, token, 64 * part + 5, value)
+        for score in ("received", "received_off_diagonal", "received_max", "value_norm"):
+            got, want, before = (
+                backend.scored_attention(values, packing, 2, score)
+                for backend, values in ((NATIVE, broken), (PLAIN, broken), (NATIVE, qkv))
+            )
+            for one, other, clean in zip(got, want, before, strict=True):
+                assert torch.equal(one.isfinite(), other.isfinite()), (part, score)
+                assert torch.equal(one[mates], clean[mates])
+        few, wanted = (backend.attention(broken, packing, 2, chosen) for backend in (NATIVE, PLAIN))
+        assert torch.equal(few.isfinite(), wanted.isfinite())
+
+
+def test_logits_beyond_float32_are_no_context() -> None:
+    context, significance = NATIVE.scored_attention(torch.full((40, 96), 3e19), packing_of([40]), 2, "received_max")
+    assert context.isnan().all()
+    assert significance.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@not_finite
+def test_products_hand_on_what_is_not_finite(dtype: torch.dtype, value: float) -> None:
+    layer, x, residual = (
+        layer_of(80, 64, 0, dtype),
+        randn(70, 64, seed=2, dtype=dtype),
+        randn(70, 80, seed=3, dtype=dtype),
+    )
+    norm = of_tensors(LayerNorm, weight=randn(80, seed=4, dtype=dtype), bias=randn(80, seed=5, dtype=dtype), eps=1e-12)
+    compiled, broken, mates = laid_out(layer), with_one(x, 33, 9, value), torch.arange(70) != 33
+    activations: tuple[Activation | None, ...] = (None, "gelu", "gelu_tanh", "relu", "silu")
+    for activation in activations:
+        got, before = (NATIVE.linear(values, compiled, activation) for values in (broken, x))
+        assert torch.equal(got.isfinite(), PLAIN.linear(broken, layer, activation).isfinite()), activation
+        assert torch.equal(got[mates], before[mates])
+    for values, rest in ((broken, residual), (x, with_one(residual, 33, 7, value))):
+        got, before = (NATIVE.add_norm(*pair, norm) for pair in ((values, compiled, rest), (x, compiled, residual)))
+        assert got[33].isnan().all()
+        assert torch.equal(got[mates], before[mates])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_may_lie_anywhere(dtype: torch.dtype) -> None:
+    qkv, packing = randn(75, 99, seed=0, dtype=dtype)[:, 1:97], packing_of([75])
+    got, want = (NATIVE.scored_attention(rows, packing, 1, "received") for rows in (qkv, qkv.contiguous()))
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+
+
+def test_a_dtype_that_the_steps_do_not_take_is_named() -> None:
+    steps, x = torch.ops.dtbert_native, randn(80, 64, seed=0)
+    panels = steps.to_panels(x, None)
+    for dtype, said in ((torch.float16, "Half"), (torch.float64, "Double"), (torch.int8, "Char")):
+        with pytest.raises(TypeError, match=f"states in float32 or bfloat16, not in {said}"):
+            steps.linear(x.to(dtype), panels, torch.zeros(80, dtype=dtype), 0)
+    with pytest.raises(TypeError, match="weights in float32, bfloat16 or int8, not in Half"):
+        steps.to_panels(x.half(), None)
 
 
 def test_sizes_that_the_steps_do_not_take_go_to_torch() -> None:

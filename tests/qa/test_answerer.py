@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -348,14 +347,6 @@ def test_nul_and_control_characters_are_skipped_and_counted(finder: QuestionAnsw
     context = f"a\0b \x1b[1m {NEEDLE}\x07 end"
     answer = finder("Where\0?", context)
     assert (answer.text, answer.start) == (NEEDLE, context.index(NEEDLE))
-
-
-def test_damaged_weights_are_an_error(make_answerer: Callable[..., QuestionAnswerer]) -> None:
-    answerer = make_answerer()
-    with torch.no_grad():
-        answerer.model.span.bias.fill_(torch.nan)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        answerer(QUESTION, LETTER)
 
 
 @pytest.fixture

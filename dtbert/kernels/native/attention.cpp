@@ -59,8 +59,8 @@ void pack(const BFloat16* key, const BFloat16* value, int64_t stride, int64_t n,
         for (int64_t i = 0; i < pairs; ++i) to_keys[i * kKeys + j] = 0;
         continue;
       }
-      const uint32_t* from = reinterpret_cast<const uint32_t*>(key + (block + j) * stride);
-      for (int64_t i = 0; i < pairs; ++i) to_keys[i * kKeys + j] = from[i];
+      const BFloat16* from = key + (block + j) * stride;
+      for (int64_t i = 0; i < pairs; ++i) to_keys[i * kKeys + j] = bits_at(from + 2 * i);
     }
     for (int64_t j = 0; j < kKeys; j += 2) {
       uint16_t* to = reinterpret_cast<uint16_t*>(to_values + j * d);
@@ -112,7 +112,8 @@ void multiply_values(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s
   }
 }
 
-// Softmax of a row without its quotient: powers of the logits, as many as `columns`, of which n are real; and their sum.
+// Softmax of a row without its quotient: powers of the logits, as many as `columns`, of which n are real; and their sum,
+// which is NaN if a logit is NaN, or the greatest infinite.
 template <typename P>
 float powers_of(float* logits, int64_t n, int64_t columns, float scale, P* powers) {
   for (int64_t k = n; k < columns; ++k) logits[k] = -std::numeric_limits<float>::infinity();
@@ -165,9 +166,15 @@ void add_columns(float* columns, const float* powers, int64_t stride, int64_t ro
 
 void max_columns(float* columns, const float* powers, int64_t stride, int64_t rows, int64_t n, const float* inverse) {
   for (int64_t row = 0; row < rows; ++row)
-    for (int64_t k = 0; k < n; k += kTile)
-      store(columns + k, larger(load(columns + k), load(powers + row * stride + k) * inverse[row]));
+    if (std::isnan(inverse[row]))
+      std::fill(columns, columns + n, inverse[row]);
+    else
+      for (int64_t k = 0; k < n; k += kTile)
+        store(columns + k, larger(load(columns + k), load(powers + row * stride + k) * inverse[row]));
 }
+
+// NaN if one is.
+float greater(float x, float y) { return x > y || std::isnan(x) ? x : y; }
 
 // A unit's queries, and how many keys they read.
 struct Span {
@@ -248,7 +255,7 @@ void sum_columns(const Work<T>& work, int64_t sequences, float* significance) {
         for (int64_t block = 0; block * kQueries < asked; ++block) {
           const float* columns = work.columns + ((sequence * work.heads + head) * in_all + block) * work.longest;
           for (int64_t k = 0; k < n; ++k)
-            of_head[k] = work.score == kMax ? std::max(of_head[k], columns[k]) : of_head[k] + columns[k];
+            of_head[k] = work.score == kMax ? greater(of_head[k], columns[k]) : of_head[k] + columns[k];
         }
         if (work.score == kValueNorm)
           for (int64_t k = 0; k < n; ++k) {
@@ -257,7 +264,7 @@ void sum_columns(const Work<T>& work, int64_t sequences, float* significance) {
             for (int64_t i = 0; i < work.head_size; ++i) squares += dtbert::value(value[i]) * dtbert::value(value[i]);
             of_head[k] *= std::sqrt(squares);
           }
-        for (int64_t k = 0; k < n; ++k) sums[k] = work.score == kMax ? std::max(sums[k], of_head[k]) : sums[k] + of_head[k];
+        for (int64_t k = 0; k < n; ++k) sums[k] = work.score == kMax ? greater(sums[k], of_head[k]) : sums[k] + of_head[k];
       }
     }
   });

@@ -41,20 +41,20 @@ typedef uint16_t Halves __attribute__((vector_size(2 * kTile), aligned(2)));
 
 inline Vector all(float x) { return x - Vector{}; }
 
-// Left to the compiler these are a comparison and a choice.
+// Of a NaN and another value these give x. Left to the compiler they are a comparison and a choice.
 inline Vector larger(Vector x, Vector y) {
 #ifdef __AVX512F__
-  return (Vector)_mm512_max_ps((__m512)x, (__m512)y);
+  return (Vector)_mm512_max_ps((__m512)y, (__m512)x);
 #else
-  return x > y ? x : y;
+  return y > x ? y : x;
 #endif
 }
 
 inline Vector smaller(Vector x, Vector y) {
 #ifdef __AVX512F__
-  return (Vector)_mm512_min_ps((__m512)x, (__m512)y);
+  return (Vector)_mm512_min_ps((__m512)y, (__m512)x);
 #else
-  return x < y ? x : y;
+  return y < x ? y : x;
 #endif
 }
 
@@ -79,7 +79,7 @@ inline float largest_of(Vector x) {
   return folded(x, [](auto one, auto other) { return one > other ? one : other; });
 }
 
-// 2^x for x <= 0, to 2 units in the last place; below 2^-126 that, or what is nearer.
+// 2^x for x <= 0, to 2 units in the last place; below 2^-126 that, or what is nearer; NaN for NaN.
 inline Vector exp2_of(Vector x) {
 #ifdef __AVX512DQ__
   const Vector part = (Vector)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -96,7 +96,8 @@ inline Vector exp2_of(Vector x) {
 #ifdef __AVX512DQ__
   return (Vector)_mm512_scalef_ps((__m512)power, (__m512)(x - part));
 #else
-  return (Vector)((Integers)power + (((Integers)shifted - std::bit_cast<int32_t>(kMagic)) << 23));
+  // A product: added to an exponent, the bits of a NaN would make some number.
+  return power * (Vector)(((Integers)shifted - (std::bit_cast<int32_t>(kMagic) - 127)) << 23);
 #endif
 }
 
@@ -131,8 +132,9 @@ inline void store(BFloat16* to, Vector x) {
 #ifdef __AVX512BF16__
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh((__m512)x));
 #else
-  const Bits bits = (Bits)x;
-  *reinterpret_cast<Halves*>(to) = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
+  const Bits bits = (Bits)x, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const Bits kept = x == x ? rounded : bits | 0x400000;  // rounded up, a NaN may become 0
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(kept >> 16, Halves);
 #endif
 }
 

@@ -121,14 +121,16 @@ struct Scratch {
 
   // As `dtbert.kernels.int8.quantize_tokens`.
   void quantize(const T* x, int64_t inputs, int64_t row) {
-    Vector least{}, most{};
+    Vector least{}, most{}, nothing{};  // NaN where a value is not finite, and then the step is NaN
     for (int64_t i = 0; i < inputs; i += kTile) {
       const Vector part = load(x + i);
       most = larger(most, part);
       least = smaller(least, part);
+      nothing += part * 0.0f;
     }
-    const float low = largest_of(-least), range = largest_of(most) + low, inverse = range > 0 ? 255.0f / range : 0.0f;
-    zero[row] = static_cast<int32_t>(std::nearbyint(low * inverse));
+    const float low = largest_of(-least), range = largest_of(most) + low + sum_of(nothing), levels = 255.0f / range;
+    const float inverse = levels < std::numeric_limits<float>::infinity() ? levels : 0.0f;
+    zero[row] = inverse > 0 ? static_cast<int32_t>(std::nearbyint(low * inverse)) : 0;
     step[row] = range / 255.0f;
     uint8_t* to = copied + row * inputs;
     constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
@@ -296,9 +298,10 @@ void unpack(const W* panels, int64_t outputs, int64_t inputs, W* to) {
 // work(T) for a kind.
 template <typename Do>
 void by_kind(at::ScalarType kind, const Do& work) {
-  if (kind == at::kFloat) work(float{});
-  else if (kind == at::kBFloat16) work(BFloat16{});
-  else work(int8_t{});
+  if (kind == at::kFloat) return work(float{});
+  if (kind == at::kBFloat16) return work(BFloat16{});
+  TORCH_CHECK_TYPE(kind == at::kChar, "the compiled steps take weights in float32, bfloat16 or int8, not in ", kind);
+  work(int8_t{});
 }
 
 // [outputs, inputs] to panels; `scale`, float32 [outputs], is of int8.
@@ -326,7 +329,9 @@ Tensor from_panels(const Tensor& panels, int64_t outputs, int64_t inputs) {
 // work(x's values, the weight) for their kinds.
 template <typename Do>
 void with_weight(const Tensor& x, const Tensor& panels, const Tensor& bias, int64_t activation, const Do& work) {
-  by_kind(x.scalar_type(), [&](auto zero) {
+  const at::ScalarType kind = x.scalar_type();
+  TORCH_CHECK_TYPE(kind == at::kFloat || kind == at::kBFloat16, "the compiled steps take states in float32 or bfloat16, not in ", kind);
+  by_kind(kind, [&](auto zero) {
     using T = decltype(zero);
     if constexpr (!std::is_same_v<T, int8_t>) {
       const auto act = static_cast<Activation>(activation);
