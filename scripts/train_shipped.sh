@@ -12,7 +12,7 @@
 # The shipped weights came of these training commands on one H200, but for --save-every and for questions that had been
 # tokenized before; the script as a whole has not been run to its end. Two runs of the GPU made them, hence two rounds,
 # the second from the int8 files of the first, with larger steps. Epochs are what its time allowed.
-# The search was also given schedules by hand (--start), and computed in bfloat16 by three processes.
+# The search was also given policies by hand (--start): docs/results.md says which.
 set -euo pipefail
 
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then
@@ -58,9 +58,9 @@ length_drop "$out/plain-2/last" --model "$out/plain-2/last" --out "$out/received
 
 convert "$out/drop-2/last" "$out/model"
 convert "$out/received-2/last" "$out/received"
-"$python" -m dtbert.cli search "$splits/choose.json" --model "$out/model" --limit 600 --trials 110 \
-    --scorers answer_overlap,received --keep-question yes --budget-range 0.15,0.9 \
-    --storage "sqlite:///$out/study.db" --out "$out/model/schedules.json" --plot "$out/front.png"
+"$python" -m dtbert.cli search "$splits/choose.json" --model "$out/model" --limit 1000 --trials 172 \
+    --policy lengths,threshold --scorers answer_overlap --keep-question yes --budget-range 0.15,0.9 --rungs 300,600 \
+    --dtype int8 --storage "sqlite:///$out/study.db" --out "$out/model/schedules.json" --plot "$out/front.png"
 "$python" -m dtbert.cli evaluate "$splits/choose.json" --limit 1500 --model "$out/model" --calibrate-cascade \
     --dtype bfloat16
 echo "the model and its schedules are in $out/model"
