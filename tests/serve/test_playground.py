@@ -3,6 +3,7 @@
 It needs Chromium: `apt-get install chromium`. Elsewhere it is named by CHROMIUM.
 """
 
+import math
 import os
 import shutil
 import socket
@@ -117,6 +118,9 @@ def test_a_question_is_asked_by_keyboard_and_the_slider_asks_again(
     words = {token.word for token in trace.windows[0].tokens if token.part == "context"}
     expect(page.locator("#trace .word")).to_have_count(len(words))
     expect(page.locator("#trace .word:not(.gone)")).to_have_count(len(stayed))
+    kept = [len(layer.kept) / len(trace.windows[0].tokens) for layer in trace.windows[0].layers]
+    bars = [f"Layer {number}{math.floor(100 * part + 0.5)}%" for number, part in enumerate(kept, 1)]
+    expect(page.locator("#bars li")).to_have_text(bars)
     page.focus("#layer")
     page.keyboard.press("Home")
     expect(page.locator("#trace .gone")).to_have_count(0)

@@ -52,10 +52,10 @@ export function percent(part) {
   return `${Math.round(100 * part)}%`;
 }
 
-/** Draw how many tokens each layer keeps; no schedule keeps all of them. */
+/** Draw how many tokens each layer keeps; no schedule keeps all of them, and of some only a text can tell. */
 export function drawBars(list, schedule, layers) {
   if (schedule && !schedule.length_config) {
-    list.replaceChildren(Object.assign(document.createElement("li"), { className: "note", textContent: "The text decides." }));
+    list.replaceChildren(Object.assign(document.createElement("li"), { className: "note", textContent: "The text decides: ask." }));
     return;
   }
   const lengths = schedule?.length_config ?? Array(layers).fill(1);

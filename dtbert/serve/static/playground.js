@@ -1,6 +1,6 @@
 import { examples } from "/static/examples.js";
 import { describe, drawBars, drawFront, percent, within } from "/static/front.js";
-import { showMarked, showWords, wordsOf } from "/static/words.js";
+import { keptOf, showMarked, showWords, wordsOf } from "/static/words.js";
 
 const $ = (id) => document.getElementById(id);
 const [context, question, budget] = [$("context"), $("question"), $("budget")];
@@ -145,6 +145,7 @@ function showTrace(text, answer, trace) {
   $("layer").max = layers;
   $("layer").value = layers;
   showLayer();
+  if (trace.schedule && !trace.schedule.length_config) drawBars($("bars"), keptOf(trace), layers);
 }
 
 function showLayer() {

@@ -15,6 +15,15 @@ export function showMarked(box, text, answer) {
   box.scrollTop = Math.max(0, mark.offsetTop - box.offsetTop - box.clientHeight / 2);
 }
 
+/** The part of a trace's tokens that each layer kept, as the schedule of lengths that would keep so many. */
+export function keptOf(trace) {
+  const tokens = trace.windows.reduce((sum, window) => sum + window.tokens.length, 0);
+  const kept = trace.windows[0].layers.map((_, layer) =>
+    trace.windows.reduce((sum, window) => sum + window.layers[layer].kept.length, 0),
+  );
+  return { kind: "ratios", length_config: kept.map((count) => count / tokens) };
+}
+
 /** The words of a trace: where they stand, and after how many layers they had gone; all layers if they stayed. */
 export function wordsOf(trace) {
   const layers = trace.windows[0].layers.length;
