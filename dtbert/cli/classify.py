@@ -10,7 +10,7 @@ from dtbert.cli.batch import Work
 from dtbert.cli.options import QUIET_HELP, SCHEDULE_HELP, add_model_options, add_schedule_options, placement, positive
 from dtbert.cli.output import print_json, printable
 from dtbert.cli.tasks import load_with_schedule
-from dtbert.jobs.lines import Columns, Line
+from dtbert.jobs.lines import Columns, Line, described
 
 if TYPE_CHECKING:
     from dtbert.model import Policy
@@ -116,9 +116,7 @@ def _labelled(
     """Each line, and the JSON fields of its label, or of its error."""
     texts: Any = (line.texts if len(line.texts) == 2 else line.texts[0] for line in lines if line.error is None)
     found = classifier.classify_many(texts, errors="yield", schedule=schedule)
-    for line in lines:
-        one = next(found) if line.error is None else line.error
-        yield line, {"error": str(one)} if isinstance(one, str | TypeError | ValueError) else label_fields(one, top)
+    return described(lines, found, partial(label_fields, top=top))
 
 
 def label_fields(found: "Label", top: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dtbert.cli.options import QUIET_HELP, SCHEDULE_HELP, add_model_options, add
 from dtbert.cli.output import print_json
 from dtbert.cli.tasks import load_with_schedule
 from dtbert.files import replacing
-from dtbert.jobs.lines import Columns, Line
+from dtbert.jobs.lines import Columns, Line, described
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,12 +144,7 @@ def _embedded(
     """Each line, and the JSON fields of its vector, or of its error."""
     texts = (line.texts[0] for line in lines if line.error is None)
     found = encoder.encode_many(texts, errors="yield", normalize=normalize, schedule=schedule)
-    for line in lines:
-        one = next(found) if line.error is None else line.error
-        if isinstance(one, str | TypeError | ValueError):
-            yield line, {"error": str(one)}
-        else:
-            yield line, {"embedding": _values(one)}
+    return described(lines, found, lambda one: {"embedding": _values(one)})
 
 
 def _values(vector: "Tensor") -> list[float]:

@@ -1,7 +1,7 @@
 """Lines: questions and texts as they stand in files, and what is written of each."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,12 +95,17 @@ def answered(
     """Each line, and the JSON fields of its answer, or of its error."""
     pairs: Any = (line.texts for line in lines if line.error is None)
     answers = answerer.answer_many(pairs, top_k=top, errors="yield", **asking)
+    return described(lines, answers, lambda found: answer_fields([found] if top == 1 else found, top))
+
+
+def described(
+    lines: Sequence[Line], results: Iterator[Any], fields_of: Callable[[Any], dict[str, Any]]
+) -> Iterator[tuple[Line, dict[str, Any]]]:
+    """Each line, and the JSON fields of its result, or of its error; ``results`` are of the lines without one."""
     for line in lines:
-        found: Any = next(answers) if line.error is None else line.error
-        if isinstance(found, str | TypeError | ValueError):
-            yield line, {"error": str(found)}
-        else:
-            yield line, answer_fields([found] if top == 1 else found, top)
+        found = next(results) if line.error is None else line.error
+        failed = isinstance(found, str | TypeError | ValueError)
+        yield line, {"error": str(found)} if failed else fields_of(found)
 
 
 def answer_fields(
