@@ -4,12 +4,14 @@
 #   scripts/gpu_check.sh                       at most 9.5 minutes
 #   scripts/gpu_check.sh --seconds 300         parts get less time, and those that are worth the least are left out
 #   scripts/gpu_check.sh --only record model   some of the stages: --help lists them; tune holds what it times first
+#   scripts/gpu_check.sh --only check tests    what times nothing, and may share the GPU
 #   scripts/gpu_check.sh --commit HASH         what the figures belong to, where there is no repository to ask
 #   scripts/gpu_check.sh --device cpu --tiny   a trial of the scripts, without a GPU
 #
 # Writes into $OUT, or gpu_results/, as it goes: results.jsonl (a record of everything), log.txt (all that the parts print),
 # the table of tuned configurations, which it also puts into the tree, and summary.txt, which is printed last: 60 lines,
-# failures first. `scripts/gpu_check/publish.py FOLDER` makes docs/ of it. Each part is a process with its own limit.
+# failures first. `scripts/gpu_check/publish.py FOLDER` makes docs/ of it, or of several. Each part is a process with its
+# own limit.
 # Needs python3 ($PYTHON names another) with torch, triton, transformers, pytest and hypothesis, and a GPU; uses
 # pytest-xdist, compute-sanitizer and the ptxas of an installed CUDA where they are there.
 #

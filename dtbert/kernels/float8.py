@@ -31,7 +31,9 @@ def scale_rows(x: Tensor) -> ScaledRows:
     row with a value that is not finite has a NaN. Nothing depends on other rows.
     """
     x = x.float()
-    scale = x.abs().amax(1, keepdim=True).clamp_min(LEAST) / LARGEST
+    greatest = x.abs().amax(1, keepdim=True).clamp_min(LEAST)
+    # By a tensor: on a GPU torch multiplies by the inverse of a number, and the last bit is another.
+    scale = greatest / torch.full_like(greatest, LARGEST)
     return ScaledRows((x * (1 / scale)).to(FLOAT8), scale)
 
 

@@ -36,20 +36,20 @@ _NO_TESTS = 5  # pytest's exit code where every test is left out
 
 def stages(options: argparse.Namespace) -> list[Stage]:
     """In the order in which they run; what times anything runs alone."""
-    parts = _Parts(options)
+    parts, wanted = _Parts(options), options.only or names()
+    checks = parts.checks() if CHECK in wanted else []
+    if TUNE in wanted:
+        # Only what was held to integers in the same run is timed.
+        checks.append(parts.configurations())
     found = [
         Stage("record", (parts.benchmark("record"),), 25, 45, 0),
-        Stage(CHECK, tuple(parts.checks()), 75, 130, 0),
+        Stage(CHECK, tuple(checks), *((75, 180) if CHECK in wanted else (30, 80)), 0),
         Stage(TUNE, (parts.tune(),), 15, 45, 1),
-        Stage("tests", (parts.tests(),), 60, 130, 1),
+        Stage("tests", (parts.tests(),), 60, 240, 1),
     ]
     for name, (least, most, worth) in {**_BENCHMARKS, **_COMPILED}.items():
         found.append(Stage(name, (parts.benchmark(name),), least, most, worth))
-    chosen = [stage for stage in found if not options.only or stage.name in options.only]
-    if options.only and TUNE in options.only and CHECK not in options.only:
-        # Only what was held to integers in the same run is timed.
-        place = next(place for place, stage in enumerate(chosen) if stage.name == TUNE)
-        chosen.insert(place, Stage(CHECK, (parts.configurations(),), 30, 80, 0))
+    chosen = [stage for stage in found if stage.name in wanted or (stage.name == CHECK and checks)]
     # A trial is as slow as its processor.
     return [replace(stage, most_s=_TRIAL * stage.most_s) for stage in chosen] if options.tiny else chosen
 
@@ -63,28 +63,29 @@ class _Parts:
         self._out, self._commit = options.out, options.commit
         self._records = options.out / RECORDS
         self._trial = options.tiny
-        self._common = ["--records", str(self._records), "--device", options.device, "--await-turn"]
+        self._common = ["--records", str(self._records), "--device", options.device]
         self._common += ["--tiny"] if options.tiny else []
         # Without a GPU the kernels are interpreted.
         self._kernels = {"TRITON_INTERPRET": "1"} if options.device == "cpu" else {}
 
     def checks(self) -> list[Part]:
-        """What times nothing: it compiles and computes on all cores at once."""
-        found = [self._module("smoke", "gpu_check.smoke"), self.configurations()]
+        """What times nothing, beside `configurations`: it compiles and computes on all cores at once."""
+        found = [self._module("smoke", "gpu_check.smoke")]
+        # It begins at its turn, for nothing says that the sanitizer would hand it on.
+        part = self._module("memcheck", "gpu_check.memcheck", awaits=False)
         if self._trial:
-            return [*found, self._module("memcheck", "gpu_check.memcheck")]
+            return [*found, part]
         ptxas, sanitizer = machine_ptxas(), _sanitizer()
         if ptxas is not None:
             found.append(self._module("smoke by the machine's ptxas", "gpu_check.smoke", "--ptxas", ptxas))
         if sanitizer is not None:
-            part = self._module("memcheck", "gpu_check.memcheck")
             # A python3 may only start the Python that runs, seconds before that touches the device: it attaches to
             # whatever process does, and waits for it as long as the part may take.
             processes = ("--target-processes", "all", "--launch-timeout", "0")
             options = ("--tool", "memcheck", *processes, "--error-exitcode", "9")
             # Each tensor in memory of its own, so that what lies behind it is nobody's.
             separate = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            found.append(Part("memcheck", (sanitizer, *options, *part.command), separate))
+            found.append(replace(part, command=(sanitizer, *options, *part.command), environment=separate))
         return found
 
     def configurations(self) -> Part:
@@ -104,14 +105,15 @@ class _Parts:
         return Part("tests", tuple(command), passes=(0, _NO_TESTS) if self._trial else (0,), awaits=False)
 
     def benchmark(self, section: str) -> Part:
-        command = [sys.executable, str(ROOT / "scripts" / "bench_gpu.py"), *self._common, "--only", section]
-        command += self._of_commit()
+        command = [sys.executable, str(ROOT / "scripts" / "bench_gpu.py"), *self._common, "--await-turn"]
+        command += ["--only", section, *self._of_commit()]
         if self._trial:
             command += ["--rounds", "1", "--block-ms", "0.1"]
         return Part(section, tuple(command), self._kernels if section == "tuned" else {})
 
-    def _module(self, name: str, module: str, *arguments: str) -> Part:
-        return Part(name, (sys.executable, "-m", module, *arguments, *self._common), self._kernels)
+    def _module(self, name: str, module: str, *arguments: str, awaits: bool = True) -> Part:
+        command = [sys.executable, "-m", module, *arguments, *self._common, *(["--await-turn"] if awaits else [])]
+        return Part(name, tuple(command), self._kernels, awaits)
 
     def _of_commit(self) -> list[str]:
         return ["--commit", self._commit] if self._commit else []

@@ -1,7 +1,8 @@
-"""From a run's folder to what is committed: the table of tuned configurations, docs/bench_gpu.json and the picture.
+"""From the folders of runs to what is committed: the table of tuned configurations, docs/bench_gpu.json, the picture.
 
-    python scripts/gpu_check/publish.py FOLDER
+    python scripts/gpu_check/publish.py FOLDER...
 
+Several runs are of one device and commit: each may have taken some of the stages. What no run measured goes from docs/.
 Prints the rows of a table for the README.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +23,21 @@ from dtbert.kernels.triton.configs import read_table  # noqa: E402
 from dtbert.pictures import picture  # noqa: E402
 from gpu_check import records  # noqa: E402
 from gpu_check.plan import RECORDS  # noqa: E402
+from gpu_check.records import Record  # noqa: E402
 from gpu_check.summary import bits, failures, tests, tuned  # noqa: E402
 
 _OWN_COLOR, _PEER_COLOR = "#2f6fb0", "0.72"
 
 
-def publish(folder: Path, docs: Path, tables: Path) -> str:
+def publish(folders: Sequence[Path], docs: Path, tables: Path) -> str:
     """Write all of it; returns the rows for the README.
 
     Raises:
-        ValueError: the run has no record of its device, or a table of it is damaged.
+        ValueError: a folder is of no run, the runs are not of one device and commit, or a table is damaged.
         OSError: a file cannot be read or written.
     """
-    found, broken = records.read(folder / RECORDS)
+    found, broken = read_runs(folders)
     results = results_of(found)
-    if "device" not in results:
-        raise ValueError(f"{folder / RECORDS}: no record of a device: is it a folder that gpu_check.sh wrote?")
     results["failures"] = failures(found, broken)
     passed = {
         "smoke": sum(not record["error"] for record in records.of_kind(found, "smoke")),
@@ -51,11 +52,34 @@ def publish(folder: Path, docs: Path, tables: Path) -> str:
     docs.mkdir(parents=True, exist_ok=True)
     (docs / "bench_gpu.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     draw(results, docs / "bench_gpu.png")
-    for table in sorted(folder.glob("sm_*.json")):
+    for table in (table for folder in folders for table in sorted(folder.glob("sm_*.json"))):
         read_table(table)
         tables.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(table, tables / table.name)
     return readme_rows(results)
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Record], int]:
+    """The records of several runs, of a section that some repeat those of the last; and how many lines are none.
+
+    Raises:
+        ValueError: a folder is of no run, or the runs are not of one device and commit.
+    """
+    found: list[Record] = []
+    broken = 0
+    for folder in folders:
+        run, cut = records.read(folder / RECORDS)
+        if not run:
+            raise ValueError(f"{folder / RECORDS}: no records: is it a folder that gpu_check.sh wrote?")
+        sections = {record["section"] for record in run if "section" in record}
+        found = [record for record in found if record.get("section") not in sections] + run
+        broken += cut
+    named = {f"{record['device']['name']}, commit {record['commit']}" for record in records.of_kind(found, "record")}
+    if not named:
+        raise ValueError(f"no record of a device in {', '.join(map(str, folders))}: run the stage `record` too")
+    if len(named) > 1:
+        raise ValueError(f"runs of one device and commit belong together, not of {' and '.join(sorted(named))}")
+    return found, broken
 
 
 def readme_rows(results: Results) -> str:
@@ -160,13 +184,13 @@ def _a_second(rate: float | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="what gpu_check.sh wrote into")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="what gpu_check.sh wrote into")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where figures and picture go (%(default)s)")
     tables = ROOT / "dtbert" / "kernels" / "triton" / "tuned"
     parser.add_argument("--tables", type=Path, default=tables, help="where tuned tables go (%(default)s)")
     options = parser.parse_args()
     try:
-        print(publish(options.folder, options.docs, options.tables))
+        print(publish(options.folders, options.docs, options.tables))
     except (OSError, ValueError) as error:
         sys.exit(f"publish: {error}")
 

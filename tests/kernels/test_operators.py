@@ -143,7 +143,7 @@ def test_export_sees_every_operator_and_its_shapes() -> None:
     with FakeTensorMode():
         exported = torch.export.export(Steps(), (inputs("cuda"),))
     assert set(operators_of(exported)) == set(OPERATORS)
-    outputs = [node.meta["val"] for node in next(reversed(exported.graph.nodes)).all_input_nodes]
+    outputs = [node.meta["val"] for node in next(iter(reversed(exported.graph.nodes))).all_input_nodes]
     assert [(tuple(x.shape), x.dtype) for x in outputs] == EXPECTED
     assert all(x.device.type == "cuda" for x in outputs)
 

@@ -233,7 +233,7 @@ def test_publish_writes_figures_picture_table_and_rows(tmp_path: Path) -> None:
     record = next(record for record in good_run() if record["kind"] == "tuned")
     tuned = tune.tuned_row(record, configs.AttentionConfig)
     configs.write_table(configs.Table("sm_90", "NVIDIA H200", {"triton": "3.6.0"}, "0123", (tuned,)), tmp_path)
-    rows = publish.publish(tmp_path, tmp_path / "docs", tmp_path / "tables")
+    rows = publish.publish([tmp_path], tmp_path / "docs", tmp_path / "tables")
     assert "| 32x384 tokens | 2.5 ms | 5.5 ms | 2.2 |" in rows
     assert "| 256 SQuAD windows | 32,000/s | 8,533/s | 3.8 |" in rows
     results = json.loads((tmp_path / "docs" / "bench_gpu.json").read_text())
@@ -255,10 +255,44 @@ def test_rows_have_a_column_for_torch_compile_where_it_was_timed() -> None:
     ]
 
 
-def test_publish_refuses_a_folder_of_no_run(tmp_path: Path) -> None:
-    write(tmp_path, [])
+def test_runs_that_took_some_stages_each_are_published_as_one(tmp_path: Path) -> None:
+    run, folders = good_run(), [tmp_path / name for name in ("figures", "again", "checks")]
+    checks = [record for record in run if record["kind"] in ("smoke", "memcheck", "test")]
+    again = [run[0], row("latency", "1x128", result("dtbert, graphs", 0.27))]
+    for folder, records in zip(folders, (run, again, checks), strict=True):
+        folder.mkdir()
+        write(folder, records)
+    found, broken = module("publish").read_runs(folders)
+    results = importlib.import_module("gpu_bench.report").results_of(found)
+    [latency] = [one for one in results["rows"] if one["section"] == "latency"]
+    assert [one["ms"] for one in latency["results"]] == [0.27]
+    assert {one["section"] for one in results["rows"]} == {one["section"] for one in run if one["kind"] == "row"}
+    assert found[-len(checks) :] == checks
+    assert broken == 0
+
+
+@pytest.mark.parametrize(
+    ("second", "error"),
+    [
+        ([], "no records"),
+        ([good_run()[0] | {"commit": "fedc"}], "NVIDIA H200, commit 0123456789abcdef and NVIDIA H200, commit fedc"),
+        ([good_run()[0] | {"device": {"name": "NVIDIA H100"}}], "one device"),
+    ],
+    ids=["no-run", "commit", "device"],
+)
+def test_publish_refuses_runs_that_do_not_belong_together(tmp_path: Path, second: Any, error: str) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder, records in zip(folders, (good_run(), second), strict=True):
+        folder.mkdir()
+        write(folder, records)
+    with pytest.raises(ValueError, match=error):
+        module("publish").publish(folders, tmp_path / "docs", tmp_path / "tables")
+
+
+def test_publish_refuses_a_run_without_its_device(tmp_path: Path) -> None:
+    write(tmp_path, good_run()[1:])
     with pytest.raises(ValueError, match="no record of a device"):
-        module("publish").publish(tmp_path, tmp_path / "docs", tmp_path / "tables")
+        module("publish").publish([tmp_path], tmp_path / "docs", tmp_path / "tables")
 
 
 @pytest.mark.parametrize(("fastest", "chosen"), [(0.99, 0), (0.9, 1)])
@@ -299,6 +333,7 @@ def test_a_plan_holds_configurations_before_it_times_them(tmp_path: Path) -> Non
     hold = "compile and hold to integers"
     assert planned(tmp_path, "tune", "record") == {"record": ["record"], "check": [hold], "tune": ["tune"]}
     assert planned(tmp_path, "record") == {"record": ["record"]}
+    assert planned(tmp_path, "check") == {"check": ["smoke", "memcheck"]}
     everything = list(planned(tmp_path).items())
     assert [name for name, parts in everything if hold in parts] == ["check"]
     assert len(dict(everything)["check"]) == 3
@@ -311,7 +346,11 @@ def test_the_sanitizer_waits_for_any_process_that_uses_the_device(
     plan = module("plan")
     monkeypatch.setattr(plan, "_sanitizer", lambda: "compute-sanitizer")
     options = argparse.Namespace(out=tmp_path, commit="", tiny=False, device="cuda", only=("check",))
-    [command] = [part.command for part in plan.stages(options)[0].parts if part.name == "memcheck"]
+    [part] = [part for part in plan.stages(options)[0].parts if part.name == "memcheck"]
+    command = part.command
+    # No line tells it that its turn has come.
+    assert not part.awaits
+    assert "--await-turn" not in command
     assert command[0] == "compute-sanitizer"
     for option, value in (("--target-processes", "all"), ("--launch-timeout", "0"), ("--error-exitcode", "9")):
         assert command[command.index(option) + 1] == value
