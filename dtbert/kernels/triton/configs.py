@@ -242,15 +242,16 @@ def _attention_default(arch: str, dtype: torch.dtype, size: int) -> Config:
 
 
 def _attention_candidates(dtype: torch.dtype, size: int, variant: str) -> Iterator[Config]:
+    # None that spills on sm_90: it is hardly the fastest, and `scripts/compile_report.py` would call it a problem.
     if dtype == torch.float32:
-        looks = [(32, 32, 4, 1), (32, 64, 4, 1), (64, 32, 8, 1), (64, 64, 8, 1)]
+        looks = [(32, 32, 4, 1), (64, 32, 8, 1), (64, 64, 8, 1)]
     elif size > 64:
-        looks = [(64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2)]
+        looks = [(64, 64, 4, 2), (128, 64, 8, 2), (128, 64, 8, 3)]
     else:
         looks = [(64, 64, 4, 3), (64, 128, 4, 2), (64, 128, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 3)]
     for block_m, block_n, num_warps, num_stages in looks:
         # Without a second look its blocks make no difference; with one, a warpgroup sums rows of 64 keys without help.
-        rows = (32, 64) if dtype == torch.float32 else (64, 128) if num_warps == 4 else (128,)
+        rows = (32,) if dtype == torch.float32 else (64, 128) if num_warps == 4 else (128,)
         for second_n in (block_n,) if variant == "context" else rows:
             yield AttentionConfig(block_m, block_n, second_n, num_warps, num_stages)
 
