@@ -164,6 +164,8 @@ def _options(arguments: argparse.Namespace) -> TrainingOptions:
         dropping = _given(arguments, LengthDrop)
         if "scorers" in dropping:
             dropping["scorers"] = tuple(known_scorers("--scorers", arguments.scorers))
+        if "policies" in dropping:
+            dropping["policies"] = tuple(dropping["policies"].split(","))
         if "ratio_bound" in dropping:
             dropping["ratio_bound"] = _ratio_bound(arguments.ratio_bound)
         length_drop = LengthDrop(**dropping)

@@ -195,11 +195,8 @@ def _pad_heads(qkv: Tensor, places: Places, num_heads: int) -> tuple[Tensor, Ten
 
 
 def _probabilities(query: Tensor, key: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Scores ``[..., q, n]``, and their softmax over the ``real`` keys.
-
-    In the dtype that they come in: autocast would take what is made float32 back to half precision for the product.
-    """
+    """Scores ``[..., q, n]``, and their softmax over the ``real`` keys in float32 or wider."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     if real is not None:
         scores = scores.masked_fill(~real, -torch.inf)
-    return scores, scores.softmax(-1)
+    return scores, scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))

@@ -54,7 +54,7 @@ class Teacher(ABC, Generic[P, L]):
                 f"the teacher has {layers} layers, the student {student.num_hidden_layers}: it needs at least as many"
             )
         self.distillation, self.config = distillation, config
-        self._passes = passes.requires_grad_(False).eval()
+        self.passes = passes.requires_grad_(False).eval()
         # Layer i of the student learns from layer g(i) = i * L_teacher / L_student; 0 is the embeddings.
         self.layer_map = [index * layers // student.num_hidden_layers for index in range(student.num_hidden_layers + 1)]
 
@@ -62,7 +62,7 @@ class Teacher(ABC, Generic[P, L]):
     def show(self, labelled: L) -> P:
         """The teacher's pass over a batch."""
         keep = self.distillation.keep
-        shown: P = self._passes(labelled, TrainingBackend(keep=keep), keep_hidden_states=keep is not None)
+        shown: P = self.passes(labelled, TrainingBackend(keep=keep), keep_hidden_states=keep is not None)
         return shown
 
     def loss(self, student: P, labelled: L) -> Tensor:

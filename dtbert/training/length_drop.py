@@ -3,11 +3,19 @@
 import operator
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from dtbert.kernels import Left, Packing, Partials
 from dtbert.model import LengthSchedule
+from dtbert.model.policy import Targets
+from dtbert.model.scorers import is_logarithmic
 from dtbert.training.options import LengthDrop
+from dtbert.training.places import places_of
 
 
 class SubModel(NamedTuple):
@@ -28,21 +36,73 @@ def sub_models(drop: LengthDrop, num_layers: int, seed: int, step: int) -> list[
     """
     bounds = drop.bounds(num_layers)
     drawn = random.Random(f"length drop {seed} {step}")
+
+    def schedule(ratios: list[float]) -> LengthSchedule:
+        scorer, policy = drawn.choice(drop.scorers), drawn.choice(drop.policies)
+        return ratios_by(scorer, ratios, of_batch=policy == "threshold")
+
     found = []
     for _ in range(drop.num_sandwich):
         ratios = _running_product(drawn.uniform(1 - bound, 1) for bound in bounds)
         skipped = frozenset(layer for layer in range(num_layers) if drawn.random() < drop.layer_dropout)
-        found.append(SubModel(ratios_by(drawn.choice(drop.scorers), ratios), skipped))
-    smallest = _running_product(1 - bound for bound in bounds)
-    return [*found, SubModel(ratios_by(drawn.choice(drop.scorers), smallest))]
+        found.append(SubModel(schedule(ratios), skipped))
+    return [*found, SubModel(schedule(_running_product(1 - bound for bound in bounds)))]
 
 
-def ratios_by(scorer: str, ratios: list[float]) -> LengthSchedule:
+def ratios_by(scorer: str, ratios: list[float], *, of_batch: bool = False) -> LengthSchedule:
     """A schedule by a scorer's name, which ``+question`` may follow; ValueError for a name that is none."""
     name, plus, option = scorer.partition("+")
     if plus and option != "question":
         raise ValueError(f"unknown option {option!r} of the scorer {scorer!r}: there is '+question' alone")
-    return LengthSchedule.ratios(ratios, scorer=name, keep_question=bool(plus))
+    kind = BatchSchedule if of_batch else LengthSchedule
+    return kind.ratios(ratios, scorer=name, keep_question=bool(plus))
+
+
+@dataclass(frozen=True)
+class BatchSchedule(LengthSchedule):
+    """Lengths of a batch as a whole: of all its tokens those with the highest shares stay, whosesoever they are.
+
+    So do the tokens of a `Threshold` that keeps as many of the batch. As what it keeps of a sequence depends on the
+    others, it is for training alone.
+    """
+
+    def targets(self, packing: Packing) -> Targets:  # type: ignore[override]  # known only layer by layer
+        return _BatchTargets(self, packing)
+
+
+class _BatchTargets:
+    def __init__(self, schedule: BatchSchedule, packing: Packing) -> None:
+        self._scorers, self._entered = schedule.scorers, packing.num_tokens
+        self._totals = [sum(kept) for kept in schedule.kept(packing.seqlens)]
+
+    @property
+    def last_drop(self) -> int:
+        return max((layer for layer, total in enumerate(self._totals) if total < self._entered), default=-1)
+
+    def may_drop(self, layer: int, packing: Packing) -> bool:
+        return self._totals[layer] < packing.num_tokens
+
+    def target(self, layer: int, left: Left, significance: Tensor | Partials) -> Packing:
+        assert isinstance(significance, Tensor), "parts are for the backend that left them"
+        if not self.may_drop(layer, left.packing):
+            return left.packing
+        places = places_of(left.packing)
+        if is_logarithmic(self._scorers[layer]):
+            shares = places.pad(significance.float(), -torch.inf).log_softmax(1)
+        else:
+            shares = places.pad(significance.float())
+            shares = shares / shares.sum(1, keepdim=True)
+        forced = left.forced()
+        if forced is not None:
+            shares = shares.masked_fill(places.pad(forced), torch.inf)
+        shares = shares.masked_fill(~places.real, -torch.inf)
+        # One of each sequence stays: these come first.
+        others = max(0, self._totals[layer] - len(shares))
+        shares = shares.sort(1, descending=True).values[:, 1:]
+        highest = shares.flatten().topk(others, sorted=False).indices
+        kept = shares.new_ones(len(shares), dtype=torch.int64)
+        kept.index_add_(0, highest // max(1, shares.shape[1]), torch.ones_like(highest))
+        return Packing.stack([kept.tolist()], significance.device)[0]
 
 
 def _running_product(factors: Iterable[float]) -> list[float]:

@@ -21,6 +21,7 @@ from dtbert.training.distillation import SpanTeacher, TextTeacher
 from dtbert.training.length_drop import SubModel, sub_models
 from dtbert.training.losses import span_loss
 from dtbert.training.options import TrainingOptions
+from dtbert.training.precision import NarrowWeights
 from dtbert.training.step import Pass, SpanModel, losses_of_step
 from dtbert.training.texts import ClassifierModel, text_label_loss, text_losses_of_step
 
@@ -98,7 +99,10 @@ class Trainer:
         self._plan, self._lengths = _plan(data, options), data.lengths
         self.num_steps, self.step, self._best = len(self._plan), 0, -math.inf
         self._resume()
-        self._module: nn.Module = self._trained
+        self._narrow = NarrowWeights(self._trained) if options.bf16 else None
+        if teacher is not None and options.bf16:
+            teacher.passes.bfloat16()
+        self._module = self._computing
 
     def run(self, report: Callable[[dict[str, Any]], None] | None = None) -> bool:
         """Train to the end.
@@ -117,16 +121,21 @@ class Trainer:
         if self.step == self.num_steps and (self._folder is None or self._folder.has_model("last")):
             return False
         if self.step < self.num_steps and self._world > 1:
-            self._module = DistributedDataParallel(self._trained)
+            self._module = DistributedDataParallel(self._computing)
         try:
             self._take_steps(report)
         finally:
             # DistributedDataParallel must go before its process group does. Its destructor, were it the last to hold
             # the group, would wait for gloo's thread under Python's lock, and the thread, now and then, for that lock.
-            self._module = self._trained
+            self._module = self._computing
         if self._folder is not None:
             self._folder.save_model("last", self.model, self._tokenizer_folder)
         return True
+
+    @property
+    def _computing(self) -> nn.Module:
+        """What the passes go through."""
+        return self._trained if self._narrow is None else self._narrow.module
 
     def _take_steps(self, report: Callable[[dict[str, Any]], None] | None) -> None:
         taken: deque[_Taken] = deque()
@@ -177,6 +186,8 @@ class Trainer:
             losses /= self._world
         norm = nn.utils.clip_grad_norm_(self._trained.parameters(), options.max_grad_norm)
         self._optimizer.step()
+        if self._narrow is not None:
+            self._narrow.refresh()
         numbers, arrived = torch.cat([losses, norm[None]]), None
         if numbers.is_cuda:
             numbers, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
@@ -218,16 +229,17 @@ class Trainer:
 
     def _backward(self, labelled: Any, drawn: list[SubModel], weight: float) -> Tensor:
         """The gradients of all passes; returns each pass's part of the loss."""
-        options, module = self.options, self._module
+        module = self._module
         losses = self._losses(labelled, drawn)
         found = []
         for index in range(1 + len(drawn)):
             # Gradients travel once, with those of the last pass, in which no layer is left out.
             waits = index < len(drawn) and isinstance(module, DistributedDataParallel)
             with module.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                with torch.autocast(self.model.device.type, torch.bfloat16, enabled=options.bf16):
-                    loss = next(losses) * weight
+                loss = next(losses) * weight
                 loss.backward()
+            if self._narrow is not None and not waits:
+                self._narrow.hand_over()
             found.append(loss.detach())
         return torch.stack(found)
 

@@ -41,7 +41,8 @@ def distillation_loss(
     """How far the student's distributions over tokens are from the teacher's, start and end in the mean.
 
     Args:
-        student, teacher, packing: packed logits, ``[T]`` each; no gradient goes to the teacher.
+        student, teacher, packing: packed logits, ``[T]`` each; no gradient goes to the teacher. The student's may be
+            ``[T, L]``: each column learns.
         kind: ``"cross_entropy"``: soft cross-entropy of teacher against student, which has the gradient of
             KL(teacher || student) (Hinton et al. 2015; the intent of Kim and Cho 2021). ``"kl"``: KL(student ||
             teacher), as the public code of Length-Adaptive Transformer computes it; docs/results.md
@@ -53,6 +54,8 @@ def distillation_loss(
         (by_window(torch.stack(logits, 1), packing) / temperature).log_softmax(1).clamp_min(_LOG_ZERO)
         for logits in (student, SpanLogits(*(values.detach() for values in teacher)))
     )
+    if own_log.ndim > other_log.ndim:
+        other_log = other_log[..., None]
     terms = own_log.exp() * (own_log - other_log) if kind == "kl" else -other_log.exp() * own_log
     return terms.sum() / 2
 
@@ -85,7 +88,7 @@ def attention_loss(student: Sequence[AttentionPieces], teacher: Sequence[Attenti
         for own, other in zip(own_layer, other_layer, strict=True):
             if own.shape[1] != other.shape[1]:
                 own, other = own.mean(1, keepdim=True), other.mean(1, keepdim=True)
-            sums.append((own - other).square().mean(1).sum((1, 2)))
+            sums.append((_wide(own) - _wide(other)).square().mean(1).sum((1, 2)))
         errors.append((torch.cat(sums) / pairs).sum())
     return torch.stack(errors).sum()
 

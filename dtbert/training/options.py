@@ -6,10 +6,11 @@ It loads nothing heavy, for the command line makes its options of these fields.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 AttentionTarget = Literal["probabilities", "scores"]
 SubModelLoss = Literal["cross_entropy", "kl"]
+SubModelPolicy = Literal["lengths", "threshold"]
 
 # What a number must be.
 ABOVE_0, _AT_LEAST_0, _PART, _SEED = "above 0", "at least 0", "at least 0 and below 1", "at least 0 and below 2**32"
@@ -43,7 +44,9 @@ class LengthDrop(_Checked):
 
     ``ratio_bound`` is one number in (0, 1) for all layers, or one in [0, 1) for each, not all 0; lengths are parts of
     each sequence's own length. By ``answer_loss`` the span head learns, from the full model's own logits, to read the
-    states that enter each layer; at 0 it learns the last layer's alone.
+    states that enter each layer; at 0 it learns the last layer's alone. Of ``policies``, ``"lengths"`` keep the drawn
+    part of every sequence, ``"threshold"`` keeps it of all sequences of a step together, by one threshold for their
+    tokens' shares: of one sequence more, of another fewer, as the policy `dtbert.model.Threshold` will.
 
     Raises:
         ValueError: a number is outside its range, or a scorer is unknown.
@@ -56,6 +59,9 @@ class LengthDrop(_Checked):
     layer_dropout: float = _option(0.0, "random sub-models leave a layer out", must_be=_PART, letter="P")
     scorers: Sequence[str] = _option(
         ("received",), "a sub-model draws one; NAME+question keeps the question first", letter="A,B", shown="received"
+    )
+    policies: Sequence[SubModelPolicy] = _option(
+        ("lengths",), "lengths, threshold: a sub-model draws one; a name may be repeated", letter="A,B", shown="lengths"
     )
     answer_loss: float = _option(
         0.0,
@@ -80,6 +86,11 @@ class LengthDrop(_Checked):
             raise ValueError("scorers is empty: name at least one")
         for scorer in self.scorers:
             ratios_by(scorer, [1.0])
+        if not self.policies:
+            raise ValueError("policies is empty: name at least one")
+        for policy in self.policies:
+            if policy not in get_args(SubModelPolicy):
+                raise ValueError(f"policies holds {policy!r}: name {' or '.join(get_args(SubModelPolicy))}")
 
     def bounds(self, num_layers: int) -> Sequence[float]:
         """The ratio_bound of each layer; ValueError where there is one for each layer of another number."""
@@ -157,7 +168,7 @@ class TrainingOptions(_Checked):
     distillation: Distillation | None = None
     save_every: int = _option(100, "steps between checkpoints", must_be=ABOVE_0, letter="N")
     eval_every: int = _option(0, "steps", must_be=_AT_LEAST_0, letter="N", shown="default: each epoch")
-    bf16: bool = _option(False, "autocast to bfloat16")
+    bf16: bool = _option(False, "compute in bfloat16; the weights stay float32")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -18,11 +18,12 @@ class Pass(NamedTuple):
     """What one forward pass gave.
 
     ``hidden_states``, of the embeddings and each layer, are in the teacher's width; ``layer_logits`` are the span
-    head's of the states that enter each layer; ``attention`` is what the backend kept of each layer.
+    head's of the states that enter each of the L layers, ``[T, L]``; ``attention`` is what the backend kept of each
+    layer.
     """
 
     logits: SpanLogits
-    layer_logits: tuple[SpanLogits, ...]
+    layer_logits: SpanLogits | None
     hidden_states: tuple[Tensor, ...]
     attention: list[AttentionPieces]
 
@@ -76,8 +77,10 @@ class SpanModel(nn.Module):
             skip_layers=frozenset() if sub_model is None else sub_model.skip_layers,
         )
         start, end = span_head(encoding.states).unbind(1)
-        entered = encoding.hidden_states[:-1] if keep_layer_logits else ()
-        layer_logits = tuple(SpanLogits(*span_head(states).unbind(1)) for states in entered)
+        layer_logits = None
+        if keep_layer_logits:
+            of_layers = torch.stack([span_head(states) for states in encoding.hidden_states[:-1]], 2)
+            layer_logits = SpanLogits(*of_layers.unbind(1))
         hidden_states = encoding.hidden_states if keep_hidden_states else ()
         hidden_states, start = projected(self.projection, hidden_states, start)
         return Pass(SpanLogits(start, end), layer_logits, hidden_states, backend.kept)
@@ -112,9 +115,9 @@ def losses_of_step(
     packing = labelled.batch.packing
     said = SpanLogits(full.logits.start_logits.detach(), full.logits.end_logits.detach())
     loss = full_loss(full, labelled)
-    if answer_loss:
-        of_layers = [distillation_loss(logits, said, packing) for logits in full.layer_logits]
-        loss = loss + answer_loss * torch.stack(of_layers).mean()
+    if full.layer_logits is not None:
+        num_layers = full.layer_logits.start_logits.shape[1]
+        loss = loss + answer_loss / num_layers * distillation_loss(full.layer_logits, said, packing)
     del full
     yield loss / (1 + len(sub_models))
     del loss

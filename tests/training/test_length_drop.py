@@ -1,11 +1,13 @@
 """How sub-models are drawn."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dtbert.kernels import Left, Packing
 from dtbert.training import LengthDrop
-from dtbert.training.length_drop import sub_models
+from dtbert.training.length_drop import BatchSchedule, sub_models
 
 
 @given(layers=st.integers(1, 12), bound=st.floats(0.01, 0.9), step=st.integers(0, 10**6), seed=st.integers(0, 99))
@@ -57,6 +59,48 @@ def test_layer_dropout_leaves_out_about_its_part_of_the_layers() -> None:
     assert sum(skipped) / (6 * len(skipped)) == pytest.approx(0.25, abs=0.03)
 
 
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    ratio=st.floats(0.1, 1),
+    keeps=st.booleans(),
+    scorer=st.sampled_from(["answer_overlap", "received"]),
+    seed=st.integers(0, 2**31),
+)
+def test_a_batch_schedule_keeps_the_tokens_of_the_highest_shares_of_all_sequences(
+    lengths: list[int], ratio: float, keeps: bool, scorer: str, seed: int
+) -> None:
+    (packing,) = Packing.stack([lengths], torch.device("cpu"))
+    scores = torch.randn(packing.num_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scores = scores if scorer == "answer_overlap" else scores.exp()
+    schedule = BatchSchedule.ratios([ratio], scorer=scorer, keep_question=keeps)
+    segments = torch.cat([(torch.arange(length) >= 2).long() for length in lengths])
+    left = Left(packing, segments=segments if keeps else None)
+    targets = schedule.targets(packing)
+
+    kept = targets.target(0, left, scores.float()).seqlens
+    total = sum(schedule.lengths(length)[0] for length in lengths)
+    assert targets.may_drop(0, packing) == (total < sum(lengths)) == (targets.last_drop == 0)
+    assert sum(kept) == total
+    shares = [scores[rows].softmax(0) if scorer == "answer_overlap" else scores[rows] / scores[rows].sum()
+              for rows in packing.slices]  # fmt: skip
+    if keeps:
+        shares = [share.index_fill(0, torch.arange(min(2, len(share))), 9.0) for share in shares]
+    ordered = [share.sort(descending=True).values for share in shares]
+    # The first of each sequence stays anyway; beyond it no token stays of a lower share than one that goes.
+    stay = [float(share[count - 1]) for share, count in zip(ordered, kept, strict=True) if count > 1]
+    go = [float(share[count]) for share, count in zip(ordered, kept, strict=True) if count < len(share)]
+    assert min(stay, default=10.0) >= max(go, default=0.0) - 1e-6
+
+
+def test_sub_models_draw_their_policy() -> None:
+    drop = LengthDrop(1, scorers=("answer+question",), policies=("threshold", "threshold", "lengths"))
+    drawn = [one.schedule for step in range(200) for one in sub_models(drop, 6, 0, step)]
+    of_batch = [type(schedule) is BatchSchedule for schedule in drawn]
+    assert sum(of_batch) / len(of_batch) == pytest.approx(2 / 3, abs=0.1)
+    assert all(schedule.keep_question and schedule.scorer == "answer" for schedule in drawn)
+    assert all(type(one.schedule) is not BatchSchedule for one in sub_models(LengthDrop(), 6, 0, 0))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -70,6 +114,8 @@ def test_layer_dropout_leaves_out_about_its_part_of_the_layers() -> None:
         ({"scorers": ()}, "^scorers "),
         ({"scorers": ("best",)}, "scorer 'best'"),
         ({"scorers": ("cls+answer",)}, "'answer' .*'cls[+]answer'"),
+        ({"policies": ()}, "^policies "),
+        ({"policies": ("top_p",)}, "policies holds 'top_p': name lengths or threshold"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:

@@ -12,6 +12,7 @@ from dtbert.training import Distillation, LengthDrop, TrainingOptions
 from dtbert.training.backend import TrainingBackend
 from dtbert.training.data import LabelledBatch
 from dtbert.training.losses import span_loss
+from dtbert.training.precision import NarrowWeights
 from dtbert.training.step import Pass, SpanModel, losses_of_step
 from tests.training.conftest import MakeTrainer, TrainTiny, metrics, weights
 
@@ -104,6 +105,42 @@ def test_bf16_trains_float32_weights_like_float32(make_trainer: MakeTrainer, tmp
     assert wide != narrow
     assert narrow == pytest.approx(wide, rel=0.02)
     assert {value.dtype for value in weights(tmp_path / "narrow").values()} == {torch.float32}
+
+
+def test_sub_models_by_thresholds_lose_tokens(make_trainer: MakeTrainer) -> None:
+    drop = LengthDrop(1, 0.4, scorers=("answer_overlap+question",), policies=("threshold",), answer_loss=1.0)
+    trainer = make_trainer(length_drop=drop)
+    entered: list[int] = []
+    trainer.model.encoder.layers[1].register_forward_pre_hook(lambda _, inputs: entered.append(len(inputs[0])))
+    trainer.run()
+    assert sum(entered[0::3]) > sum(entered[1::3]) > sum(entered[2::3])
+
+
+def test_bf16_rounds_weights_and_gradients_and_nothing_else(make_trainer: MakeTrainer) -> None:
+    """The copy is the masters, rounded; its gradients are added up in float32."""
+    trainer = make_trainer(bf16=True, hidden_dropout=0.0, attention_dropout=0.0)
+    assert trainer.model.dtype == torch.float32
+    masters = dict(trainer.model.named_parameters())
+    narrow = NarrowWeights(trainer.model)
+    for name, copied in narrow.module.named_parameters():
+        assert torch.equal(copied, masters[name].bfloat16()), name
+        copied.grad = torch.randn(copied.shape).bfloat16()
+    given = {name: copied.grad for name, copied in narrow.module.named_parameters()}
+    narrow.hand_over()
+    small = 2.0**-12  # Lost where the sum were rounded to bfloat16.
+    for name, copied in narrow.module.named_parameters():
+        assert copied.grad is None
+        copied.grad = (given[name] * small).bfloat16()
+    expected = {name: value.float() + (value * small).bfloat16().float() for name, value in given.items()}
+    narrow.hand_over()
+    for name, master in masters.items():
+        torch.testing.assert_close(master.grad, expected[name], rtol=0, atol=0)
+    with torch.no_grad():
+        for master in masters.values():
+            master += 1
+    narrow.refresh()
+    for name, copied in narrow.module.named_parameters():
+        assert torch.equal(copied, masters[name].bfloat16()), name
 
 
 def test_gradient_of_the_answer_loss_is_that_of_the_formula(make_trainer: MakeTrainer) -> None:
