@@ -23,7 +23,7 @@ examples:
 
 {SCHEDULE_HELP}
 An ONNX file can compute received, cls, answer, overlap, answer_overlap and
-answer_overlap_4.
+answer_overlap_3.
 """
 
 

@@ -320,5 +320,5 @@ _SCORERS: dict[str, Callable[[_Network, _View], str]] = {
     "answer": _answer,
     "overlap": _overlap,
     "answer_overlap": _answer_overlap,
-    "answer_overlap_4": partial(_answer_overlap, weight=4.0),
+    "answer_overlap_3": partial(_answer_overlap, weight=3.0),
 }

@@ -233,7 +233,7 @@ _TABLE: dict[str, Scorer] = {
     "answer": Scorer(_answer, needs_span_head=True, macs=_of_span_head, logarithmic=True),
     "overlap": Scorer(LayerView.question_overlap),
     "answer_overlap": _answer_overlap(2),
-    "answer_overlap_4": _answer_overlap(4),
+    "answer_overlap_3": _answer_overlap(3),
     "random": Scorer(_random),
 }
 BUILT_IN_SCORERS: tuple[str, ...] = tuple(_TABLE)

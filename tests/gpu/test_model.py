@@ -113,7 +113,7 @@ def test_float32_agrees_with_transformers(peer: transformers.BertForQuestionAnsw
         "answer",
         "overlap",
         "answer_overlap",
-        "answer_overlap_4",
+        "answer_overlap_3",
         "random",
     ],
 )
