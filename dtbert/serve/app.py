@@ -46,7 +46,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    problems.install(app)
+    problems.install(app, service.metrics.refuse)
     _add_questions(app, service)
     _add_operations(app, service)
     _add_pages(app)
@@ -78,9 +78,6 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             if gone.done():
                 raise ProblemError("gone", "nothing is answered")
             raise ProblemError("too-late", f"there was no answer within {seconds:g} s")
-        except ProblemError as problem:
-            service.metrics.refused.labels(problem.name).inc()
-            raise
         finally:
             task.cancel()
             gone.cancel()

@@ -3,10 +3,11 @@
 import math
 import threading
 import time
+from asyncio import CancelledError
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -92,13 +93,14 @@ class Batcher:
         self._jobs: deque[Job | Call] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._expected = 0
         self._windows_per_second = 100.0
         self._thread = threading.Thread(target=self._run, name="dtbert-model", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Windows in the queue."""
+        """Windows in the queue, and texts that are `expecting` to have theirs there, as one each."""
         with self._changed:
             return self._waiting()
 
@@ -124,10 +126,26 @@ class Batcher:
         self._put([call])
         return call.future
 
-    def check_room(self) -> None:
-        """Raise as `submit` would now: said before any work is done for a request."""
+    @contextmanager
+    def expecting(self, texts: int) -> Iterator[None]:
+        """Room for so many texts until this ends, while they become windows that are submitted then.
+
+        Raises:
+            QueueFullError, ClosedError: there is none, as for `submit`; said before any work is done for them.
+        """
         with self._changed:
-            self._check_room()
+            self._check_room(self._waiting())
+            self._expected += texts
+            self._waiting()
+        try:
+            yield
+        except CancelledError:
+            self._metrics.dropped.inc(texts)
+            raise
+        finally:
+            with self._changed:
+                self._expected -= texts
+                self._waiting()
 
     def close(self) -> None:
         """Take nothing more, finish what was taken, and end the thread."""
@@ -138,14 +156,14 @@ class Batcher:
 
     def _put(self, jobs: Sequence[Job | Call]) -> None:
         with self._changed:
-            self._check_room()
+            # Those that came later do not take its room from what was tokenized.
+            self._check_room(self._waiting() - self._expected)
             self._jobs.extend(jobs)
             self._changed.notify_all()
 
-    def _check_room(self) -> None:
+    def _check_room(self, waiting: int) -> None:
         if not self.is_alive:
             raise ClosedError("the service is ending: nothing is taken any more")
-        waiting = self._waiting()
         if waiting >= self._max_queue:
             raise QueueFullError(math.ceil(waiting / self._windows_per_second))
 
@@ -154,7 +172,7 @@ class Batcher:
         for job in [job for job in self._jobs if job.future.cancelled()]:
             self._jobs.remove(job)
             self._metrics.dropped.inc()
-        count = sum(len(job.parts) for job in self._jobs)
+        count = self._expected + sum(len(job.parts) for job in self._jobs)
         self._metrics.queue.set(count)
         return count
 

@@ -64,7 +64,7 @@ class Guard:
             if refused is None:
                 await self._app(scope, self._limited(receive), answer)
             else:
-                self._metrics.refused.labels(refused.name).inc()
+                self._metrics.refuse(refused.name)
                 await refused.response()(scope, receive, answer)
         finally:
             endpoint = scope["path"] if scope["path"] in self._endpoints else "other"

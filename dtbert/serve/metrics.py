@@ -19,8 +19,8 @@ class Metrics:
     Attributes:
         requests: by endpoint and status.
         seconds: from the request to its response, by endpoint; refusals are left out.
-        refused: requests that were not taken, by the name of their problem.
-        queue: windows that wait.
+        refused: requests answered by a problem document, whoever wrote it, by the name of the problem.
+        queue: windows that wait, and texts whose windows are still to be made, as one each.
         batch_tokens, batch_windows, batch_seconds: of each batch.
         work: executed multiply-accumulates of each answer, as a part of the full model's.
         shed: answers at a smaller budget than was asked for.
@@ -35,8 +35,13 @@ class Metrics:
         self.seconds = Histogram(
             "dtbert_request_seconds", "Time to a response", ("endpoint",), buckets=_SECONDS, registry=one
         )
-        self.refused = Counter("dtbert_refused", "Requests that were not taken", ("problem",), registry=one)
-        self.queue = Gauge("dtbert_queue_windows", "Windows that wait", registry=one, multiprocess_mode="livesum")
+        self.refused = Counter("dtbert_refused", "Requests answered by a problem", ("problem",), registry=one)
+        self.queue = Gauge(
+            "dtbert_queue_windows",
+            "Windows that wait, and texts without theirs yet",
+            registry=one,
+            multiprocess_mode="livesum",
+        )
         self.batch_tokens = Histogram("dtbert_batch_tokens", "Tokens of a batch", buckets=_TOKENS, registry=one)
         self.batch_windows = Counter("dtbert_batch_windows", "Windows read", registry=one)
         self.batch_seconds = Histogram("dtbert_batch_seconds", "Time of a batch", buckets=_SECONDS, registry=one)
@@ -45,6 +50,10 @@ class Metrics:
         )
         self.shed = Counter("dtbert_shed", "Answers at a smaller budget than was asked for", registry=one)
         self.dropped = Counter("dtbert_dropped", "Questions whose askers had gone", registry=one)
+
+    def refuse(self, problem: str) -> None:
+        """Count a request that is answered by this problem."""
+        self.refused.labels(problem).inc()
 
     def batch(self, tokens: int, windows: int, seconds: float) -> None:
         """Count one batch."""

@@ -1,6 +1,6 @@
 """Errors as RFC 9457 problem documents, which say what to do; each kind once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -67,12 +67,21 @@ class ProblemError(Exception):
         return JSONResponse(document, kind.status, self.headers, MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of an app a problem document."""
-    app.add_exception_handler(ProblemError, _of_problem)
-    app.add_exception_handler(RequestValidationError, _of_validation)
-    app.add_exception_handler(HTTPException, _of_http)
-    app.add_exception_handler(Exception, _of_defect)
+def install(app: FastAPI, count: Callable[[str], None]) -> None:
+    """Make every error of an app a problem document, and have its name counted."""
+
+    def add(kind: type[Exception], problem_of: Callable[[Request, Any], ProblemError]) -> None:
+        async def answer(request: Request, error: Exception) -> JSONResponse:
+            problem = problem_of(request, error)
+            count(problem.name)
+            return problem.response()
+
+        app.add_exception_handler(kind, answer)
+
+    add(ProblemError, lambda _, problem: problem)
+    add(RequestValidationError, _of_validation)
+    add(HTTPException, _of_http)
+    add(Exception, _of_defect)
 
 
 def documented(*names: str) -> dict[int | str, dict[str, Any]]:
@@ -89,33 +98,26 @@ def documented(*names: str) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-async def _of_problem(_: Request, problem: Exception) -> JSONResponse:
-    assert isinstance(problem, ProblemError)
-    return problem.response()
-
-
-async def _of_validation(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
+def _of_validation(_: Request, error: RequestValidationError) -> ProblemError:
     found = error.errors()
     if found[0]["type"] == "json_invalid":
-        return ProblemError("unreadable", f"the body is not JSON: {found[0]['ctx']['error']}").response()
+        return ProblemError("unreadable", f"the body is not JSON: {found[0]['ctx']['error']}")
     errors = [{"pointer": _pointer(one, error.body), "detail": _said(one)} for one in found]
     first = f"{errors[0]['pointer'] or 'the body'}: {errors[0]['detail']}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return ProblemError("invalid-request", first + more, errors=errors).response()
+    return ProblemError("invalid-request", first + more, errors=errors)
 
 
-async def _of_http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
+def _of_http(request: Request, error: HTTPException) -> ProblemError:
     name = _OF_STATUS.get(error.status_code, "unreadable" if error.status_code < 500 else "defect")
     detail = error.detail
     if detail == HTTPStatus(error.status_code).phrase:
         detail = f"{request.method} {request.url.path}: {detail}"
-    return ProblemError(name, str(detail), error.headers).response()
+    return ProblemError(name, str(detail), error.headers)
 
 
-async def _of_defect(_: Request, error: Exception) -> JSONResponse:
-    return ProblemError("defect", f"an unexpected {type(error).__name__}").response()
+def _of_defect(_: Request, error: Exception) -> ProblemError:
+    return ProblemError("defect", f"an unexpected {type(error).__name__}")
 
 
 def _said(error: Mapping[str, Any]) -> str:

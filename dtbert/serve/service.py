@@ -144,7 +144,7 @@ class Service:
         """The schedule that a request asks for, or the load allows.
 
         Raises:
-            ProblemError: there is no room, or its options are wrong.
+            ProblemError: its options are wrong.
         """
         began, most_ms = time.monotonic(), int(1000 * self.settings.deadline)
         if asked.deadline_ms is not None and asked.deadline_ms > most_ms:
@@ -152,7 +152,6 @@ class Service:
             errors = [{"pointer": "/deadline_ms", "detail": said}]
             raise ProblemError("invalid-request", f"/deadline_ms: {said}", errors=errors)
         with _refusals():
-            self.batcher.check_room()
             if isinstance(asked.schedule, list):
                 asking["schedule"] = LengthSchedule.parse(json.dumps(asked.schedule))
             elif asked.schedule is not None:
@@ -181,9 +180,10 @@ class Service:
                 "(`--max-documents`): send several requests",
             )
         self._check_lengths([text for pair in pairs for text in pair])
-        return await self._in_thread(
-            lambda: [example for part in self.qa.prepare_many(pairs) for example in part.examples]
-        )
+        with _refusals(), self.batcher.expecting(len(pairs)):
+            return await self._in_thread(
+                lambda: [example for part in self.qa.prepare_many(pairs) for example in part.examples]
+            )
 
     async def _read(self, examples: Sequence[Example], chosen: Chosen) -> list[Job]:
         """The examples, with what the model says of them; who cancels this takes them out of the queue."""

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,15 +67,15 @@ def serve(shipped: QuestionAnswerer) -> Iterator[Callable[..., Client]]:
 
 
 @contextmanager
-def held(batcher: Batcher) -> Iterator[None]:
-    """The thread of the model is busy until this ends, so that what comes meanwhile waits."""
+def held(thread: Batcher | ThreadPoolExecutor) -> Iterator[None]:
+    """The thread of the model, or of the texts, is busy until this ends, so that what comes meanwhile waits."""
     begun, end = threading.Event(), threading.Event()
 
     def wait() -> None:
         begun.set()
         end.wait()
 
-    future = batcher.call(wait)
+    future = thread.call(wait) if isinstance(thread, Batcher) else thread.submit(wait)
     begun.wait()
     try:
         yield

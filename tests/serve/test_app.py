@@ -172,6 +172,7 @@ def test_bodies_without_a_length_are_bounded_too(serve: Serve) -> None:
     headers = {"Content-Type": "application/json"}
     response = client.run(lambda http: http.post("/v1/answer", content=chunks(), headers=headers))
     assert "the body is longer" in problem(response, "too-large")["detail"]
+    assert client.count('dtbert_refused_total{problem="too-large"}') == 1
 
 
 def test_a_body_is_not_waited_for_for_ever(serve: Serve) -> None:
@@ -182,6 +183,7 @@ def test_a_body_is_not_waited_for_for_ever(serve: Serve) -> None:
     client, headers = serve(deadline=0.05), {"Content-Type": "application/json"}
     response = client.run(lambda http: http.post("/v1/answer", content=chunks(), headers=headers))
     assert problem(response, "too-late")["detail"] == "the body was not there within 0.05 s"
+    assert client.count('dtbert_refused_total{problem="too-late"}') == 1
 
 
 def test_other_mistakes_are_problems_too(serve: Serve) -> None:
@@ -201,6 +203,8 @@ def test_other_mistakes_are_problems_too(serve: Serve) -> None:
     # A form of another page cannot ask: what it sends is no JSON.
     plain = client.run(lambda http: http.post("/v1/answer", content=b'{"question": "x", "context": "y"}'))
     assert plain.status_code == 422
+    counted = ("not-found", "wrong-method", "unreadable", "invalid-request")
+    assert [client.count(f'dtbert_refused_total{{problem="{name}"}}') for name in counted] == [1, 1, 2, 2]
 
 
 def test_a_defect_is_a_problem_without_its_inside(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +216,7 @@ def test_a_defect_is_a_problem_without_its_inside(serve: Serve, monkeypatch: pyt
     monkeypatch.setattr(client.service, "model", fail)
     assert "secret" not in str(problem(client.get("/v1/model"), "defect"))
     assert client.count('dtbert_requests_total{endpoint="/v1/model",status="500"}') == 1
+    assert client.count('dtbert_refused_total{problem="defect"}') == 1
 
 
 def test_each_kind_of_problem_is_explained(serve: Serve) -> None:
@@ -229,6 +234,7 @@ def test_keys_are_asked_for_where_there_are_some(serve: Serve, tmp_path: Any) ->
         for wrong in (f"Bearer {KEY}x", f"Basic {KEY}", "Bearer", KEY):
             problem(client.get(path, headers={"Authorization": wrong}), "no-key")
         assert client.get(path, headers={"Authorization": f"bearer {KEY}"}).status_code == 200
+    assert client.count('dtbert_refused_total{problem="no-key"}') == 10
     # Before the body is read, of whatever kind it is.
     problem(client.post("/v1/answer", {"wrong": 1}), "no-key")
     for path in ("/", "/docs", "/openapi.json", "/health/ready"):
@@ -274,13 +280,14 @@ def test_openapi_examples_are_answered(serve: Serve) -> None:
     assert "ProblemDocument" in spec["components"]["schemas"]
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_ask_again(serve: Serve) -> None:
+@pytest.mark.parametrize("busy", ["batcher", "_texts"])
+def test_a_full_queue_refuses_at_once_and_says_when_to_ask_again(serve: Serve, busy: str) -> None:
     client = serve(max_queue=2)
 
     async def crowd(http: httpx.AsyncClient) -> list[httpx.Response]:
-        with held(client.service.batcher):
+        with held(getattr(client.service, busy)):
             asks = [asyncio.ensure_future(http.post("/v1/answer", json=ASK)) for _ in range(6)]
-            # The refused ones are done while the model is still busy with something else.
+            # The refused ones are done while the thread is still busy with something else.
             refused, waiting = await _first_done(asks, 4)
         return [*refused, *(await asyncio.gather(*waiting))]
 
@@ -325,14 +332,16 @@ def test_budgets_to_shed_to_must_be_the_models(serve: Serve, make_answerer: Call
         serve(make_answerer(), shed=(0.5,))
 
 
-def test_a_request_ends_at_its_deadline_and_is_not_read(serve: Serve) -> None:
+@pytest.mark.parametrize("busy", ["batcher", "_texts"])
+def test_a_request_ends_at_its_deadline_and_is_not_read(serve: Serve, busy: str) -> None:
     client = serve()
-    with held(client.service.batcher):
+    with held(getattr(client.service, busy)):
         late = problem(client.post("/v1/answer", {**ASK, "deadline_ms": 50}), "too-late")
         assert late["detail"] == "there was no answer within 0.05 s"
         assert client.service.batcher.waiting == 0
     client.service.close()
     assert client.count("dtbert_batch_windows_total") == 0
+    assert client.count("dtbert_dropped_total") == 1
 
 
 def test_a_service_that_ends_is_not_ready(serve: Serve) -> None:
