@@ -153,22 +153,26 @@ def model_settings(arguments: argparse.Namespace, model_digest: str) -> dict[str
     }
 
 
-def chunks(lines: Iterator[Line], most: int) -> Iterator[list[Line]]:
-    """The lines in lists of at most so many characters, or of one line, cut at the same places in each run."""
+def chunks(lines: Iterator[Line | None], most: int) -> Iterator[list[Line]]:
+    """The lines in lists of at most so many characters, or of one line, cut at the same places in each run.
+
+    None among the lines ends a list, too.
+    """
     chunk: list[Line] = []
     characters = 0
     for line in lines:
-        size = sum(map(len, line.texts)) + CHARACTERS_PER_TOKEN * _SPECIAL_TOKENS
-        if chunk and characters + size > most:
+        size = 0 if line is None else sum(map(len, line.texts)) + CHARACTERS_PER_TOKEN * _SPECIAL_TOKENS
+        if chunk and (line is None or characters + size > most):
             yield chunk
             chunk, characters = [], 0
-        chunk.append(line)
-        characters += size
+        if line is not None:
+            chunk.append(line)
+            characters += size
     if chunk:
         yield chunk
 
 
-def remaining(lines: Iterator[Line], done: int, most: int) -> Iterator[tuple[list[Line], int]]:
+def remaining(lines: Iterator[Line | None], done: int, most: int) -> Iterator[tuple[list[Line], int]]:
     """The chunks that hold lines after the first ``done`` ones, and how many before these each holds."""
     for chunk in chunks(lines, most):
         if done < len(chunk):

@@ -63,7 +63,7 @@ def _read_folder(folder: Path) -> dict[str, str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         left_out.update("link to a folder" for name in folders if Path(place, name).is_symlink())
         for file in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
-            text = _decoded(str(file), file.read_bytes()) if file.suffix.lower() in _TEXT_ENDINGS else None
+            text = _decoded(str(file), _content(file)) if file.suffix.lower() in _TEXT_ENDINGS else None
             if text is None or not text.strip():
                 left_out["empty" if text is not None else file.suffix or "without an ending"] += 1
             else:
@@ -76,6 +76,13 @@ def _read_folder(folder: Path) -> dict[str, str]:
         message = f"{folder}: {len(texts)} files read, those that end in {endings}; left out: {kinds}"
         print(printable(f"dtbert: {message}"), file=sys.stderr)
     return texts
+
+
+def _content(file: Path) -> bytes:
+    """What is in a file of a folder; ValueError for a pipe or the like, in whose place nobody may be writing."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no regular file: take it out of the folder, or name the files themselves")
+    return file.read_bytes()
 
 
 def _refuse(error: OSError) -> None:

@@ -1,15 +1,18 @@
 """Lines in and lines out: from file to file by `batch`, with - for --input or --output as they come, for pipes.
 
-Of what comes from a pipe or goes into one each line is written when its part is done, in order. Nothing goes on where
-it stopped, so nothing is kept beside.
+Of what comes from a pipe or goes into one each line is written when its part is done, in order. A part of stdin is what
+has come: whoever waits for an answer before asking on gets it. Nothing goes on where it stopped, so nothing is kept
+beside.
 """
 
 import argparse
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dtbert.cli import batch
 from dtbert.cli.batch import CHARACTERS_PER_TOKEN, Load, Work, check_source, remaining, results
@@ -18,6 +21,9 @@ from dtbert.cli.output import check_output, printable
 from dtbert.jobs.lines import Columns, Line, dump, parse_line
 
 STREAM = "-"
+_READ = 1 << 16  # bytes, what a pipe holds
+# Seconds that a line waits for more of a fast writer: little beside a pass through the model, which they then share.
+_PATIENCE = 0.005
 
 # Writes a line and its fields.
 Write = Callable[[Line, dict[str, Any]], object]
@@ -90,13 +96,36 @@ def _file_lines(source: Path, columns: Columns) -> Iterator[Line]:
     return Source.of(source, columns).lines()
 
 
-def _stdin_lines(columns: Columns) -> Iterator[Line]:
-    """The lines on stdin as they come; ValueError where they are no JSON objects, one a line."""
-    first = True
-    for number, raw in enumerate(sys.stdin.buffer, start=1):
+def _stdin_lines(columns: Columns) -> Iterator[Line | None]:
+    """The lines on stdin, None before it waits for more; ValueError where they are no JSON objects, one a line."""
+    first, number = True, 0
+    for raw in _as_they_come(cast(BufferedReader, sys.stdin.buffer)):
+        if raw is None:
+            yield None
+            continue
+        number += 1
         if not raw.strip():
             continue
         if first and not raw.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
             raise ValueError("--input -: stdin must be JSON objects, one a line; give other kinds as a file")
         first = False
         yield parse_line(number, raw, columns)
+
+
+def _as_they_come(file: BufferedReader) -> Iterator[bytes | None]:
+    """A stream's lines, and None where the next may be long in coming."""
+    begun = b""
+    while found := file.read1(_READ):
+        *lines, begun = (begun + found).split(b"\n")
+        yield from lines
+        if not _has_more(file):
+            yield None
+    if begun:
+        yield begun
+
+
+def _has_more(file: BufferedReader) -> bool:
+    try:
+        return bool(select.select([file], [], [], _PATIENCE)[0])
+    except (OSError, ValueError):  # nothing that can be waited for: of Windows sockets alone
+        return False

@@ -130,6 +130,9 @@ def test_chunks_hold_every_line_and_are_bounded(lines: list[Line], done: int) ->
     assert [chunk for chunk, _ in left] == found[len(found) - len(left) :]
     assert [line for chunk, there in left for line in chunk[there:]] == lines[done:]
     assert not any(there for _, there in left[1:])
+    # Where none has come yet, those before are not waited with.
+    before, after = lines[:done], lines[done:]
+    assert list(chunks(iter([*before, None, *after]), 50)) == [*chunks(iter(before), 50), *chunks(iter(after), 50)]
 
 
 def test_batch_holds_a_chunk_at_a_time(model_folder: Path) -> None:

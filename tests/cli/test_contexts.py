@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import re
 from pathlib import Path
 
@@ -88,6 +89,13 @@ def test_files_that_hold_no_text_are_refused(tmp_path: Path) -> None:
         for argument in (path, tmp_path):
             with pytest.raises(ValueError, match=rf"letter\.txt.*{message}"):
                 given(argument)
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "b.txt")
+    (tmp_path / "a.txt").write_text("A a.")
+    with pytest.raises(ValueError, match=r"b\.txt is no regular file: take it out of the folder"):
+        given(tmp_path)
 
 
 def test_folders_that_are_not_read_are_no_secret(

@@ -1,14 +1,22 @@
 """`dtbert answer` with - for --input or --output: the same answers as from file to file, as they come."""
 
+import argparse
 import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from dtbert.cli.batch import Work
+from dtbert.cli.stream import Write, _stdin_lines, pipe
+from dtbert.jobs.lines import QUESTIONS, Line
 from tests.cli.conftest import Run
 
 ROWS = [
@@ -78,6 +86,52 @@ def test_what_cannot_be_streamed_is_said(
     assert Path("full.jsonl").read_text() == "{}\n"
     feed(monkeypatch, "\n")
     assert run(*command, "--input", "-", "--output", "-") == (0, "", "")
+
+
+def test_who_waits_for_an_answer_before_asking_on_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, last = (json.dumps(row) for row in ROWS)
+    # The second comes in two parts, the last without the end of its line.
+    sent = [f"{first}\n\n{second[:9]}", f"{second[9:]}\n", last]
+    source, sink = os.pipe()
+    seen: list[tuple[int, int]] = []
+
+    def send() -> None:
+        if sent:
+            os.write(sink, sent.pop(0).encode())
+        if not sent:
+            os.close(sink)
+
+    @contextmanager
+    def conversation(output: str, work: Work) -> Iterator[Write]:
+        send()
+
+        def write(line: Line, fields: dict[str, Any]) -> None:
+            seen.append((line.number, fields["together"]))
+            if sent:
+                send()
+
+        yield write
+
+    def together(lines: Sequence[Line]) -> Iterator[tuple[Line, dict[str, Any]]]:
+        return ((line, {"together": len(lines)}) for line in lines)
+
+    model: Any = SimpleNamespace(batch_tokens=2048)
+    arguments = argparse.Namespace(input="-", output=str(tmp_path / "out"), model=None, quiet=True)
+    with os.fdopen(source) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert pipe(arguments, QUESTIONS, lambda _: Work(model, together, {}), conversation) == 0
+    assert seen == [(1, 1), (3, 1), (4, 1)]
+
+
+def test_what_is_there_is_not_cut_where_a_read_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, sink = os.pipe()
+    os.write(sink, f"{json.dumps(ROWS[0])}\n".encode() * 50)
+    os.close(sink)
+    monkeypatch.setattr("dtbert.cli.stream._READ", 100)
+    with os.fdopen(source) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        lines = list(_stdin_lines(QUESTIONS))
+    assert [line and (line.number, line.id) for line in lines] == [(number, "a") for number in range(1, 51)]
 
 
 def test_pipe_that_has_closed_is_quiet(model_folder: Path) -> None:
