@@ -343,7 +343,7 @@ class QuestionAnswerer(Reader):
     def within_budget(self, budget: float, *, static: bool | None = None) -> MeasuredSchedule:
         """The most accurate measured schedule whose MACs are at most this part of the full model's, in the mean.
 
-        The full model itself is the choice where nothing cheaper is as accurate; its ``schedule`` is None.
+        The full model itself is the choice at a budget of 1; its ``schedule`` is None.
 
         Args:
             budget: above 0 and at most 1.

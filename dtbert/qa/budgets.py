@@ -164,6 +164,9 @@ class ScheduleFront:
     def within(self, budget: float, static: bool = False) -> MeasuredSchedule:
         """The most accurate entry that costs at most a part of the full model's MACs; of equals the cheapest.
 
+        At a budget of 1 it is the full model, which gives the same as no budget, whatever was more accurate on the few
+        questions of a search.
+
         Args:
             budget: above 0, at most 1, which the full model itself costs.
             static: as `choices`.
@@ -173,6 +176,8 @@ class ScheduleFront:
             ValueError: out of range, or below the cheapest entry.
         """
         check_budget(budget)
+        if budget == 1:
+            return self.full_model
         entries = (*self.choices(static), self.full_model)
         affordable = [entry for entry in entries if entry.macs_fraction <= budget]
         if not affordable:

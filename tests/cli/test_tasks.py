@@ -149,13 +149,16 @@ def test_train_then_search_then_evaluate_within_a_budget(run: Run, tmp_path: Pat
     assert "  acc.   95% interval   kept after" in shown
     front = read_schedules(best / "schedules.json")
     assert {entry.schedule.scorer for entry in front.schedules if entry.schedule} <= {"received", "cls", "value_norm"}
-    chosen = front.within(1.0)
-    report = json.loads(run("evaluate", "dev.tsv", "--task", "sst2", "--model", best, "--budget", 1, "--json").out)
+    budget = front.schedules[-1].least_budget
+    chosen = front.within(budget)
+    assert chosen.schedule is not None
+    report = json.loads(run("evaluate", "dev.tsv", "--task", "sst2", "--model", best, "--budget", budget, "--json").out)
     assert report["accuracy"] == pytest.approx(chosen.f1, abs=1e-3)
     assert report["ratio_to_own_length"]["executed"] == pytest.approx(chosen.macs_fraction, abs=1e-4)
     text = "bo ba di"
     classifier = TextClassifier.load(best)
-    assert classifier(text, budget=1.0) == classifier(text, schedule=chosen.schedule)
+    assert classifier(text, budget=budget) == classifier(text, schedule=chosen.schedule)
+    assert classifier(text, budget=1.0) == classifier(text)
 
 
 @pytest.mark.parametrize("options", [("--temperature", 2), ("--distill", "intermediate")])

@@ -80,9 +80,9 @@ def test_front_survives_json(front: ScheduleFront) -> None:
     assert len(json.loads(text)["schedules"]) == len(front.schedules)
 
 
-@given(FRONTS, st.floats(0, 1, exclude_min=True))
+@given(FRONTS, st.floats(0, 1, exclude_min=True, exclude_max=True))
 def test_choice_is_the_best_that_the_budget_allows(front: ScheduleFront, budget: float) -> None:
-    affordable = [entry for entry in (*front.schedules, front.full_model) if entry.macs_fraction <= budget]
+    affordable = [entry for entry in front.schedules if entry.macs_fraction <= budget]
     if not affordable:
         with pytest.raises(ValueError, match=f"budget {budget} .* below"):
             front.within(budget)
@@ -107,11 +107,11 @@ def test_static_choice_is_the_best_of_the_static_where_there_are_such(front: Sch
     assert {*front.schedules} - {*front.choices()} <= {*static}
 
 
-def test_full_model_is_the_choice_at_a_budget_of_one() -> None:
-    assert FRONT.within(1) == FRONT.full_model
-    assert FRONT.within(0.99).schedule == HALF
-    better = front(entry(HALF, 0.5, 81.0))
-    assert better.within(1).schedule == HALF
+@pytest.mark.parametrize("static", [False, True])
+def test_full_model_is_the_choice_at_a_budget_of_one_alone(static: bool) -> None:
+    for one in (FRONT, front(entry(HALF, 0.5, 81.0)), front(entry(Threshold((0.02, 0.03)), 0.5, 81.0))):
+        assert one.within(1, static) == one.full_model
+        assert one.within(0.99, static).macs_fraction == 0.5
 
 
 def test_budget_below_the_cheapest_names_what_is_enough() -> None:
