@@ -114,9 +114,14 @@ def _beside(target: Path, named: Path) -> Iterator[Path]:
         raise kind(f"cannot write {named}: {reason}{kept}") from error
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says: libraries put advice, traces and addresses after it."""
+    return str(error).strip().partition("\n")[0]
+
+
 def reason_of(error: Exception) -> str:
     """What an error says, in one line and without a number of the system's; of a full disk also what to do."""
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+    reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
     return f"{reason}: make room, then give the command again" if "space left" in reason else reason
 
 

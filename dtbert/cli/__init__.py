@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from dtbert import __version__
 from dtbert.cli import answer, build, classify, convert, embed, evaluate, export, profile, search, serve, trace, train
 from dtbert.cli.output import printable
-from dtbert.files import reason_of
+from dtbert.files import first_line, reason_of
 
 _DESCRIPTION = """\
 Question answering with a BERT that drops tokens between layers, to fit any
@@ -29,6 +29,12 @@ example:
 
 `dtbert COMMAND --help` tells more.
 """
+
+# By name, in the order of the help.
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (answer, classify, embed, evaluate, trace, convert, export, profile, train, search, serve, build)
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,8 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser("dtbert", description=_DESCRIPTION, epilog=_EXAMPLE, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"dtbert {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (answer, classify, embed, evaluate, trace, convert, export, profile, train, search, serve, build):
-        name = command.__name__.rpartition(".")[2]
+    for name, command in COMMANDS.items():
         one = commands.add_parser(
             name,
             help=command.SUMMARY,
@@ -96,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_message(error))
     except (MemoryError, RuntimeError) as error:
         # torch has no type of its own for a CPU's memory.
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         if not isinstance(error, MemoryError) and "memory" not in reason:
             raise
         return _fail(f"out of memory{f' ({reason})' if reason else ''}: give a smaller batch, file or model")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-from dtbert.files import GZIP_MAGIC, Json, file_sha256, utf8
+from dtbert.files import GZIP_MAGIC, Json, file_sha256, first_line, utf8
 from dtbert.jobs.lines import QUESTIONS, Columns, Line, line_of, parse_line
 
 Kind = Literal["lines", "array", "csv", "tsv", "parquet"]
@@ -197,5 +197,4 @@ def _parquet_rows(path: Path, columns: Columns) -> Iterator[Json]:
             for batch in file.iter_batches(columns=columns.of_table(str(path), file.schema_arrow.names)):
                 yield from map(Json, batch.to_pylist())
     except (ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is a damaged Parquet file ({json.dumps(reason)})") from error
+        raise ValueError(f"{path} is a damaged Parquet file ({json.dumps(first_line(error))})") from error

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from dtbert.cli.output import printable
+from dtbert.files import first_line
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ def joined(device: str) -> Iterator[int]:
             raise
         _leave_after_first()
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         if isinstance(error, distributed.DistError) or "gloo" in reason:
             # Not this process's own: another one has gone. The first says so.
             if rank == 0:

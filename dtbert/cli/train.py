@@ -24,6 +24,7 @@ from dtbert.cli.output import print_json
 from dtbert.cli.processes import agree, joined
 from dtbert.cli.tasks import TASK_HELP, add_task_option
 from dtbert.cli.train_parts import question_parts, text_parts
+from dtbert.files import first_line
 from dtbert.training import Distillation, LengthDrop, TrainingOptions
 from dtbert.training.options import ABOVE_0
 
@@ -269,9 +270,8 @@ def _train(trainer: "Trainer", arguments: argparse.Namespace, rank: int) -> bool
         try:
             return trainer.run(report)
         except torch.OutOfMemoryError as error:
-            reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"a step of {trainer.options.batch_tokens} tokens: {reason}; give fewer --batch-tokens"
+                f"a step of {trainer.options.batch_tokens} tokens: {first_line(error)}; give fewer --batch-tokens"
             ) from error
 
 

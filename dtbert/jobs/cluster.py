@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
+from dtbert.files import first_line
 from dtbert.jobs.blocks import Block, InputFile, plan
 from dtbert.jobs.folder import Manifest, OutputFolder, Record
 from dtbert.jobs.worker import Answering, Worker
@@ -139,8 +140,9 @@ def _connected(cluster: Cluster) -> Iterator[Any]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         if cluster.address is None:
             raise
-        reason = str(error).strip().partition("\n")[0]
-        raise OSError(f"--address {cluster.address}: there is no Ray cluster that answers ({reason})") from error
+        raise OSError(
+            f"--address {cluster.address}: there is no Ray cluster that answers ({first_line(error)})"
+        ) from error
     try:
         yield ray
     finally:

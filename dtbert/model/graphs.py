@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dtbert.files import first_line
 from dtbert.kernels import Backend, Packing
 from dtbert.kernels.parameters import Linear
 from dtbert.model.batch import PackedBatch
@@ -161,8 +162,7 @@ class Graphs:
                 inputs.fill(batch, plan)
                 recording = self._recorder.record(lambda: _run(forward, inputs, plan, backend))
         except Exception as error:  # whatever a compiler, an allocator or a driver raises
-            reason = str(error).strip().partition("\n")[0]
-            logger.warning("no CUDA graph could be recorded, so this model goes without: %s", reason)
+            logger.warning("no CUDA graph could be recorded, so this model goes without: %s", first_line(error))
             self._failed = True
             self._forget()
             return None

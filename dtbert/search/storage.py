@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from dtbert.files import differing, lock
+from dtbert.files import differing, first_line, lock
 
 SamplerName = Literal["nsga2", "tpe"]
 
@@ -52,7 +52,7 @@ def open_study(storage: str | None, name: str, settings: dict[str, Any], sampler
             load_if_exists=True,
         )
     except Exception as error:  # the errors of the storages have nothing in common
-        reason = str(error).partition("\n")[0].replace(storage or "memory", place)
+        reason = first_line(error).replace(storage or "memory", place)
         raise ValueError(f"cannot open the study {name!r} in {place}: {reason}") from error
     before = study.user_attrs.get("settings")
     if before is None:
@@ -90,7 +90,7 @@ def naming_storage(storage: str) -> Iterator[None]:
         yield
     except STORAGE_ERRORS as error:
         # The reason is the database's, behind what Optuna makes of it.
-        reason = str(error.__cause__ or error).partition("\n")[0]
+        reason = first_line(error.__cause__ or error)
         raise OSError(
             f"the study in {without_password(storage)} cannot be read or written any more ({reason}): "
             "see to it, then the same command goes on"

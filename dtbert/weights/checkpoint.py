@@ -323,11 +323,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         )
     stored: dict[str, StoredTensor] = {}
     described = tensors.describe()
-    prefix = common_prefix([tensor.name for tensor in described])
-    if prefix:
+    if prefix := common_prefix([tensor.name for tensor in described]):
         logger.warning("%s: every name begins with the prefix %r, which is taken off", file, prefix)
-    encoder = encoder_prefix([tensor.name.removeprefix(prefix) for tensor in described])
-    if encoder:
+    if encoder := encoder_prefix([tensor.name.removeprefix(prefix) for tensor in described]):
         logger.warning("%s: the encoder's names begin with the prefix %r, which is read as 'bert.'", file, encoder)
     for tensor in described:
         if not tensor.name.isprintable():
@@ -367,12 +365,11 @@ def weights_file(path: Path) -> Path:
     """The file of weights in a folder, or the path itself where it is a file; FileNotFoundError where there is none."""
     if path.is_file():
         return path
-    folder = path
     for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    held = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-    raise FileNotFoundError(f"{folder} has no weights: looked for {', '.join(WEIGHT_FILES)}, found {held}")
+        if (path / name).is_file():
+            return path / name
+    held = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing"
+    raise FileNotFoundError(f"{path} has no weights: looked for {', '.join(WEIGHT_FILES)}, found {held}")
 
 
 def has_classifier(path: Path) -> bool:

@@ -6,6 +6,7 @@ import re
 from os import PathLike
 from pathlib import Path
 
+from dtbert.files import first_line
 from dtbert.weights.checkpoint import TOKENIZER_FILES, WEIGHT_FILES, shard_names
 from dtbert.weights.download import HubError, ask, check_revision, download, note_absent, note_commit
 from dtbert.weights.pooling import MODULES_FILE, POOLING_FILE
@@ -181,7 +182,7 @@ def _broke_off(name: str, repo_id: str, error: Exception) -> OSError:
 
 def _reason(error: Exception) -> str:
     """The first line of an error, without the address and the number of the request."""
-    return str(error).strip().partition("\n")[0].partition(" (Request ID")[0].rstrip(" .")
+    return first_line(error).partition(" (Request ID")[0].rstrip(" .")
 
 
 def _near(repo_id: str) -> str:

@@ -4,6 +4,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from dtbert.files import first_line
+
 _POINTER = "a Git LFS pointer, which stands for the file: fetch that with `git lfs pull`"
 _PAGE = "a web page: the download went wrong, fetch it again"
 _PICKLE = "a pickle, which torch.save writes: give it a name that ends in .bin"
@@ -48,7 +50,7 @@ def what_else(path: Path) -> str:
 
 def unpickler_says(error: Exception) -> str:
     """The first line of what torch's unpickler raised, without its advice to run whatever the file holds."""
-    reason = str(error).strip().partition("\n")[0]
+    reason = first_line(error)
     return "it holds something else, or is damaged" if "weights_only" in reason else reason
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dtbert.files import first_line
 from dtbert.kernels import BackendName, Sizes, choose_backend, native
 from dtbert.kernels.cpu import multiplies_natively
 from dtbert.kernels.float8 import FLOAT8
@@ -58,7 +59,7 @@ class Placement(NamedTuple):
             place = torch.device("cpu" if device is None else device)
             torch.zeros(1, device=place).tolist()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             if reason.startswith("Expected one of"):  # all of torch's forty kinds
                 reason = "expected cpu, cuda, cuda:1, ..."
             raise ValueError(f"the device {str(device)!r} is not there: {reason}") from error

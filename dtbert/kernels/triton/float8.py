@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dtbert.files import first_line
 from dtbert.kernels.float8 import FLOAT8, LARGEST, LEAST, ScaledRows, float8_product, rows_product
 from dtbert.kernels.parameters import Linear
 from dtbert.kernels.reference import Activation, activate
@@ -171,8 +172,7 @@ def why_not_float8(device: torch.device) -> str | None:
     try:
         right = _is_right(device)
     except RuntimeError as error:  # no kernel for it in this build of torch
-        reason = str(error).strip().partition("\n")[0]
-        return f"which torch {torch.__version__} does not on {device}: {reason}"
+        return f"which torch {torch.__version__} does not on {device}: {first_line(error)}"
     return None if right else f"where those of torch {torch.__version__} are wrong on {device}"
 
 
