@@ -7,7 +7,6 @@ from dtbert.cli import cluster, stream
 from dtbert.cli.answering import asking, work_of
 from dtbert.cli.contexts import given_contexts
 from dtbert.cli.options import (
-    QUIET_HELP,
     SCHEDULE_HELP,
     add_answer_options,
     add_model_options,
@@ -77,10 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--context", metavar="FILE|TEXT|-", **several, help=context + best)
     one.add_argument("--file", metavar="FILE|-", **several, help="the same, but never the text itself")
     one.add_argument("--text", metavar="TEXT", **several, help="the same, but always the text itself")
-    many = parser.add_argument_group("many questions")
-    many.add_argument("--input", metavar="FILE|-", help="questions, as above")
-    many.add_argument("--output", metavar="FILE|-", help="answers, one JSON object a line")
-    many.add_argument("--quiet", action="store_true", help=QUIET_HELP)
+    stream.add_arguments(parser, QUESTIONS, "answers, one JSON object a line")
     cluster.add_arguments(parser)
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="the K best answers, of different texts")
     parser.add_argument("--overlap", action="store_true", help="they may share words with better ones")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtbert.cli import stream
 from dtbert.cli.batch import Work
-from dtbert.cli.options import QUIET_HELP, SCHEDULE_HELP, add_model_options, add_schedule_options, placement, positive
+from dtbert.cli.options import SCHEDULE_HELP, add_model_options, add_schedule_options, placement, positive
 from dtbert.cli.output import print_json, printable
 from dtbert.cli.tasks import load_with_schedule
 from dtbert.jobs.lines import Columns, Line, described
@@ -60,10 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one = parser.add_argument_group("one text")
     one.add_argument("--text", metavar="TEXT", help="the text itself")
     one.add_argument("--pair", metavar="TEXT", help="a second one, for a model of pairs")
-    many = parser.add_argument_group("many texts")
-    many.add_argument("--input", metavar="FILE|-", help="texts, as above")
-    many.add_argument("--output", metavar="FILE|-", help="labels, one JSON object a line")
-    many.add_argument("--quiet", action="store_true", help=QUIET_HELP)
+    stream.add_arguments(parser, _COLUMNS, "labels, one JSON object a line")
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="the K best labels, or as many as it has")
     parser.add_argument("--json", action="store_true", help="print one JSON object (--output holds JSON in any case)")
     add_model_options(parser, shipped=False)

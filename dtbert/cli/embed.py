@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtbert.cli import stream
 from dtbert.cli.batch import Work
-from dtbert.cli.options import QUIET_HELP, SCHEDULE_HELP, add_model_options, add_schedule_options, placement
+from dtbert.cli.options import SCHEDULE_HELP, add_model_options, add_schedule_options, placement
 from dtbert.cli.output import print_json
 from dtbert.cli.tasks import load_with_schedule
 from dtbert.files import replacing
@@ -72,10 +72,7 @@ _SHOWN = 6  # values of a vector that are printed for people
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     few = parser.add_argument_group("a few texts")
     few.add_argument("--text", metavar="TEXT", nargs="+", action="extend", help="the text itself")
-    many = parser.add_argument_group("many texts")
-    many.add_argument("--input", metavar="FILE|-", help="texts, as above")
-    many.add_argument("--output", metavar="FILE|-", help="vectors: an array in .npy, else JSON objects, one a line")
-    many.add_argument("--quiet", action="store_true", help=QUIET_HELP)
+    stream.add_arguments(parser, _COLUMNS, "vectors: an array in .npy, else JSON objects, one a line")
     group = parser.add_argument_group("vectors")
     group.add_argument(
         "--normalize",

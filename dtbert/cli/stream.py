@@ -17,6 +17,7 @@ from typing import Any, cast
 from dtbert.cli import batch
 from dtbert.cli.batch import CHARACTERS_PER_TOKEN, Load, Work, check_source, remaining, results
 from dtbert.cli.inputs import Source
+from dtbert.cli.options import QUIET_HELP
 from dtbert.cli.output import check_output, printable
 from dtbert.jobs.lines import Columns, Line, dump, parse_line
 
@@ -27,6 +28,14 @@ _PATIENCE = 0.005
 
 # Writes a line and its fields.
 Write = Callable[[Line, dict[str, Any]], object]
+
+
+def add_arguments(parser: argparse.ArgumentParser, columns: Columns, written: str) -> None:
+    """The options of `run`, by which ``written`` is made of such lines."""
+    many = parser.add_argument_group(f"many {columns.what}")
+    many.add_argument("--input", metavar="FILE|-", help=f"{columns.what}, as above")
+    many.add_argument("--output", metavar="FILE|-", help=written)
+    many.add_argument("--quiet", action="store_true", help=QUIET_HELP)
 
 
 def run(arguments: argparse.Namespace, columns: Columns, load: Load) -> int:
