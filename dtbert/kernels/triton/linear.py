@@ -139,14 +139,19 @@ def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
-    """`Backend.linear`: cuBLAS and a pass in place, or `fused_linear` where `FUSED_FROM` says so."""
-    if activation is not None and FUSED_FROM:
+    """`Backend.linear`: cuBLAS, or `activated_linear`."""
+    return F.linear(x, weight, bias) if activation is None else activated_linear(x, weight, bias, activation)
+
+
+# An operator, so that torch.compile does not trace the choice: torch 2.11 breaks the graph there, and then itself.
+@operator("activated_linear")
+def activated_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """`Backend.linear` with an activation: cuBLAS and a pass in place, or `fused_linear` where `FUSED_FROM` says so."""
+    if FUSED_FROM:
         least = FUSED_FROM.get((architecture(x.device), x.dtype))
         if least is not None and len(x) >= least:
             return fused_linear(x, weight, bias, activation)
     product = F.linear(x, weight, bias)
-    if activation is None:
-        return product
     if activation == "relu":
         return product.relu_()
     if activation == "silu":
