@@ -16,8 +16,8 @@ from dtbert.kernels.triton.configs import linear_config
 from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, operator, wrap_triton
 
 # From how many tokens on the one kernel is taken, by architecture and dtype. On an H200, bfloat16, 768 x 3072 with
-# erf-GELU, it beat cuBLAS and a pass wherever it was timed, in us: 7.8 against 9.0 at 384 tokens, 35 against 37 at 3,072,
-# 129 against 153 at 12,288, 522 against 581 at 49,152. Fewer than 384 were not timed.
+# erf-GELU, it beat cuBLAS and a pass wherever it was timed, in us: 7.8 against 9.0 at 384 tokens, 35 against 37 at
+# 3,072, 129 against 153 at 12,288, 522 against 581 at 49,152. Fewer than 384 were not timed.
 FUSED_FROM: Mapping[tuple[str, torch.dtype], int] = {("sm_90", torch.bfloat16): 1024, ("sm_90", torch.float16): 1024}
 
 # Programs of so many row blocks share the columns of the weight that they read.
