@@ -53,6 +53,7 @@ SCORERS = {
     "answer": True,
     "overlap": True,
     "answer_overlap": True,
+    "answer_overlap_4": True,
     "random": True,
 }
 _FIELDS = ("what", "questions", "count", "model_sha256", "dtype", "threads", "budget", "schedule")

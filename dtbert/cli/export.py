@@ -22,7 +22,8 @@ examples:
     --schedule 0.9,0.8,0.6,0.4,0.3,0.1
 
 {SCHEDULE_HELP}
-An ONNX file can compute received, cls, answer, overlap and answer_overlap.
+An ONNX file can compute received, cls, answer, overlap, answer_overlap and
+answer_overlap_4.
 """
 
 

@@ -41,9 +41,10 @@ schedules:
   scores are summed over the layers, and "skip_layers": [4], which are left out.
   NAME, the scorer that chooses the tokens, is one of received,
   received_off_diagonal, received_max, cls, from_question, value_norm, answer,
-  overlap, answer_overlap, random; or a function of yours, MODULE:FUNCTION, as
-  Python imports it from here; or a list of them with one per layer. A schedule
-  that names none takes the model's own, with the question kept where it does.
+  overlap, answer_overlap, answer_overlap_4, random; or a function of yours,
+  MODULE:FUNCTION, as Python imports it from here; or a list of them with one
+  per layer. A schedule that names none takes the model's own, with the question
+  kept where it does.
 """
 
 _LIST = re.compile(r"\s*[\[(]?[\d.,\s+\-eE]*[\])]?\s*")

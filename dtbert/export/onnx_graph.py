@@ -5,6 +5,7 @@ standard, of opset 20, in float32; `Backend` says what each step is.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -306,9 +307,10 @@ def _overlap(network: _Network, view: _View) -> str:
     return network.left(network.overlap())
 
 
-def _answer_overlap(network: _Network, view: _View) -> str:
+def _answer_overlap(network: _Network, view: _View, weight: float = 2.0) -> str:
     log_overlap = network.op("Log", network.op("Add", network.overlap(), network.number(0.1)))
-    return network.op("Add", _answer(network, view), network.left(network.op("Mul", log_overlap, network.number(2.0))))
+    weighed = network.op("Mul", log_overlap, network.number(weight))
+    return network.op("Add", _answer(network, view), network.left(weighed))
 
 
 # Those of `dtbert.model.scorers` that are a few operators: a name of float32 [n].
@@ -318,4 +320,5 @@ _SCORERS: dict[str, Callable[[_Network, _View], str]] = {
     "answer": _answer,
     "overlap": _overlap,
     "answer_overlap": _answer_overlap,
+    "answer_overlap_4": partial(_answer_overlap, weight=4.0),
 }

@@ -183,11 +183,6 @@ def _answer(view: LayerView) -> Tensor:
     return view.span_logits().amax(1).float()
 
 
-def _answer_overlap(view: LayerView) -> Tensor:
-    # As log-probabilities add up: what the state looks like, and where one would look for it.
-    return torch.add(view.span_logits().amax(1), view.log_overlap(), alpha=2)
-
-
 def _random(view: LayerView) -> Tensor:
     # An integer hash (splitmix64's finaliser, cut to 63 bits), so that a token's score depends on its position and the
     # layer, and on nothing else in the batch.
@@ -214,6 +209,14 @@ def _of_span_head(sizes: ScoredTokens, cost: ScoreCost) -> int:
     return 2 * sizes.tokens * sizes.hidden_size
 
 
+def _answer_overlap(weight: float) -> Scorer:
+    # As log-probabilities add up: what the state looks like, and where one would look for it.
+    def score(view: LayerView) -> Tensor:
+        return torch.add(view.span_logits().amax(1), view.log_overlap(), alpha=weight)
+
+    return Scorer(score, needs_span_head=True, macs=_of_span_head, logarithmic=True)
+
+
 _TABLE: dict[str, Scorer] = {
     "received": _attention("received", _again, with_context=True),
     "received_off_diagonal": _attention("received_off_diagonal", _again, with_context=True),
@@ -229,7 +232,8 @@ _TABLE: dict[str, Scorer] = {
     ),
     "answer": Scorer(_answer, needs_span_head=True, macs=_of_span_head, logarithmic=True),
     "overlap": Scorer(LayerView.question_overlap),
-    "answer_overlap": Scorer(_answer_overlap, needs_span_head=True, macs=_of_span_head, logarithmic=True),
+    "answer_overlap": _answer_overlap(2),
+    "answer_overlap_4": _answer_overlap(4),
     "random": Scorer(_random),
 }
 BUILT_IN_SCORERS: tuple[str, ...] = tuple(_TABLE)

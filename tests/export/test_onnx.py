@@ -24,7 +24,7 @@ from dtbert.qa import QuestionAnswerer
 from dtbert.weights.quantize import dequantize_rows, is_quantizable, quantize_layers, quantize_rows
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "answer_onnx.py"
-SCORERS = ["received", "cls", "answer", "overlap", "answer_overlap"]
+SCORERS = ["received", "cls", "answer", "overlap", "answer_overlap", "answer_overlap_4"]
 SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24}
 
 
@@ -178,7 +178,7 @@ def test_wrong_arguments_are_refused_before_a_file_is_written(
     refused("6 layers: they must match", schedule=LengthSchedule.ratios([1, 0.5]))
     ratios = [1, 1, 1, 1, 1, 0.5]
     refused(
-        "the scorer 'random', 'value_norm': .* received, cls, answer, overlap, answer_overlap",
+        "the scorer 'random', 'value_norm': .* received, cls, answer, overlap, answer_overlap, answer_overlap_4",
         schedule=LengthSchedule.ratios(ratios, scorer=["cls", "random", "value_norm", "random", "cls", "cls"]),
     )
     refused("must be a LengthSchedule, not list: .*ratios", TypeError, schedule=ratios)

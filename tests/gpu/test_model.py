@@ -104,7 +104,18 @@ def test_float32_agrees_with_transformers(peer: transformers.BertForQuestionAnsw
 
 @pytest.mark.parametrize(
     "scorer",
-    ["received", "cls", "from_question", "value_norm", "received_max", "answer", "overlap", "answer_overlap", "random"],
+    [
+        "received",
+        "cls",
+        "from_question",
+        "value_norm",
+        "received_max",
+        "answer",
+        "overlap",
+        "answer_overlap",
+        "answer_overlap_4",
+        "random",
+    ],
 )
 @torch.inference_mode()
 def test_float32_with_dropping_agrees_with_the_reference(

@@ -154,8 +154,9 @@ def oracle_scores(
         score = head(states).double().numpy().max(1)
     elif name == "overlap":
         score = overlap.numpy()
-    elif name == "answer_overlap":
-        score = head(states).double().numpy().max(1) + 2 * np.log(overlap.numpy() + 0.1)
+    elif name in ("answer_overlap", "answer_overlap_4"):
+        weight = 4 if name.endswith("4") else 2
+        score = head(states).double().numpy().max(1) + weight * np.log(overlap.numpy() + 0.1)
     else:
         raise AssertionError(name)
     return torch.from_numpy(np.asarray(score))
@@ -248,5 +249,5 @@ def test_every_built_in_scorer_is_tested() -> None:
     assert set(BUILT_IN_SCORERS) <= set(available_scorers())
     assert set(BUILT_IN_SCORERS) == {
         *("received", "received_off_diagonal", "received_max", "cls", "from_question", "value_norm"),
-        *("answer", "overlap", "answer_overlap", "random"),
+        *("answer", "overlap", "answer_overlap", "answer_overlap_4", "random"),
     }

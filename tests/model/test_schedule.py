@@ -61,6 +61,7 @@ def test_macs_without_dropping_are_the_plain_models() -> None:
         ("answer", 2 * 100 * 8, 40),
         ("overlap", 0, 40),
         ("answer_overlap", 2 * 100 * 8, 40),
+        ("answer_overlap_4", 2 * 100 * 8, 40),
         ("random", 0, 40),
     ],
 )
