@@ -26,7 +26,7 @@ from dtbert.model.schedule import LengthSchedule
 from dtbert.model.scorers import BUILT_IN_SCORERS
 
 # Tokens of a batch at most: where nobody asked for graphs, and where somebody did. On an H200, 6 x 768 in bfloat16,
-# graphs take 0.15 of the time of launches at 1 x 128, 0.5 at 8 x 384, 0.95 at 32 x 384, and about all of it beyond.
+# graphs take 0.15 of the time of launches at 1 x 128, 0.5 at 8 x 384, 0.98 at 32 x 384, and about all of it beyond.
 SMALL, LARGE = 16384, 32768
 # Graphs at most of one model, and buckets that it remembers to have met.
 MOST_GRAPHS, _MOST_MET = 32, 1024

@@ -20,7 +20,7 @@ from dtbert.kernels.triton.add_norm import add_norm_float8
 from dtbert.kernels.triton.embed import embed_float8
 from dtbert.kernels.triton.float8 import scale_rows
 from dtbert.kernels.triton.launch import pretending
-from dtbert.kernels.triton.linear import fused_linear
+from dtbert.kernels.triton.linear import activated_linear, fused_linear
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
 from dtbert.weights.quantize import quantize_layers
 from scripts.compile_report import recording
@@ -70,6 +70,7 @@ def run_steps(x: dict[str, Tensor]) -> list[Tensor]:
         triton.select(x["significance"], packing, kept.packing).rows,
         triton.add_norm(x["x"], linear, x["states"], norm, kept.rows),
         fused_linear(x["x"], *layer, "gelu"),
+        activated_linear(x["x"], *layer, "gelu"),
         triton.scatter(x["states"].clone(), kept.rows, x["x"]),
         triton.question_overlap(TokenIds(ids, ids, ids), packing),
         *embed_float8(ids, ids, ids, x["states"], x["states"], x["states"], vector, vector, 1e-5),
@@ -103,6 +104,7 @@ EXPECTED = [
     ((K,), torch.int64),
     ((K, H), torch.bfloat16),
     ((K, H), torch.bfloat16),
+    ((K, H), torch.bfloat16),
     ((T, H), torch.bfloat16),
     ((T,), torch.float32),
     ((T, H), torch.bfloat16),
@@ -121,7 +123,7 @@ EXPECTED = [
     ((T, H), torch.bfloat16),
 ]
 OPERATORS = ["embed", "attention", "select", "drop_again", "add_norm", "fused_linear", "scatter", "question_overlap"]
-OPERATORS += ["embed_float8", "add_norm_float8", "scale_rows"]
+OPERATORS += ["activated_linear", "embed_float8", "add_norm_float8", "scale_rows"]
 
 
 def test_kernels_are_compiled_here() -> None:
@@ -174,14 +176,17 @@ def export_model(schedule: LengthSchedule | None = None, *, in_float8: bool = Fa
         return operators_of(torch.export.export(Logits(model, schedule), (x["ids"], x["cu_seqlens"]), strict=strict))
 
 
-def test_export_of_the_whole_model_keeps_the_operators() -> None:
-    assert export_model() == ["embed", *["attention", "add_norm", "add_norm"] * 2]
+# By torch.compile's tracer, too: a graph that it breaks in a layer, torch 2.11 puts together wrongly.
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_the_whole_model_keeps_the_operators(strict: bool) -> None:
+    assert export_model(strict=strict) == ["embed", *["attention", "add_norm", "activated_linear", "add_norm"] * 2]
 
 
-def test_export_of_a_model_that_drops_tokens_keeps_the_operators() -> None:
-    first = ["embed", "attention", "select", "add_norm", "add_norm"]
-    second = ["attention", "drop_again", "add_norm", "add_norm", "scatter"]
-    assert export_model(LengthSchedule.ratios([0.7, 0.3])) == [*first, *second]
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_a_model_that_drops_tokens_keeps_the_operators(strict: bool) -> None:
+    rest = ["add_norm", "activated_linear", "add_norm"]
+    want = ["embed", "attention", "select", *rest, "attention", "drop_again", *rest, "scatter"]
+    assert export_model(LengthSchedule.ratios([0.7, 0.3]), strict=strict) == want
 
 
 def test_export_of_a_model_in_fp8_makes_rows_for_each_product(monkeypatch: pytest.MonkeyPatch) -> None:

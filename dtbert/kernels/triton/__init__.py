@@ -61,7 +61,8 @@ class Triton(Backend):
     def partial_attention(
         self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore
     ) -> tuple[Tensor, Tensor | Partials]:
-        if packing.max_seqlen > MAX_SUMMED:
+        # torch.compile does not trace the choice of a configuration, which `query_block` reads.
+        if packing.max_seqlen > MAX_SUMMED or torch.compiler.is_compiling():
             return self.scored_attention(qkv, packing, num_heads, score)
         asked = qkv, packing.cu_seqlens, packing.max_seqlen, num_heads, True, score, None, None, None, True
         context, parts = attention(*asked)

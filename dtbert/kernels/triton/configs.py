@@ -210,9 +210,9 @@ def write_table(table: Table, folder: Path = TABLES) -> Path:
 # the product on sm_90 in 16 bit, 768 x 3072 with erf-GELU, none of seven on an H200 was clearly faster.
 _OTHERS = "others"
 
-# Attention in 16 bit and in float32, each for heads of at most 64 and of at most 128. On sm_90, 16 bit, heads of 64: 8
-# warps of at most 128 registers let two programs share a multiprocessor, so that one multiplies while the other takes
-# powers; blocks of 64 queries would read keys and values, from the cache that all share, twice as often.
+# Attention in 16 bit and in float32, each for heads of at most 64 and of at most 128. On sm_90 a table has what is
+# faster for heads of at most 64: in 16 bit, blocks of 64 queries, though these read keys and values, from the cache
+# that all share, twice as often as those of 128.
 _SINGLE = (AttentionConfig(32, 32, 32, 4, 1), AttentionConfig(32, 32, 32, 8, 1))
 _ATTENTION: Mapping[str, tuple[tuple[AttentionConfig, AttentionConfig], tuple[AttentionConfig, AttentionConfig]]] = {
     "sm_80": ((AttentionConfig(128, 64, 64, 8, 2), AttentionConfig(64, 64, 64, 8, 2)), _SINGLE),
