@@ -103,7 +103,10 @@ def add_schedule_options(
     nargs: Any = "+" if several else None
     group = parser.add_argument_group("token dropping")
     if budget:
-        chosen = "the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5; 1 drops nothing"
+        chosen = (
+            "the most accurate schedule of the model's schedules.json within this part of all MACs, such as 0.5; 1 "
+            "drops nothing"
+        )
         more = (
             "; or auto: a small one, then all of it where that was unsure, by the model's cascade.json" if auto else ""
         )
