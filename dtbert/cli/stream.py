@@ -123,14 +123,17 @@ def _stdin_lines(columns: Columns) -> Iterator[Line | None]:
 
 def _as_they_come(file: BufferedReader) -> Iterator[bytes | None]:
     """A stream's lines, and None where the next may be long in coming."""
-    begun = b""
+    begun = bytearray()
     while found := file.read1(_READ):
-        *lines, begun = (begun + found).split(b"\n")
-        yield from lines
+        *ends, rest = found.split(b"\n")
+        for end in ends:
+            yield bytes(begun + end)
+            begun.clear()
+        begun += rest
         if not _has_more(file):
             yield None
     if begun:
-        yield begun
+        yield bytes(begun)
 
 
 def _has_more(file: BufferedReader) -> bool:
