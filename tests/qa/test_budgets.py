@@ -314,10 +314,10 @@ def test_schedule_without_a_scorer_takes_the_models_own(folder: Path, tokenizer:
 
 def test_models_that_say_what_they_drop_by_do_so_without_an_answerer() -> None:
     shipped = load_model()
-    assert shipped.config.own_scorer == QuestionAnswerer.load().own_scorer == OwnScorer("answer_overlap", True)
+    assert shipped.config.own_scorer == QuestionAnswerer.load().own_scorer == OwnScorer("answer_overlap_3", True)
     ids, ratios = torch.randint(1000, 20000, (1, 60)), [0.8, 0.6, 0.4, 0.3, 0.2, 0.1]
     segments = (torch.arange(60)[None] > 9).long()
-    named = LengthSchedule.ratios(ratios, scorer="answer_overlap", keep_question=True)
+    named = LengthSchedule.ratios(ratios, scorer="answer_overlap_3", keep_question=True)
     own, same, other = (
         shipped(ids, None, segments, schedule).start_logits
         for schedule in (LengthSchedule.ratios(ratios), named, LengthSchedule.ratios(ratios, scorer="received"))
