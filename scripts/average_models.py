@@ -2,7 +2,7 @@
 
     python scripts/average_models.py DEST MODEL MODEL ...
 
-DEST, a new folder, gets float32 weights and the first model's tokenizer.
+DEST, a new folder, gets float32 weights, and the first model's tokenizer and scorer.
 """
 
 import argparse
@@ -21,7 +21,11 @@ def average(sources: list[str], dest: Path) -> None:
     """Write the mean of the models' weights; ValueError where their sizes differ."""
     first, *others = (load_trainable(source) for source in sources)
     for source, other in zip(sources[1:], others, strict=True):
-        if replace(other.config, initializer_range=first.config.initializer_range) != first.config:
+        own = first.config
+        shape = replace(
+            other.config, initializer_range=own.initializer_range, scorer=own.scorer, keep_question=own.keep_question
+        )
+        if shape != own:
             raise ValueError(f"{source} is not of the sizes of {sources[0]}: only models of one shape can be averaged")
     for mean, *values in zip(first.parameters(), *(other.parameters() for other in others), strict=True):
         mean.copy_(torch.stack([mean, *values]).mean(0))

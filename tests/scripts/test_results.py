@@ -203,7 +203,7 @@ def test_all_kinds_of_rows_are_shown(
 ) -> None:
     for what in ("measure", "baseline", "scorers", "time"):
         rows = results(what, model, questions, "--budgets", 0.5)
-    assert [row["what"] for row in rows].count("scorers") == 7
+    assert [row["what"] for row in rows].count("scorers") == 8
     searched, constant = (row for row in rows if row["what"] in ("searched", "constant"))
     assert constant["executed"] == pytest.approx(searched["executed"], abs=0.05)
     capsys.readouterr()
