@@ -20,12 +20,10 @@ from dtbert.weights import load_trainable, model_folder, resolve_source, save_mo
 def average(sources: list[str], dest: Path) -> None:
     """Write the mean of the models' weights; ValueError where their sizes differ."""
     first, *others = (load_trainable(source) for source in sources)
+    own = first.config
+    of_no_account = {name: getattr(own, name) for name in ("initializer_range", "scorer", "keep_question")}
     for source, other in zip(sources[1:], others, strict=True):
-        own = first.config
-        shape = replace(
-            other.config, initializer_range=own.initializer_range, scorer=own.scorer, keep_question=own.keep_question
-        )
-        if shape != own:
+        if replace(other.config, **of_no_account) != own:
             raise ValueError(f"{source} is not of the sizes of {sources[0]}: only models of one shape can be averaged")
     for mean, *values in zip(first.parameters(), *(other.parameters() for other in others), strict=True):
         mean.copy_(torch.stack([mean, *values]).mean(0))

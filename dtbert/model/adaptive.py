@@ -8,8 +8,9 @@ so of a longer text fewer stay in proportion. Where all scores of a sequence are
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -186,7 +187,6 @@ class AdaptiveTargets:
 
     def __init__(self, policy: AdaptivePolicy, sequence_lengths: Sequence[int]) -> None:
         self._policy, self._own = policy, sequence_lengths
-        self._logarithmic = [is_logarithmic(name) for name in policy.scorers]
 
     @property
     def last_drop(self) -> int:
@@ -206,30 +206,45 @@ class AdaptiveTargets:
         packing = left.packing
         if not self.may_drop(layer, packing):
             return packing
-        counts = self._counts(layer, left, significance) if self._policy.chooses(layer) else packing.seqlens
+        counts: Sequence[int] = packing.seqlens
+        if self._policy.chooses(layer):
+            counts = counts_by_share(
+                partial(self._policy.count, layer), layer, self._policy.scorers[layer], left, significance
+            )
         kept = []
         for count, entered, length in zip(counts, packing.seqlens, self._own, strict=True):
             floor, ceiling = self._policy.bounds(layer, length)
             kept.append(min(entered, max(floor, min(ceiling, count))))
         return packing if tuple(kept) == packing.seqlens else Packing.stack([kept], significance.device)[0]
 
-    def _counts(self, layer: int, left: Left, significance: Tensor) -> list[int]:
-        real = torch.arange(left.packing.max_seqlen, device=significance.device) < _lengths(left.packing)
-        shares, wrong = _shares(significance, real, self._logarithmic[layer])
-        stay, forced = torch.zeros_like(real), left.forced()
-        if forced is not None:
-            stay.masked_scatter_(real, forced)
-        counts: list[int] = self._policy.count(layer, shares, stay).masked_fill(wrong, -1).tolist()
-        if -1 in counts:
-            wanted = "below infinity" if self._logarithmic[layer] else "finite and at least 0"
-            raise ValueError(
-                f"the scores of {self._policy.scorers[layer]!r} in layer {layer} cannot be shared out: each must be "
-                f"{wanted}; register the scorer as logarithmic=True, or give a LengthSchedule"
-            )
-        return counts
-
     def _may_drop(self, layer: int, entered: Sequence[int]) -> bool:
         return any(self._policy.may_drop(layer, *one) for one in zip(entered, self._own, strict=True))
+
+
+def counts_by_share(
+    count: Callable[[Tensor, Tensor], Tensor], layer: int, scorer: str, left: Left, significance: Tensor
+) -> list[int]:
+    """Tokens of each sequence that stay, as ``count`` says of shares and forced tokens: see `AdaptivePolicy.count`.
+
+    The device is waited for once.
+
+    Raises:
+        ValueError: a significance, which is the scorer's in this layer, has no shares: it is negative, infinite or NaN.
+    """
+    logarithmic = is_logarithmic(scorer)
+    real = torch.arange(left.packing.max_seqlen, device=significance.device) < _lengths(left.packing)
+    shares, wrong = _shares(significance, real, logarithmic)
+    stay, forced = torch.zeros_like(real), left.forced()
+    if forced is not None:
+        stay.masked_scatter_(real, forced)
+    counts: list[int] = count(shares, stay).masked_fill(wrong, -1).tolist()
+    if -1 in counts:
+        wanted = "below infinity" if logarithmic else "finite and at least 0"
+        raise ValueError(
+            f"the scores of {scorer!r} in layer {layer} cannot be shared out: each must be {wanted}; register the "
+            "scorer as logarithmic=True, or give a LengthSchedule"
+        )
+    return counts
 
 
 def _lengths(packing: Packing) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dtbert.kernels import Left, Packing, Partials
 from dtbert.model import LengthSchedule
+from dtbert.model.adaptive import counts_by_share
 from dtbert.model.policy import Targets
-from dtbert.model.scorers import is_logarithmic
 from dtbert.training.options import LengthDrop
 from dtbert.training.places import places_of
 
@@ -86,23 +86,19 @@ class _BatchTargets:
         assert isinstance(significance, Tensor), "parts are for the backend that left them"
         if not self.may_drop(layer, left.packing):
             return left.packing
-        places = places_of(left.packing)
-        if is_logarithmic(self._scorers[layer]):
-            shares = places.pad(significance.float(), -torch.inf).log_softmax(1)
-        else:
-            shares = places.pad(significance.float())
-            shares = shares / shares.sum(1, keepdim=True)
-        forced = left.forced()
-        if forced is not None:
-            shares = shares.masked_fill(places.pad(forced), torch.inf)
-        shares = shares.masked_fill(~places.real, -torch.inf)
-        # One of each sequence stays: these come first.
-        others = max(0, self._totals[layer] - len(shares))
-        shares = shares.sort(1, descending=True).values[:, 1:]
-        highest = shares.flatten().topk(others, sorted=False).indices
-        kept = shares.new_ones(len(shares), dtype=torch.int64)
-        kept.index_add_(0, highest // max(1, shares.shape[1]), torch.ones_like(highest))
-        return Packing.stack([kept.tolist()], significance.device)[0]
+
+        def count(shares: Tensor, forced: Tensor) -> Tensor:
+            of_all = (shares / shares.sum(1, keepdim=True)).masked_fill(forced, torch.inf)
+            of_all = of_all.masked_fill(~places_of(left.packing).real, -torch.inf)
+            # One of each sequence stays: these come first.
+            others = max(0, self._totals[layer] - len(shares))
+            of_all = of_all.sort(1, descending=True).values[:, 1:]
+            highest = of_all.flatten().topk(others, sorted=False).indices
+            kept = torch.ones_like(shares[:, 0])
+            return kept.index_add(0, highest // max(1, of_all.shape[1]), torch.ones_like(highest))
+
+        counts = counts_by_share(count, layer, self._scorers[layer], left, significance)
+        return Packing.stack([counts], significance.device)[0]
 
 
 def _running_product(factors: Iterable[float]) -> list[float]:

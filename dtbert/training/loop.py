@@ -62,7 +62,8 @@ class Trainer:
         folder: where checkpoints and metrics go; None in all processes but the first.
         tokenizer_folder: whose tokenizer goes along with the models.
         evaluate: measures the model during training; the ``"main"`` of what it returns decides which is best.
-        teacher: from which the full model learns, with ``options.distillation``: of the same kind as the model.
+        teacher: from which the full model learns, with ``options.distillation``: of the same kind as the model. With
+            ``options.bf16`` its weights become bfloat16.
 
     Attributes:
         step, num_steps: how many steps have been taken, and of how many.

@@ -92,6 +92,17 @@ def test_a_batch_schedule_keeps_the_tokens_of_the_highest_shares_of_all_sequence
     assert min(stay, default=10.0) >= max(go, default=0.0) - 1e-6
 
 
+def test_a_batch_schedule_shares_scores_as_thresholds_do() -> None:
+    (packing,) = Packing.stack([[4, 4]], torch.device("cpu"))
+    targets = BatchSchedule.ratios([0.5], scorer="overlap").targets(packing)
+    # Where all scores are 0 the shares are equal: of a quarter each, below the greatest two of the other sequence.
+    scores = torch.tensor([0.0, 0, 0, 0, 4, 3, 2, 0])
+    assert targets.target(0, Left(packing), scores).seqlens == (2, 2)
+    for wrong in (-1.0, torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="the scores of 'overlap' in layer 0 cannot be shared out"):
+            targets.target(0, Left(packing), scores.index_fill(0, torch.tensor([2]), wrong))
+
+
 def test_sub_models_draw_their_policy() -> None:
     drop = LengthDrop(1, scorers=("answer+question",), policies=("threshold", "threshold", "lengths"))
     drawn = [one.schedule for step in range(200) for one in sub_models(drop, 6, 0, step)]
