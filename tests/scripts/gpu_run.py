@@ -1,8 +1,14 @@
 """Records of a run of gpu_check.sh, as its parts write them."""
 
+import importlib
 from typing import Any
 
 Record = dict[str, Any]
+
+
+def module(name: str) -> Any:
+    """One of gpu_check's, for tests that use the fixture ``_scripts``."""
+    return importlib.import_module(f"gpu_check.{name}")
 
 
 def result(provider: str, ms: float, **fields: Any) -> Record:
