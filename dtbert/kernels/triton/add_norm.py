@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dtbert.kernels.triton.float8 import allocate_scaled, rounded, store_scaled
-from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import architecture, cdiv, launched, operator
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
@@ -106,7 +106,7 @@ def _launch(
 ) -> None:
     kept, hidden_size = product.shape
     config = row_config(hidden_size, architecture(product.device))
-    wrap_triton(_add_norm_kernel)[(cdiv(kept, config.block_t),)](
+    launched(_add_norm_kernel)[(cdiv(kept, config.block_t),)](
         product,
         bias,
         residual,

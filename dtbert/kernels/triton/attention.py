@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dtbert.kernels.triton.configs import attention_config, padded_size
-from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, launched, operator
 from dtbert.kernels.triton.significance import (
     LOG2_E,
     cls_significance,
@@ -186,7 +186,7 @@ def attention(
     # Blocks without a query of segment 0 leave theirs as they are.
     allocate = torch.zeros if score == "from_question" else torch.empty
     partials = allocate((query_blocks, num_heads, tokens) if score else 0, dtype=torch.float32, device=qkv.device)
-    wrap_triton(_attention_kernel)[(query_blocks * num_heads * sequences,)](
+    launched(_attention_kernel)[(query_blocks * num_heads * sequences,)](
         qkv,
         cu_seqlens,
         qkv if query_indices is None else query_indices,

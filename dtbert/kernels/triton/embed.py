@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dtbert.kernels.triton.float8 import allocate_scaled, rounded, store_scaled
-from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import architecture, cdiv, launched, operator
 from dtbert.kernels.triton.layer_norm import normalize_rows, row_config
 
 
@@ -123,7 +123,7 @@ def _launch(
 ) -> None:
     tokens, hidden_size = states.shape
     config = row_config(hidden_size, architecture(states.device))
-    wrap_triton(_embed_kernel)[(cdiv(tokens, config.block_t),)](
+    launched(_embed_kernel)[(cdiv(tokens, config.block_t),)](
         *ids,
         *tables,
         norm_weight,

@@ -19,7 +19,7 @@ from dtbert.files import first_line
 from dtbert.kernels.float8 import FLOAT8, LARGEST, LEAST, ScaledRows, float8_product, rows_product
 from dtbert.kernels.parameters import Linear
 from dtbert.kernels.reference import Activation, activate
-from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, launched, operator
 from dtbert.kernels.triton.layer_norm import MAX_HIDDEN_SIZE, row_config
 from dtbert.kernels.triton.linear import activated
 
@@ -111,7 +111,7 @@ def scale_rows(x: Tensor, activation: str) -> tuple[Tensor, Tensor]:
     tokens, width = x.shape
     config = row_config(min(width, MAX_HIDDEN_SIZE), architecture(x.device))
     values, scale = allocate_scaled(tokens, width, x.device)
-    wrap_triton(_scale_rows_kernel)[(cdiv(tokens, config.block_t),)](
+    launched(_scale_rows_kernel)[(cdiv(tokens, config.block_t),)](
         x,
         values,
         scale,

@@ -31,44 +31,46 @@ SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024,
 ARCHITECTURES = tuple(SHARED_MEMORY)
 
 
-class _Operators(local):
-    depth = 0  # in how many operators this thread is
+class _Traced(local):
+    depth = 0  # in how many steps of which shapes alone are asked this thread is
 
 
-_operators = _Operators()
+_traced = _Traced()
 
 
 def operator(name: str, mutates_args: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make ``torch.ops.dtbert.<name>`` of a function that launches kernels through `wrap_triton`.
+    """Make ``torch.ops.dtbert.<name>`` of a function that launches kernels through `launched`.
 
-    torch.compile and torch.export see the operator, trace through it and compile its kernels. A plain call does not
-    go through it, which saves 20 to 40 us. The function takes tensors, ints, floats, bools and strings, the first a
-    tensor on the device of the launch; it returns new tensors, and changes none but those it names.
+    torch.compile and torch.export see the operator and no more: what they make runs the function as a plain call does,
+    with the same kernels, for nothing could be fused into these. A plain call does not go through the operator, which
+    saves 20 to 40 us. The function takes tensors, ints, floats, bools and strings, the first a tensor on the device of
+    the launch; it returns new tensors, and changes none but those it names. Without its launches it says what the
+    outputs' shapes are.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        if INTERPRETED:
-            return function
-
         @functools.wraps(function)
-        def traced(*args: P.args, **kwargs: P.kwargs) -> R:
-            _operators.depth += 1
-            try:
-                return function(*args, **kwargs)
-            finally:
-                _operators.depth -= 1
-
-        registered = torch.library.triton_op(f"dtbert::{name}", traced, mutates_args=mutates_args)
-
-        @functools.wraps(function)
-        def step(*args: P.args, **kwargs: P.kwargs) -> R:
-            if torch.compiler.is_compiling():
-                return registered(*args, **kwargs)
-            if _one_gpu():
+        def plain(*args: P.args, **kwargs: P.kwargs) -> R:
+            if INTERPRETED or _one_gpu():
                 return function(*args, **kwargs)
             # Triton launches on the current device, whatever the tensors'.
             with torch.cuda.device_of(args[0]):
                 return function(*args, **kwargs)
+
+        @functools.wraps(function)
+        def shapes(*args: P.args, **kwargs: P.kwargs) -> R:
+            _traced.depth += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _traced.depth -= 1
+
+        registered = torch.library.custom_op(f"dtbert::{name}", plain, mutates_args=mutates_args)
+        registered.register_fake(shapes)
+
+        @functools.wraps(function)
+        def step(*args: P.args, **kwargs: P.kwargs) -> R:
+            return registered(*args, **kwargs) if torch.compiler.is_compiling() else plain(*args, **kwargs)
 
         return step
 
@@ -85,9 +87,17 @@ def next_power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def wrap_triton(kernel: Any) -> Any:
-    """The kernel, ready for ``[grid](...)``: itself in a plain call, torch's traceable wrapper inside an operator."""
-    return torch.library.wrap_triton(kernel) if _operators.depth else kernel
+def launched(kernel: Any) -> Any:
+    """The kernel, ready for ``[grid](...)``; where shapes alone are asked, one that does nothing."""
+    return _NO_KERNEL if _traced.depth else kernel
+
+
+class _NoKernel:
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+_NO_KERNEL = _NoKernel()
 
 
 @functools.cache

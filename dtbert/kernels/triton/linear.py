@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dtbert.kernels.reference import Activation
 from dtbert.kernels.triton.configs import linear_config
-from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import INTERPRETED, architecture, cdiv, launched, operator
 
 # From how many tokens on the one kernel is taken, by architecture and dtype. On an H200, bfloat16, 768 x 3072 with
 # erf-GELU, it beat cuBLAS and a pass wherever it was timed, in us: 7.8 against 9.0 at 384 tokens, 35 against 37 at
@@ -117,7 +117,7 @@ def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str
     config = linear_config(architecture(x.device), x.dtype, inputs)
     output = torch.empty(tokens, outputs, dtype=x.dtype, device=x.device)
     grid = cdiv(tokens, config.block_m) * cdiv(outputs, config.block_n)
-    wrap_triton(_fused_linear_kernel)[(grid,)](
+    launched(_fused_linear_kernel)[(grid,)](
         x,
         weight,
         x if bias is None else bias,

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dtbert.kernels.overlap import OVERLAP_REACH, OVERLAP_UNIT
-from dtbert.kernels.triton.launch import cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import cdiv, launched, operator
 from dtbert.kernels.triton.significance import sequence_bounds
 
 # Tokens of a program with their neighbours, and others that it compares them with at a time.
@@ -82,7 +82,7 @@ def question_overlap(
     tokens = input_ids.shape[0]
     overlap = torch.empty(tokens, dtype=torch.float32, device=input_ids.device)
     own = _BLOCK_TOKENS - 2 * OVERLAP_REACH
-    wrap_triton(_question_overlap_kernel)[(cu_seqlens.shape[0] - 1, cdiv(max_seqlen, own))](
+    launched(_question_overlap_kernel)[(cu_seqlens.shape[0] - 1, cdiv(max_seqlen, own))](
         input_ids,
         token_type_ids,
         position_ids,

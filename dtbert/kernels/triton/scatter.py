@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import architecture, cdiv, operator, wrap_triton
+from dtbert.kernels.triton.launch import architecture, cdiv, launched, operator
 from dtbert.kernels.triton.layer_norm import row_config
 
 
@@ -43,7 +43,7 @@ def scatter(final: Tensor, rows: Tensor, states: Tensor) -> None:
     """
     kept, hidden_size = states.shape
     config = row_config(hidden_size, architecture(final.device))
-    wrap_triton(_scatter_kernel)[(cdiv(kept, config.block_t),)](
+    launched(_scatter_kernel)[(cdiv(kept, config.block_t),)](
         final,
         rows,
         states,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import INTERPRETED, cdiv, next_power_of_2, operator, wrap_triton
+from dtbert.kernels.triton.launch import INTERPRETED, cdiv, launched, next_power_of_2, operator
 from dtbert.kernels.triton.significance import sequence_bounds
 
 # A program holds all scores of its sequence in registers.
@@ -270,7 +270,7 @@ def _launch(
     next_context = torch.empty(shape, dtype=dtype, device=device)
     left_rows, final, states = (rows, next_context, next_context) if left is None else left
     config = _config(max_seqlen)
-    wrap_triton(_select_kernel)[(sequences, cdiv(max_seqlen, config.chunks * config.block_rows))](
+    launched(_select_kernel)[(sequences, cdiv(max_seqlen, config.chunks * config.block_rows))](
         significance,
         *offsets,
         left_rows,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dtbert.kernels.triton.launch import cdiv, next_power_of_2, wrap_triton
+from dtbert.kernels.triton.launch import cdiv, launched, next_power_of_2
 
 # Tokens a program.
 _BLOCK_TOKENS = 64
@@ -168,7 +168,7 @@ def combine_partials(
     query_blocks, num_heads, tokens = partials.shape
     significance = torch.empty(tokens, dtype=torch.float32, device=partials.device)
     token_blocks = cdiv(max_seqlen, _BLOCK_TOKENS)
-    wrap_triton(_combine_partials_kernel)[(token_blocks * (cu_seqlens.shape[0] - 1),)](
+    launched(_combine_partials_kernel)[(token_blocks * (cu_seqlens.shape[0] - 1),)](
         partials,
         cu_seqlens,
         significance,
@@ -197,7 +197,7 @@ def cls_significance(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads
     highest = torch.empty(sequences, token_blocks, num_heads, dtype=torch.float32, device=qkv.device)
     total = torch.empty(sequences, token_blocks, num_heads, dtype=torch.float32, device=qkv.device)
     significance = torch.empty(tokens, dtype=torch.float32, device=qkv.device)
-    wrap_triton(_cls_logits_kernel)[(token_blocks * num_heads * sequences,)](
+    launched(_cls_logits_kernel)[(token_blocks * num_heads * sequences,)](
         qkv,
         cu_seqlens,
         logits,
@@ -213,7 +213,7 @@ def cls_significance(qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, num_heads
         block_n=_BLOCK_TOKENS,
         num_warps=_NUM_WARPS,
     )
-    wrap_triton(_cls_sum_kernel)[(token_blocks * sequences,)](
+    launched(_cls_sum_kernel)[(token_blocks * sequences,)](
         logits,
         highest,
         total,
