@@ -1,5 +1,6 @@
 """The training loop: resumable, on one device or several."""
 
+import logging
 import math
 import time
 from collections import deque
@@ -21,9 +22,11 @@ from dtbert.training.distillation import SpanTeacher, TextTeacher
 from dtbert.training.length_drop import SubModel, sub_models
 from dtbert.training.losses import span_loss
 from dtbert.training.options import TrainingOptions
-from dtbert.training.precision import NarrowWeights
+from dtbert.training.precision import NarrowWeights, is_narrow_faster
 from dtbert.training.step import Pass, SpanModel, losses_of_step
 from dtbert.training.texts import ClassifierModel, text_label_loss, text_losses_of_step
+
+logger = logging.getLogger(__name__)
 
 # Measures the model that is trained; `main` decides when it is best, larger is better.
 Measure = Callable[[], Mapping[str, float]]
@@ -63,7 +66,8 @@ class Trainer:
         tokenizer_folder: whose tokenizer goes along with the models.
         evaluate: measures the model during training; the ``"main"`` of what it returns decides which is best.
         teacher: from which the full model learns, with ``options.distillation``: of the same kind as the model. With
-            ``options.bf16`` its weights become bfloat16.
+            ``options.bf16`` its weights become bfloat16. A CPU that only emulates bfloat16 computes in float32, which
+            is logged.
 
     Attributes:
         step, num_steps: how many steps have been taken, and of how many.
@@ -100,8 +104,14 @@ class Trainer:
         self._plan, self._lengths = _plan(data, options), data.lengths
         self.num_steps, self.step, self._best = len(self._plan), 0, -math.inf
         self._resume()
-        self._narrow = NarrowWeights(self._trained) if options.bf16 else None
-        if teacher is not None and options.bf16:
+        narrow = options.bf16 and is_narrow_faster(model.device)
+        if options.bf16 and not narrow:
+            logger.warning(
+                "bf16: this CPU has no instructions for products in bfloat16, a step of which takes some ten times as "
+                "long as in float32: computed in float32"
+            )
+        self._narrow = NarrowWeights(self._trained) if narrow else None
+        if teacher is not None and narrow:
             teacher.passes.bfloat16()
         self._module = self._computing
 

@@ -168,7 +168,7 @@ class TrainingOptions(_Checked):
     distillation: Distillation | None = None
     save_every: int = _option(100, "steps between checkpoints", must_be=ABOVE_0, letter="N")
     eval_every: int = _option(0, "steps", must_be=_AT_LEAST_0, letter="N", shown="default: each epoch")
-    bf16: bool = _option(False, "compute in bfloat16; the weights stay float32")
+    bf16: bool = _option(False, "compute in bfloat16, where the device can; the weights stay float32")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
