@@ -29,11 +29,15 @@ namespace dtbert {
 using at::BFloat16;
 using at::Tensor;
 
+// Values that a register holds; where it holds fewer, a compiler keeps sums of such vectors in memory.
+#if defined(__AVX__) && !defined(__AVX512F__)
+constexpr int64_t kTile = 8;
+#else
 constexpr int64_t kTile = 16;
+#endif
 
 inline int64_t round_up(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
 
-// kTile values at a time, whatever the registers hold.
 typedef float Vector __attribute__((vector_size(4 * kTile), aligned(4)));
 typedef int32_t Integers __attribute__((vector_size(4 * kTile), aligned(4)));
 typedef uint32_t Bits __attribute__((vector_size(4 * kTile), aligned(4)));
@@ -45,6 +49,8 @@ inline Vector all(float x) { return x - Vector{}; }
 inline Vector larger(Vector x, Vector y) {
 #ifdef __AVX512F__
   return (Vector)_mm512_max_ps((__m512)y, (__m512)x);
+#elif defined(__AVX__)
+  return (Vector)_mm256_max_ps((__m256)y, (__m256)x);
 #else
   return y > x ? y : x;
 #endif
@@ -53,6 +59,8 @@ inline Vector larger(Vector x, Vector y) {
 inline Vector smaller(Vector x, Vector y) {
 #ifdef __AVX512F__
   return (Vector)_mm512_min_ps((__m512)y, (__m512)x);
+#elif defined(__AVX__)
+  return (Vector)_mm256_min_ps((__m256)y, (__m256)x);
 #else
   return y < x ? y : x;
 #endif
@@ -62,12 +70,12 @@ inline Vector smaller(Vector x, Vector y) {
 template <typename Op>
 inline float folded(Vector x, const Op& op) {
   typedef float Half __attribute__((vector_size(2 * kTile)));
-  typedef float Quarter __attribute__((vector_size(kTile)));
+  typedef float Four __attribute__((vector_size(16)));
   struct Halves2 { Half low, high; };
-  struct Quarters2 { Quarter low, high; };
+  struct Fours { Four part[kTile / 8]; };
   const auto halves = std::bit_cast<Halves2>(x);
-  const auto quarters = std::bit_cast<Quarters2>(op(halves.low, halves.high));
-  const Quarter four = op(quarters.low, quarters.high);
+  const auto fours = std::bit_cast<Fours>(op(halves.low, halves.high));
+  const Four four = kTile == 8 ? fours.part[0] : op(fours.part[0], fours.part[kTile / 8 - 1]);
   return op(op(four[0], four[2]), op(four[1], four[3]));
 }
 
@@ -179,21 +187,20 @@ inline Sum<T> add_product(Sum<T> sum, int32_t a, Integers b) {
   if constexpr (std::is_same_v<T, int8_t>)
     return (Integers)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(a), (__m512i)b);
 #elif defined(__AVXVNNI__)
-  if constexpr (std::is_same_v<T, int8_t>) {
-    struct Halves256 { __m256i low, high; };
-    const auto sums = std::bit_cast<Halves256>(sum), factors = std::bit_cast<Halves256>(b);
-    const __m256i factor = _mm256_set1_epi32(a);
-    return std::bit_cast<Integers>(Halves256{_mm256_dpbusd_avx_epi32(sums.low, factor, factors.low),
-                                             _mm256_dpbusd_avx_epi32(sums.high, factor, factors.high)});
-  }
+  if constexpr (std::is_same_v<T, int8_t>)
+    return (Integers)_mm256_dpbusd_avx_epi32((__m256i)sum, _mm256_set1_epi32(a), (__m256i)b);
 #endif
   __builtin_unreachable();
 }
 
+// Of products under way, each of kTile values; and the summed dimension is cut where kRegisters / 6 of them over it would
+// outgrow the nearest cache.
 #ifdef __AVX512F__
-constexpr int kRegisters = 24;  // of products under way, each of kTile values
+constexpr int kRegisters = 24;
+constexpr int64_t kDepth = std::numeric_limits<int64_t>::max();
 #else
-constexpr int kRegisters = 6;
+constexpr int kRegisters = 12;
+constexpr int64_t kDepth = 384;
 #endif
 
 inline int32_t bits_at(const void* from) {
@@ -202,12 +209,18 @@ inline int32_t bits_at(const void* from) {
   return bits;
 }
 
-// c [ROWS, kTile * VECTORS] = a [ROWS, inner] x b [inner, kTile * VECTORS]; meanwhile kTile * inner values come nearer
-// that are needed next.
+// c [ROWS, kTile * VECTORS] = a [ROWS, inner] x b [inner, kTile * VECTORS], or is added to; meanwhile kTile * inner values
+// come nearer that are needed next.
 template <typename T, int ROWS, int VECTORS, typename A, typename C>
 void multiply(int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride, C* c, int64_t c_stride,
-              const T* next) {
+              const T* next, bool add) {
   Sum<T> sums[ROWS][VECTORS] = {};
+  if (add) {
+#pragma GCC unroll 24
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) sums[r][v] = load(c + r * c_stride + v * kTile);
+  }
   for (int64_t k = 0; k < inner; k += kNeighbours<T>) {
     Integers row[VECTORS];
     __builtin_prefetch(next + k * kTile, 0, 2);
@@ -229,14 +242,14 @@ void multiply(int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b
 
 template <typename T, int ROWS, int VECTORS, typename A, typename C>
 void multiply_rows(int64_t rows, int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride, C* c,
-                   int64_t c_stride, const T* next) {
+                   int64_t c_stride, const T* next, bool add) {
   int64_t row = 0;
   for (int64_t part = 0; row + ROWS <= rows; row += ROWS, ++part)
     multiply<T, ROWS, VECTORS>(inner, a + row * a_stride, a_stride, b, b_stride, c + row * c_stride, c_stride,
-                               next + std::min<int64_t>(part, VECTORS - 1) * kTile * inner);
+                               next + std::min<int64_t>(part, VECTORS - 1) * kTile * inner, add);
   if constexpr (ROWS > 1)
     multiply_rows<T, (ROWS > 4 ? 4 : ROWS / 2), VECTORS>(rows - row, inner, a + row * a_stride, a_stride, b, b_stride,
-                                                        c + row * c_stride, c_stride, next);
+                                                        c + row * c_stride, c_stride, next, add);
 }
 
 // c [rows, columns] = a [rows, inner] x b [inner, columns], b in neighbours of which `b_stride` columns lie in a row;
@@ -250,15 +263,19 @@ void multiply(int64_t rows, int64_t columns, int64_t inner, const A* a, int64_t 
     return;
   } else {
     constexpr int64_t n = kNeighbours<T>;
-    int64_t at = 0;
-    if constexpr (kRegisters >= 24)
-      for (; at + 4 * kTile <= columns; at += 4 * kTile)
-        multiply_rows<T, kRegisters / 4, 4>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride, next);
-    if constexpr (kRegisters >= 24)
-      for (; at + 2 * kTile <= columns; at += 2 * kTile)
-        multiply_rows<T, kRegisters / 2, 2>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride, next);
-    for (; at < columns; at += kTile)
-      multiply_rows<T, 6, 1>(rows, inner, a, a_stride, b + at * n, b_stride, c + at, c_stride, next);
+    for (int64_t from = 0; from < inner; from += kDepth) {
+      const int64_t depth = std::min(kDepth, inner - from);
+      const auto some = [&]<int ROWS, int VECTORS>(int64_t at) {
+        multiply_rows<T, ROWS, VECTORS>(rows, depth, a + from, a_stride, b + from * b_stride + at * n, b_stride, c + at,
+                                        c_stride, next + from * kTile * VECTORS, from > 0);
+      };
+      int64_t at = 0;
+      if constexpr (kRegisters >= 24)
+        for (; at + 4 * kTile <= columns; at += 4 * kTile) some.template operator()<kRegisters / 4, 4>(at);
+      for (; at + 2 * kTile <= columns; at += 2 * kTile) some.template operator()<kRegisters / 2, 2>(at);
+      for (; at < columns; at += kTile) some.template operator()<6, 1>(at);
+      if (depth == inner) break;  // kDepth may be the greatest number
+    }
   }
 }
 

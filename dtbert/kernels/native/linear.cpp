@@ -12,7 +12,9 @@
 namespace dtbert {
 namespace {
 
-constexpr int64_t kRows = 64, kColumns = 64;
+// With registers of eight a panel is what they sum at a time: from one with more columns it would be taken in pieces that
+// share few sets of the nearest cache.
+constexpr int64_t kRows = kTile == 8 ? 128 : 64, kColumns = kTile == 8 ? 16 : 64;
 // Blocks for each thread, from which on one that has a block less does not matter.
 constexpr int64_t kManyBlocks = 8;
 
