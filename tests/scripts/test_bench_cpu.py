@@ -147,7 +147,9 @@ def test_bars_stand_side_by_side_with_their_quartiles(
         again(results_of(comparisons=[comparison("fp32", "8x384", dtbert=8.0)]), "--plot", str(path))
 
 
-@pytest.mark.parametrize("name", ["bench_cpu", "bench_cpu_amx", "bench_cpu_avx512", "bench_cpu_avx512_bf16"])
+@pytest.mark.parametrize(
+    "name", ["bench_cpu", "bench_cpu_amx", "bench_cpu_avx2", "bench_cpu_avx512", "bench_cpu_avx512_bf16"]
+)
 def test_committed_figures_are_judged_by_the_aims_of_today(again: Again, name: str) -> None:
     results = json.loads((ROOT / "docs" / f"{name}.json").read_text("utf-8"))
     assert again(results) == results
