@@ -47,22 +47,19 @@ def test_published_size_agrees_with_transformers() -> None:
 @pytest.mark.parametrize(
     "schedule",
     [
-        None,
-        LengthSchedule.ratios([0.6, 0.3], scorer="cls"),
         LengthSchedule.ratios([0.6, 0.3], scorer="received", keep_question=True),
         LengthSchedule.ratios([0.6, 0.3], scorer="answer_overlap"),
     ],
-    ids=lambda schedule: "all" if schedule is None else schedule.scorers[0],
+    ids=lambda schedule: schedule.scorers[0],
 )
 @torch.inference_mode()
-def test_a_compiled_model_launches_the_kernels_of_a_plain_call(small: tuple, schedule: LengthSchedule | None) -> None:
+def test_a_compiled_model_launches_the_kernels_of_a_plain_call(small: tuple, schedule: LengthSchedule) -> None:
     model = small[1]
     torch.compiler.reset()
     compiled = torch.compile(model.forward_packed, backend="aot_eager", fullgraph=True)
-    for seqlens in ([14, 7], [9, 5, 20]):
-        ids = [torch.randint(50, (length,)).tolist() for length in seqlens]
-        batch = PackedBatch.from_lists(ids, [[int(place > 3) for place in range(len(one))] for one in ids])
-        assert torch.equal(torch.stack(compiled(batch, schedule)), torch.stack(model.forward_packed(batch, schedule)))
+    ids = [torch.randint(50, (length,)).tolist() for length in (9, 5, 20)]
+    batch = PackedBatch.from_lists(ids, [[int(place > 3) for place in range(len(one))] for one in ids])
+    assert torch.equal(torch.stack(compiled(batch, schedule)), torch.stack(model.forward_packed(batch, schedule)))
 
 
 @pytest.mark.parametrize("scorer", [name for name in BUILT_IN_SCORERS if name != "random"])
