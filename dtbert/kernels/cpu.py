@@ -188,6 +188,11 @@ def multiplies_natively(dtype: torch.dtype) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
+def computes_natively(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products in ``dtype`` are worth it on a device: `multiplies_natively`, where that is a CPU."""
+    return device.type != "cpu" or multiplies_natively(dtype)
+
+
 def blocked_pays(weight: Tensor) -> bool:
     """Whether products over this weight, activation and residual fused in, are faster in oneDNN's blocked layout.
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dtbert.kernels.cpu import computes_natively
 from dtbert.model import BertForQuestionAnswering, BertForSequenceClassification
 from dtbert.training.backend import TrainingBackend
 from dtbert.training.checkpoint import RunFolder
@@ -22,7 +23,7 @@ from dtbert.training.distillation import SpanTeacher, TextTeacher
 from dtbert.training.length_drop import SubModel, sub_models
 from dtbert.training.losses import span_loss
 from dtbert.training.options import TrainingOptions
-from dtbert.training.precision import NarrowWeights, is_narrow_faster
+from dtbert.training.precision import NarrowWeights
 from dtbert.training.step import Pass, SpanModel, losses_of_step
 from dtbert.training.texts import ClassifierModel, text_label_loss, text_losses_of_step
 
@@ -104,7 +105,7 @@ class Trainer:
         self._plan, self._lengths = _plan(data, options), data.lengths
         self.num_steps, self.step, self._best = len(self._plan), 0, -math.inf
         self._resume()
-        narrow = options.bf16 and is_narrow_faster(model.device)
+        narrow = options.bf16 and computes_natively(model.device, torch.bfloat16)
         if options.bf16 and not narrow:
             logger.warning(
                 "bf16: this CPU has no instructions for products in bfloat16, a step of which takes some ten times as "

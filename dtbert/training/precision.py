@@ -5,13 +5,6 @@ import copy
 import torch
 from torch import nn
 
-from dtbert.kernels.cpu import multiplies_natively
-
-
-def is_narrow_faster(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16; where it is emulated, on AVX2 alone, a step took ten times float32's."""
-    return device.type != "cpu" or multiplies_natively(torch.bfloat16)
-
 
 class NarrowWeights:
     """A module's copy in bfloat16, which the passes go through, while the optimizer changes the module itself.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dtbert.files import first_line
 from dtbert.kernels import BackendName, Sizes, choose_backend, native
-from dtbert.kernels.cpu import multiplies_natively
+from dtbert.kernels.cpu import computes_natively
 from dtbert.kernels.float8 import FLOAT8
 from dtbert.model import (
     BertEncoder,
@@ -68,7 +68,7 @@ class Placement(NamedTuple):
             return cls._of_int8(place, backend)
         if precision == FLOAT8:
             return cls._of_float8(place, backend)
-        native = place.type != "cpu" or multiplies_natively(precision)
+        native = computes_natively(place, precision)
         return cls(place, precision, precision if native else torch.float32)
 
     @classmethod
@@ -79,7 +79,7 @@ class Placement(NamedTuple):
         if backend is None and not native.pays(torch.int8):
             logger.warning("dtype torch.int8: %s; computed in float32", native.why_not(torch.int8))
             return cls(place, torch.float32, torch.float32)
-        states = torch.bfloat16 if multiplies_natively(torch.bfloat16) else torch.float32
+        states = torch.bfloat16 if computes_natively(place, torch.bfloat16) else torch.float32
         return cls(place, states, states, torch.int8)
 
     @classmethod
@@ -89,7 +89,7 @@ class Placement(NamedTuple):
         elif backend is None:
             logger.warning("dtype %s: emulated on a CPU, slower than float32, to see what a GPU would answer", FLOAT8)
         states = torch.bfloat16
-        native = place.type != "cpu" or multiplies_natively(states)
+        native = computes_natively(place, states)
         return cls(place, states, states if native else torch.float32, FLOAT8)
 
 

@@ -100,7 +100,7 @@ def test_full_pass_never_leaves_out_a_layer_or_token_and_sub_models_do(make_trai
 def test_bf16_trains_float32_weights_like_float32(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dtbert.training.loop.is_narrow_faster", lambda device: True)
+    monkeypatch.setattr("dtbert.kernels.cpu.multiplies_natively", lambda dtype: True)
     options = {"hidden_dropout": 0.0, "attention_dropout": 0.0, "learning_rate": 1e-3}
     for name, bf16 in (("wide", False), ("narrow", True)):
         make_trainer(name, **options, bf16=bf16).run()
@@ -113,7 +113,7 @@ def test_bf16_trains_float32_weights_like_float32(
 def test_bf16_is_float32_where_a_cpu_only_emulates_it(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dtbert.training.precision.multiplies_natively", lambda dtype: False)
+    monkeypatch.setattr("dtbert.kernels.cpu.multiplies_natively", lambda dtype: False)
     for name, bf16 in (("wide", False), ("narrow", True)):
         make_trainer(name, bf16=bf16).run()
         assert ("computed in float32" in caplog.text) == bf16

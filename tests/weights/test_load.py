@@ -218,7 +218,7 @@ def test_weights_are_rounded_to_the_dtype_and_held_in_it_or_in_float32(
     asked: torch.dtype | None,
     native: bool,
 ) -> None:
-    monkeypatch.setattr(dtbert.weights.load, "multiplies_natively", lambda dtype: native or dtype == torch.float32)
+    monkeypatch.setattr(dtbert.kernels.cpu, "multiplies_natively", lambda dtype: native or dtype == torch.float32)
     tensors = {name: tensor.to(stored) for name, tensor in make_tensors().items()}
     model = load_model(write(tmp_path, tensors), dtype=asked)
     precision = asked or torch.float32
