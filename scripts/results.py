@@ -41,7 +41,7 @@ from dtbert.evaluation import (
 from dtbert.files import write_whole
 from dtbert.model import LengthSchedule, Policy
 from dtbert.qa import QuestionAnswerer
-from dtbert.search import bootstrap_intervals, constant_ratio
+from dtbert.search import KeepQuestion, bootstrap_intervals, constant_ratio, drops_by
 from dtbert.weights import resolve_source, weights_sha256
 
 BUDGETS = (1.0, 0.7, 0.5, 0.33, 0.25)
@@ -155,15 +155,15 @@ def chosen(answerer: QuestionAnswerer, budgets: list[float]) -> Iterator[tuple[f
         yield budget, None if budget == 1 else answerer.within_budget(budget).schedule
 
 
-def constant(sample: PreparedQuestions, goal: float, scorer: str, keep_question: bool) -> LengthSchedule:
+def constant(sample: PreparedQuestions, goal: float, scorer: str, keep_question: KeepQuestion) -> LengthSchedule:
     """The constant ratio that executes as many MACs a question."""
     num_layers = sample.answerer.config.num_hidden_layers
     low, high = 0.05, 1.0
     for _ in range(20):
         middle = (low + high) / 2
-        made = constant_ratio(middle, num_layers, scorer, keep_question)
+        made = constant_ratio(middle, num_layers, **drops_by(scorer, keep_question))
         low, high = (middle, high) if sample.cost(made).executed < goal else (low, middle)
-    return constant_ratio(high, num_layers, scorer, keep_question)
+    return constant_ratio(high, num_layers, **drops_by(scorer, keep_question))
 
 
 def competitors(

@@ -18,7 +18,17 @@ from dtbert.cli.options import (
     resolved,
 )
 from dtbert.cli.output import check_output, print_json, printable
-from dtbert.cli.search_subjects import SCORERS, TEXT_SCORERS, Subject, learnt, questions_of, starts_of, texts_of
+from dtbert.cli.search_subjects import (
+    SCORERS,
+    TEXT_SCORERS,
+    Subject,
+    keep_question,
+    kept_questions,
+    learnt,
+    questions_of,
+    starts_of,
+    texts_of,
+)
 from dtbert.cli.search_table import table
 from dtbert.cli.tasks import TASK_HELP, add_task_option
 from dtbert.files import differing, text_sha256
@@ -77,7 +87,6 @@ examples:
 # What the names of settings stand for, where an option does not have the same name.
 _SHOWN = {"model_sha256": "the model's weights", "question_ids_sha256": "the questions"}
 _POLICIES: "tuple[PolicyName, ...]" = ("lengths", "threshold", "top-p")
-_KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,8 +126,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--keep-question",
-        choices=tuple(_KEEP_QUESTION),
-        help="keep the question, or the first text of a pair, first (default: both; of single texts no)",
+        type=keep_question,
+        metavar="WHERE",
+        help="keep the question, or the first text of a pair, first: yes, no, both (default; of single texts no), or "
+        "in so many of the first layers, and then [CLS] alone of it; several such as 3,4,yes",
     )
     group.add_argument(
         "--budget-range",
@@ -301,7 +312,7 @@ def _search(arguments: argparse.Namespace, subject: Subject, model_sha256: str, 
 
     scorers = tuple(known_scorers("--scorers", arguments.scorers or subject.scorers))
     keeps = arguments.keep_question or subject.keep_question
-    num_layers, keep_question = subject.model.config.num_hidden_layers, _KEEP_QUESTION[keeps]
+    num_layers = subject.model.config.num_hidden_layers
     settings: dict[str, Any] = {
         "model_sha256": model_sha256,
         "question_ids_sha256": room.ids_sha256(subject.questions),
@@ -321,7 +332,7 @@ def _search(arguments: argparse.Namespace, subject: Subject, model_sha256: str, 
     name = arguments.study or f"dtbert-{text_sha256(json.dumps(settings))[:12]}"
     search = room.Search(
         room.open_study(_storage(arguments), name, settings, arguments.sampler, arguments.seed),
-        room.space_of(arguments.policy, num_layers, scorers, keep_question),
+        room.space_of(arguments.policy, num_layers, scorers, kept_questions(keeps, num_layers)),
         subject.evaluator(),
         objective=arguments.objective,
         macs_range=arguments.budget_range,

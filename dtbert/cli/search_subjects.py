@@ -14,10 +14,34 @@ if TYPE_CHECKING:
     from dtbert.evaluation import SquadQuestion
     from dtbert.model import Policy
     from dtbert.model.bert import Bert
-    from dtbert.search import Evaluator, Search
+    from dtbert.search import Evaluator, KeepQuestion, Search
 
 SCORERS = "received,cls,from_question,value_norm,answer,answer_overlap"
 TEXT_SCORERS = "received,cls,value_norm"
+
+_KEEP_QUESTION = {"yes": (True,), "no": (False,), "both": (False, True)}
+
+
+def keep_question(text: str) -> str:
+    """The text of ``--keep-question``, checked as far as it can be before the model's layers are known."""
+    if any(part not in _KEEP_QUESTION and not part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(
+            f"expected yes, no, both, or in how many of the first layers, or several such as 3,4,yes, not {text!r}"
+        )
+    return text
+
+
+def kept_questions(text: str, num_layers: int) -> "tuple[KeepQuestion, ...]":
+    """The choices of `keep_question`'s text, for a model; ValueError where it has fewer layers."""
+    found: list[KeepQuestion] = []
+    for part in text.split(","):
+        if part in _KEEP_QUESTION:
+            found += _KEEP_QUESTION[part]
+        elif 0 < (first := int(part)) < num_layers:
+            found.append((True,) * first + (False,) * (num_layers - first))
+        else:
+            raise ValueError(f"--keep-question {text}: {part} of {num_layers} layers; expected 1 to {num_layers - 1}")
+    return tuple(dict.fromkeys(found))
 
 
 class Subject(NamedTuple):
@@ -64,7 +88,7 @@ def texts_of(arguments: argparse.Namespace) -> Subject:
 def learnt(arguments: argparse.Namespace, search: "Search", questions: "list[SquadQuestion]") -> "list[Policy]":
     """Thresholds that the model learns on the questions, once a study, for each scorer and each weight."""
     from dtbert.model import PackedBatch, Policy, Threshold
-    from dtbert.search import QuestionEvaluator, ThresholdSpace
+    from dtbert.search import QuestionEvaluator, ThresholdSpace, drops_by
     from dtbert.training.learnt_thresholds import ThresholdLearning, learn_thresholds
     from dtbert.weights import load_model
 
@@ -82,7 +106,7 @@ def learnt(arguments: argparse.Namespace, search: "Search", questions: "list[Squ
     for scorer, keep, weight in product(space.scorers, space.keep_question, arguments.learn):
         key = f"learnt {scorer} {keep} {weight:g}"
         if key not in search.study.user_attrs:
-            start = Threshold((0.0,) * space.num_layers, scorer=scorer, keep_question=keep)
+            start = Threshold((0.0,) * space.num_layers, **drops_by(scorer, keep))
             thresholds = learn_thresholds(model, windows, start, ThresholdLearning(weight))
             search.study.set_user_attr(key, space.nearest(thresholds).to_dict())
         found.append(Policy.from_dict(search.study.user_attrs[key]))

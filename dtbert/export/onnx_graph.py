@@ -189,7 +189,7 @@ class _Network(_Writer):
         From here on the others' logits are final: those of the states that entered the layer.
         """
         assert self._schedule is not None
-        significance = self.preferred(_SCORERS[self._schedule.scorers[view.layer]](self, view))
+        significance = self.preferred(_SCORERS[self._schedule.scorers[view.layer]](self, view), view.layer)
         lengths = self.constant(f"lengths.{view.layer}", np.append(0, self._lengths[view.layer + 1]))
         count = self.op("Gather", lengths, self.length)
         _, chosen = self.ops("TopK", 2, significance, count)  # ties to the lower place, by the standard
@@ -202,10 +202,11 @@ class _Network(_Writer):
         self.rows = kept if self.rows is None else self.op("Gather", self.rows, kept)
         return probabilities, self.op("Gather", view.states, kept)
 
-    def preferred(self, significance: str) -> str:
+    def preferred(self, significance: str, layer: int) -> str:
         """Infinite at tokens that stay whatever their score."""
         assert self._schedule is not None
-        for keep, of_all in ((self._schedule.keep_question, self.segments), (self._schedule.keep_cls, self.positions)):
+        keep_question = self._schedule.keeps_question[layer]
+        for keep, of_all in ((keep_question, self.segments), (self._schedule.keep_cls, self.positions)):
             if keep:
                 first = self.op("Equal", self.left(of_all), self.number(0, np.int64))
                 significance = self.op("Where", first, self.number(np.inf), significance)

@@ -86,9 +86,10 @@ class TokensLeft:
         self._spare_inputs = spare_inputs
         if schedule is None:
             return
-        segments = batch.token_type_ids if schedule.keep_question else None
-        self.left = Left(batch.packing, segments=segments, keep_first=schedule.keep_cls)
         schedule.check_layers(num_layers)
+        self._keeps_question = schedule.keeps_question
+        self._segments = batch.token_type_ids if any(self._keeps_question) else None
+        self.left = Left(batch.packing, keep_first=schedule.keep_cls)
         self._text = Text(batch)
         self._scorers = [scorer_named(name) for name in schedule.scorers]
         if span_head is None and any(scorer.needs_span_head for scorer in self._scorers):
@@ -113,7 +114,9 @@ class TokensLeft:
 
         From here on the others' states are final: those that entered the layer. The rows are None where all stay.
         """
-        backend, left, num_heads = self._backend, self.left, layer.num_heads
+        backend, num_heads = self._backend, layer.num_heads
+        segments = self._segments if self._keeps_question[layer.index] else None
+        left = self.left = self.left._replace(segments=segments)
         context, significance = self._score(layer, states, qkv)
         target = self._targets.target(layer.index, left, significance)
         if target.seqlens == left.packing.seqlens:
@@ -135,10 +138,9 @@ class TokensLeft:
 
     def _forget_others(self, kept: Tensor) -> None:
         self.rows = kept if self.rows is None else self.rows.index_select(0, kept)
-        segments = self.left.segments
-        if segments is not None:
-            segments = segments.index_select(0, kept)
-        self.left = self.left._replace(rows=None, final=None, segments=segments)
+        if self._segments is not None:
+            self._segments = self._segments.index_select(0, kept)
+        self.left = self.left._replace(rows=None, final=None)
 
     def _score(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor | None, Tensor | Partials]:
         """The context of all queries, where the scorer needs it, and the significance."""

@@ -146,7 +146,7 @@ class _TokensLeft:
             layer.index, states, qkv, left.packing, layer.num_heads, text, left.rows, backend, self._span_head
         )
         significance = self._scorers[layer.index].function(view)
-        if self._schedule.keep_question:
+        if self._schedule.keeps_question[layer.index]:
             significance = significance.masked_fill(view.token_type_ids == 0, torch.inf)
         significance = significance.view(backend.shape)
         if self._schedule.keep_cls:

@@ -24,7 +24,7 @@ class PolicyOptions(TypedDict, total=False):
 
     scorer: str | Sequence[str] | None
     keep_cls: bool
-    keep_question: bool
+    keep_question: bool | Sequence[bool]
     accumulate: bool
     skip_layers: Sequence[int]
 
@@ -37,7 +37,8 @@ class Policy(ABC):
         scorer: one name for all layers, or one per layer. None is the model's own, and goes with its
             ``keep_question``: see `resolve`.
         keep_cls: keep the first token whatever its score.
-        keep_question: keep the tokens of segment 0 before all others; where a layer has room for fewer, the first.
+        keep_question: keep the tokens of segment 0 before all others; where a layer has room for fewer, the first. One
+            for all layers, or one per layer: once the text's tokens have read the question it may go.
         accumulate: a token's significance is the sum of its scores in this layer and in all before it, as in SpAtten's
             cascade (Wang et al. 2021, arXiv 2012.09852), so that layers before the last that drops score too.
         skip_layers: 0-based layers that are left out, ascending; what is said of how many tokens these keep is not
@@ -46,7 +47,7 @@ class Policy(ABC):
 
     scorer: str | tuple[str, ...] | None = None
     keep_cls: bool = False
-    keep_question: bool = False
+    keep_question: bool | tuple[bool, ...] = False
     accumulate: bool = False
     skip_layers: tuple[int, ...] = ()
 
@@ -66,9 +67,11 @@ class Policy(ABC):
         for name in self.scorers:
             if name not in available_scorers():
                 raise ValueError(unknown_scorer(name))
-        for name in ("keep_cls", "keep_question", "accumulate"):
+        for name in ("keep_cls", "accumulate"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        if not isinstance(self.keep_question, bool):
+            object.__setattr__(self, "keep_question", self._one_if_equal("keep_question", self.keep_question))
         skipped = per_layer("skip_layers", self.skip_layers)
         for layer in skipped:
             if not isinstance(layer, int) or isinstance(layer, bool) or not 0 <= layer < self.num_layers:
@@ -94,6 +97,12 @@ class Policy(ABC):
         scorer = OwnScorer().scorer if self.scorer is None else self.scorer
         return (scorer,) * self.num_layers if isinstance(scorer, str) else scorer
 
+    @property
+    def keeps_question(self) -> tuple[bool, ...]:
+        """Whether each layer keeps the question."""
+        keep = self.keep_question
+        return keep if isinstance(keep, tuple) else (keep,) * self.num_layers
+
     def resolve(self, own: OwnScorer) -> Self:
         """The policy as a model runs it: itself, or by the model's own scorer where it names none.
 
@@ -106,6 +115,17 @@ class Policy(ABC):
         if self.scorer is not None:
             return self
         return replace(self, scorer=own.scorer, keep_question=self.keep_question or own.keep_question)
+
+    def _one_if_equal(self, name: str, values: Any) -> bool | tuple[bool, ...]:
+        """What each layer does, by one word where all do the same."""
+        if isinstance(values, str) or not hasattr(values, "__iter__"):
+            raise TypeError(f"{name} must be True or False, or a list with one of them per layer, not {values!r}")
+        each = per_layer(name, values)
+        if any(not isinstance(one, bool) for one in each):
+            raise TypeError(f"{name} must hold True or False for each layer, not {values!r}")
+        if len(each) != self.num_layers:
+            raise ValueError(f"{len(each)} entries of {name} for {self.num_layers} layers: give one, or one each")
+        return each[0] if len(set(each)) == 1 else each
 
     def _keeping_first(self, **last: Any) -> Self:
         # Of one token there is no choice: a score would be work for nothing, and this one is none.

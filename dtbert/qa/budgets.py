@@ -135,7 +135,7 @@ class ScheduleFront:
     def own_scorer(self) -> OwnScorer | None:
         """What all schedules drop by; None where they differ, or name none."""
         schedules = (entry.schedule for entry in self.schedules if entry.schedule is not None)
-        found = {(schedule.scorer, schedule.keep_question) for schedule in schedules}
+        found = {(schedule.scorer, any(schedule.keeps_question)) for schedule in schedules}
         scorer, keep_question = found.pop() if len(found) == 1 else (None, False)
         return None if scorer is None else OwnScorer(scorer, keep_question)
 

@@ -14,6 +14,7 @@ from dtbert.search.front import bootstrap_intervals, front_of
 from dtbert.search.records import Record, is_beaten, pareto, records_of
 from dtbert.search.space import (
     AdaptiveSpace,
+    KeepQuestion,
     MixedSpace,
     PolicyName,
     SearchSpace,
@@ -21,6 +22,7 @@ from dtbert.search.space import (
     ThresholdSpace,
     TopPSpace,
     constant_ratio,
+    drops_by,
     space_of,
 )
 from dtbert.search.storage import naming_storage, open_study, sqlite_url
@@ -30,6 +32,7 @@ __all__ = [
     "AdaptiveSpace",
     "Effort",
     "Evaluator",
+    "KeepQuestion",
     "MixedSpace",
     "PolicyName",
     "QuestionEvaluator",
@@ -42,6 +45,7 @@ __all__ = [
     "TopPSpace",
     "bootstrap_intervals",
     "constant_ratio",
+    "drops_by",
     "front_of",
     "ids_sha256",
     "in_search_order",

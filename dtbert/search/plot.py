@@ -129,7 +129,7 @@ def _draw_baseline(axes: Any, search: "Search", front: "ScheduleFront") -> None:
     """What does the same in every layer, by what most of the front drops by."""
 
     def drops_by(schedule: Policy) -> tuple[str, bool]:
-        return str(schedule.scorer), schedule.keep_question
+        return str(schedule.scorer), any(schedule.keeps_question)
 
     ((most, _),) = Counter(drops_by(entry.schedule) for entry in front.schedules if entry.schedule).most_common(1)
     for marker, part in zip("s^v", search.space.parts, strict=False):

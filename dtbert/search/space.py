@@ -1,21 +1,32 @@
 """The policies that a search chooses from, as parameters of an Optuna trial."""
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, Unpack
 
 from dtbert.model import AdaptivePolicy, LengthSchedule, Policy, Threshold, TopP, is_logarithmic
 
 PolicyName = Literal["lengths", "threshold", "top-p"]
+
+KeepQuestion = bool | tuple[bool, ...]
 
 # A layer keeps at least this part of the tokens that reach it, and of the sequence: 2 tokens of a window of 384.
 LEAST_KEPT = 0.05
 LEAST_RATIO = 0.005
 # Above 1 a draw means "keep all", so that layers that drop nothing, which cost no scoring, are tried often.
 _TOP_CUBE, _TOP = 1.1, 1.2
+
+
+class DropsBy(TypedDict):
+    """What the options of a `Policy` are that a space chooses."""
+
+    scorer: str
+    keep_question: KeepQuestion
+    keep_cls: bool
 
 
 class Suggests(Protocol):
@@ -33,12 +44,13 @@ class Space(ABC):
     Attributes:
         num_layers: of the model.
         scorers: names to choose from; one scorer serves all layers of a policy.
-        keep_question: whether to keep the question first: the choices.
+        keep_question: whether to keep the question first: the choices, each for all layers or one per layer. Where a
+            layer lets the question go, [CLS] stays: it says whether there is an answer.
     """
 
     num_layers: int
     scorers: tuple[str, ...]
-    keep_question: tuple[bool, ...] = (False, True)
+    keep_question: tuple[KeepQuestion, ...] = (False, True)
 
     name: ClassVar[PolicyName]
     made: ClassVar[type[Policy]]
@@ -61,9 +73,10 @@ class Space(ABC):
     def suggest(self, trial: Suggests) -> Policy:
         """The policy of a trial."""
         scorer = trial.suggest_categorical("scorer", self.scorers)
-        keep_question = trial.suggest_categorical("keep_question", self.keep_question)
+        choices = {_parameter(one): one for one in self.keep_question}
+        keep_question = choices[trial.suggest_categorical("keep_question", list(choices))]
         drawn = [self._draw(trial, layer) for layer in range(self.num_layers)]
-        return self._make(drawn, scorer, keep_question)
+        return self._make(drawn, **drops_by(scorer, keep_question))
 
     def parameters_of(self, policy: Policy) -> dict[str, Any]:
         """The parameters whose trial has this policy, to four digits of its numbers.
@@ -79,32 +92,34 @@ class Space(ABC):
             raise ValueError(f"the schedule names no scorer: give it one of {', '.join(self.scorers)}")
         if policy.scorer not in self.scorers:
             raise ValueError(f"the scorer {policy.scorer!r} is not among {', '.join(self.scorers)}")
-        if policy.keep_cls or policy.keep_question not in self.keep_question:
+        keep = policy.keep_question
+        if keep not in self.keep_question or policy.keep_cls != isinstance(keep, tuple):
             raise ValueError("keep_cls or keep_question differs from the choices of the search")
         for name, nothing in (("accumulate", False), ("skip_layers", ()), ("floor", 0), ("ceiling", 1)):
             if (value := getattr(policy, name, nothing)) != nothing:
                 raise ValueError(f"{name} is {value}: the search leaves it out")
-        return {"scorer": policy.scorer, "keep_question": policy.keep_question, **numbers}
+        return {"scorer": policy.scorer, "keep_question": _parameter(keep), **numbers}
 
     def constants(self) -> list[Policy]:
         """Some policies that do the same in every layer, of every combination, from gentle to harsh.
 
         A sampler hardly tries again what it has not seen do well.
         """
-        return [self._constant(*one) for one in product(range(3), self.scorers, self.keep_question)]
+        combinations = product(range(3), self.scorers, self.keep_question)
+        return [self._constant(harshness, **drops_by(scorer, keep)) for harshness, scorer, keep in combinations]
 
     @abstractmethod
     def _draw(self, trial: Suggests, layer: int) -> float: ...
 
     @abstractmethod
-    def _make(self, drawn: Sequence[float], scorer: str, keep_question: bool) -> Policy: ...
+    def _make(self, drawn: Sequence[float], **options: Unpack[DropsBy]) -> Policy: ...
 
     @abstractmethod
     def _numbers(self, policy: Policy) -> dict[str, float]:
         """What `_draw` draws for a policy, by the parameter's name."""
 
     @abstractmethod
-    def _constant(self, harshness: int, scorer: str, keep_question: bool) -> Policy: ...
+    def _constant(self, harshness: int, **options: Unpack[DropsBy]) -> Policy: ...
 
 
 class SearchSpace(Space):
@@ -118,12 +133,12 @@ class SearchSpace(Space):
     def _draw(self, trial: Suggests, layer: int) -> float:
         return trial.suggest_float(f"keep_{layer}_cubed", LEAST_KEPT**3, _TOP_CUBE)
 
-    def _make(self, drawn: Sequence[float], scorer: str, keep_question: bool) -> LengthSchedule:
+    def _make(self, drawn: Sequence[float], **options: Unpack[DropsBy]) -> LengthSchedule:
         ratio, ratios = 1.0, []
         for cube in drawn:
             ratio *= min(1.0, cube ** (1 / 3))
             ratios.append(max(round(ratio, 4), LEAST_RATIO))
-        return LengthSchedule.ratios(ratios, scorer=scorer, keep_question=keep_question)
+        return LengthSchedule.ratios(ratios, **options)
 
     def _numbers(self, policy: Policy) -> dict[str, float]:
         assert isinstance(policy, LengthSchedule)
@@ -141,8 +156,8 @@ class SearchSpace(Space):
             before = ratio
         return numbers
 
-    def _constant(self, harshness: int, scorer: str, keep_question: bool) -> LengthSchedule:
-        return constant_ratio((0.95, 0.88, 0.8)[harshness], self.num_layers, scorer, keep_question)
+    def _constant(self, harshness: int, **options: Unpack[DropsBy]) -> LengthSchedule:
+        return constant_ratio((0.95, 0.88, 0.8)[harshness], self.num_layers, **options)
 
 
 class AdaptiveSpace(Space):
@@ -160,10 +175,10 @@ class AdaptiveSpace(Space):
     def _draw(self, trial: Suggests, layer: int) -> float:
         return trial.suggest_float(f"gentle_{layer}", 0, _TOP)
 
-    def _make(self, drawn: Sequence[float], scorer: str, keep_question: bool) -> AdaptivePolicy:
-        least, span = self._span(scorer)
+    def _make(self, drawn: Sequence[float], **options: Unpack[DropsBy]) -> AdaptivePolicy:
+        least, span = self._span(options["scorer"])
         shares = [0.0 if one > 1 else float(f"{10 ** -(least + span * one):.4g}") for one in drawn]
-        return self._of_shares(shares, scorer=scorer, keep_question=keep_question)
+        return self._of_shares(shares, **options)
 
     def _numbers(self, policy: Policy) -> dict[str, float]:
         assert isinstance(policy, AdaptivePolicy)
@@ -180,8 +195,8 @@ class AdaptiveSpace(Space):
             numbers[f"gentle_{layer}"] = min(max(gentle, 0.0), 1.0) if share else _TOP
         return numbers
 
-    def _constant(self, harshness: int, scorer: str, keep_question: bool) -> AdaptivePolicy:
-        return self._make([(0.8, 0.55, 0.3)[harshness]] * self.num_layers, scorer, keep_question)
+    def _constant(self, harshness: int, **options: Unpack[DropsBy]) -> AdaptivePolicy:
+        return self._make([(0.8, 0.55, 0.3)[harshness]] * self.num_layers, **options)
 
     def _span(self, scorer: str) -> tuple[float, float]:
         return self.digits[is_logarithmic(scorer)]
@@ -274,7 +289,7 @@ class _OfSpace:
 
 
 def space_of(
-    policies: Sequence[PolicyName], num_layers: int, scorers: tuple[str, ...], keep_question: tuple[bool, ...]
+    policies: Sequence[PolicyName], num_layers: int, scorers: tuple[str, ...], keep_question: tuple[KeepQuestion, ...]
 ) -> Space | MixedSpace:
     """The space of policies of these kinds.
 
@@ -286,11 +301,25 @@ def space_of(
 
 
 def constant_ratio(
-    factor: float, num_layers: int, scorer: str = "received", keep_question: bool = False
+    factor: float,
+    num_layers: int,
+    scorer: str = "received",
+    keep_question: KeepQuestion = False,
+    keep_cls: bool = False,
 ) -> LengthSchedule:
     """The baseline: every layer keeps the same part of the tokens that reach it."""
     ratios = [max(round(factor ** (layer + 1), 4), LEAST_RATIO) for layer in range(num_layers)]
-    return LengthSchedule.ratios(ratios, scorer=scorer, keep_question=keep_question)
+    return LengthSchedule.ratios(ratios, scorer=scorer, keep_question=keep_question, keep_cls=keep_cls)
+
+
+def drops_by(scorer: str, keep_question: KeepQuestion) -> DropsBy:
+    """The options of a policy of a space."""
+    return {"scorer": scorer, "keep_question": keep_question, "keep_cls": isinstance(keep_question, tuple)}
+
+
+def _parameter(keep_question: KeepQuestion) -> bool | str:
+    """A choice as a study keeps it."""
+    return json.dumps(keep_question) if isinstance(keep_question, tuple) else keep_question
 
 
 def _other_kind(policy: Policy, parts: Sequence[Space]) -> str:

@@ -76,15 +76,13 @@ class SoftPass:
         self._span_head = model.span_head(self._backend)
         self.left: list[Tensor] = []
         self.log_shares: list[Tensor] = []
-        forced = torch.zeros(batch.packing.num_tokens, dtype=torch.bool, device=batch.input_ids.device)
-        if policy.keep_question:
-            forced |= batch.token_type_ids == 0
-        if policy.keep_cls:
-            forced[0] = True
+        asks, first = batch.token_type_ids == 0, batch.position_ids == 0
         states = self._backend.embed(batch.ids, model.encoder.embeddings)
         entered = states.new_ones(len(states))
-        for layer, log_threshold in zip(model.encoder.layers, log_thresholds, strict=True):
+        of_layers = zip(model.encoder.layers, log_thresholds, policy.keeps_question, strict=True)
+        for layer, log_threshold, keep_question in of_layers:
             assert isinstance(layer, Layer)
+            forced = (asks & keep_question) | (first & policy.keep_cls)
             output, log_shares = self._layer(layer, states, entered)
             mask = torch.sigmoid((log_shares - log_threshold) / temperature).masked_fill(forced, 1.0)
             entered = entered * mask

@@ -50,12 +50,20 @@ def sub_models(drop: LengthDrop, num_layers: int, seed: int, step: int) -> list[
 
 
 def ratios_by(scorer: str, ratios: list[float], *, of_batch: bool = False) -> LengthSchedule:
-    """A schedule by a scorer's name, which ``+question`` may follow; ValueError for a name that is none."""
+    """A schedule by a scorer's name, which ``+question`` may follow; ValueError for a name that is none.
+
+    After ``+question:3`` the first 3 layers keep the question, those after them [CLS] alone of it.
+    """
     name, plus, option = scorer.partition("+")
-    if plus and option != "question":
-        raise ValueError(f"unknown option {option!r} of the scorer {scorer!r}: there is '+question' alone")
+    option, in_some, number = option.partition(":")
+    if plus and (option != "question" or (in_some and not number.isdecimal())):
+        raise ValueError(
+            f"unknown option {option!r} of the scorer {scorer!r}: there is '+question', and '+question:3' for 3 layers"
+        )
+    first = min(int(number), len(ratios)) if in_some else len(ratios) * bool(plus)
+    keep_question = (True,) * first + (False,) * (len(ratios) - first)
     kind = BatchSchedule if of_batch else LengthSchedule
-    return kind.ratios(ratios, scorer=name, keep_question=bool(plus))
+    return kind.ratios(ratios, scorer=name, keep_question=keep_question, keep_cls=0 < first < len(ratios))
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,10 @@ class LengthDrop(_Checked):
     )
     layer_dropout: float = _option(0.0, "random sub-models leave a layer out", must_be=_PART, letter="P")
     scorers: Sequence[str] = _option(
-        ("received",), "a sub-model draws one; NAME+question keeps the question first", letter="A,B", shown="received"
+        ("received",),
+        "a sub-model draws one; NAME+question keeps the question first, NAME+question:3 in 3 layers alone",
+        letter="A,B",
+        shown="received",
     )
     policies: Sequence[SubModelPolicy] = _option(
         ("lengths",), "lengths, threshold: a sub-model draws one; a name may be repeated", letter="A,B", shown="lengths"

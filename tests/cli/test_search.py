@@ -103,6 +103,25 @@ def test_search_draws_in_the_format_that_the_ending_names(run: Run, folder: Path
     assert beginning.startswith({"pdf": b"%PDF-", "SVG": b"<?xml"}[ending])
 
 
+def test_the_question_may_be_kept_in_the_first_layers_alone(run: Run, folder: Path) -> None:
+    options = ("--scorers", "cls", "--keep-question", "1,yes", "--trials", 9)
+    assert run(*SEARCH, *options).status == 0
+    front = json.loads((folder / "model/schedules.json").read_text())
+    assert front["settings"]["keep_question"] == "1,yes"
+    kept = [(entry["schedule"]["keep_question"], entry["schedule"]["keep_cls"]) for entry in front["schedules"]]
+    assert set(map(str, kept)) <= {"([True, False], True)", "(True, False)"}
+    assert run("answer", "--model", "model", "--budget", 0.9, "--question", "Who?", "--text", "Ada.").status == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [("most", "expected yes, no, both"), ("2", "2 of 2 layers; expected 1 to 1"), ("0", "0 of 2")]
+)
+def test_search_refuses_to_keep_the_question_elsewhere(run: Run, folder: Path, given: str, message: str) -> None:
+    status, _, err = run(*SEARCH, "--scorers", "cls", "--keep-question", given)
+    assert status == 2
+    assert message in err
+
+
 def test_front_of_other_settings_is_not_replaced(run: Run, folder: Path) -> None:
     assert run(*SEARCH, "--scorers", "cls").status == 0
     out = folder / "model/schedules.json"

@@ -178,7 +178,8 @@ def oracle_states(
     final, rows, kept, gap = states.clone(), torch.arange(len(ids)), [], float("inf")
     lengths = schedule.lengths(len(ids))
     overlap = torch.tensor(oracle_overlap(ids.tolist(), segments.tolist()), dtype=torch.float64)
-    for layer, count, scorer in zip(peer.bert.encoder.layer, lengths, schedule.scorers, strict=True):
+    of_layers = zip(peer.bert.encoder.layer, lengths, schedule.scorers, schedule.keeps_question, strict=True)
+    for layer, count, scorer, keeps_question in of_layers:
         context, probabilities = layer.attention.self(states[None])
         context, probabilities, keep = context[0], probabilities[0], torch.arange(len(rows))
         if count < len(rows):
@@ -186,7 +187,7 @@ def oracle_states(
             now = segments[rows]
             about = value.transpose(0, 1), states, now, peer.qa_outputs, overlap[rows]
             score = oracle_scores(scorer, probabilities, *about)
-            if schedule.keep_question:
+            if keeps_question:
                 score[now == 0] = torch.inf
             if schedule.keep_cls:
                 score[0] = torch.inf
@@ -219,7 +220,8 @@ def test_dropping_agrees_with_an_oracle_of_transformers_modules(
     layers = data.draw(st.integers(1, 4))
     peer = make_peer(make_config(layers=layers, heads=3, head_size=8), seed)
     seqlens = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=3))
-    keeps = {"keep_cls": data.draw(st.booleans()), "keep_question": data.draw(st.booleans())}
+    each = st.lists(st.booleans(), min_size=layers, max_size=layers)
+    keeps = {"keep_cls": data.draw(st.booleans()), "keep_question": data.draw(st.booleans() | each)}
     if absolute:
         lengths = sorted(data.draw(st.lists(st.integers(1, 50), min_size=layers, max_size=layers)), reverse=True)
         schedule = LengthSchedule.absolute(lengths, scorer=scorer, **keeps)

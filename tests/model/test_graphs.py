@@ -108,7 +108,7 @@ SCHEDULES = st.builds(
     st.booleans(),
     scorer=st.sampled_from(BUILT_IN_SCORERS),
     keep_cls=st.booleans(),
-    keep_question=st.booleans(),
+    keep_question=st.booleans() | st.lists(st.booleans(), min_size=3, max_size=3),
     accumulate=st.booleans(),
     skip_layers=st.sampled_from([(), (1,), (0, 2)]),
 )

@@ -20,7 +20,7 @@ SCHEDULES = st.builds(
     st.lists(st.floats(0.02, 1), min_size=4, max_size=4),
     st.sampled_from(BUILT_IN_SCORERS),
     st.booleans(),
-    st.booleans(),
+    st.booleans() | st.lists(st.booleans(), min_size=4, max_size=4),
 )
 
 
@@ -64,7 +64,8 @@ def test_kept_are_the_most_significant_of_those_that_entered(
                 stays = [
                     at
                     for number, at in enumerate(columns)
-                    if (schedule.keep_cls and number == 0) or (schedule.keep_question and segments[row, at] == 0)
+                    if (schedule.keep_cls and number == 0)
+                    or (schedule.keeps_question[layer] and segments[row, at] == 0)
                 ]
                 assert [at for at in columns if significance[row, at] == torch.inf] == stays
         entered = kept

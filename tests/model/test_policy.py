@@ -42,12 +42,14 @@ BOUNDS = st.tuples(st.floats(0, 0.6), st.floats(0.01, 1)).map(sorted)
 THRESHOLDS = st.lists(st.sampled_from([0, 1e-3, 0.01, 0.03, 0.06, 0.3]), min_size=LAYERS, max_size=LAYERS)
 PARTS = st.lists(st.sampled_from([1e-6, 0.2, 0.6, 0.9, 0.99, 1]), min_size=LAYERS, max_size=LAYERS)
 
+KEEP_QUESTION = st.booleans() | st.lists(st.booleans(), min_size=LAYERS, max_size=LAYERS)
+
 
 @st.composite
 def policies(draw: Any, scorers: st.SearchStrategy[str] = SCORERS) -> AdaptivePolicy:
     low, high = draw(BOUNDS)
     options = {"floor": low, "ceiling": high, "scorer": draw(scorers)}
-    options |= {name: draw(st.booleans()) for name in ("keep_cls", "keep_question")}
+    options |= {"keep_cls": draw(st.booleans()), "keep_question": draw(KEEP_QUESTION)}
     return Threshold(draw(THRESHOLDS), **options) if draw(st.booleans()) else TopP(draw(PARTS), **options)
 
 
@@ -74,7 +76,8 @@ def kept_by_hand(policy: AdaptivePolicy, weights: list[float], segments: list[in
     places, layers = list(range(len(weights))), []
     for layer in range(policy.num_layers):
         total = sum(weights[place] for place in places) or 1.0
-        forced = {p for p in places if (policy.keep_cls and p == 0) or (policy.keep_question and segments[p] == 0)}
+        keep_question = policy.keeps_question[layer]
+        forced = {p for p in places if (policy.keep_cls and p == 0) or (keep_question and segments[p] == 0)}
         ranked = sorted(places, key=lambda p: (p not in forced, p in forced or -weights[p], p))
         least, most = policy.bounds(layer, len(weights))
         count = len(places)

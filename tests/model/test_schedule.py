@@ -12,6 +12,7 @@ from dtbert.model import BertConfig, LengthSchedule, OwnScorer, register_scorer
 
 MINILM = BertConfig(hidden_size=384, intermediate_size=1536)
 RATIOS = st.lists(st.floats(0.001, 1), min_size=1, max_size=8).map(lambda x: sorted(x, reverse=True))
+EACH = st.booleans() | st.lists(st.booleans(), min_size=8, max_size=8)
 
 # length_config and MACs of a length-adaptive MiniLMv2 (6 x 384, N = 384), from the public tutorials of
 # intel/intel-extension-for-transformers.
@@ -91,8 +92,9 @@ def test_absolute_lengths_keep_all_of_a_shorter_sequence() -> None:
     assert LengthSchedule.absolute([269, 104, 34]).lengths(120) == (120, 104, 34)
 
 
-@given(RATIOS, st.sampled_from(["received", "cls"]), st.booleans(), st.booleans())
-def test_json_round_trips(ratios: list[float], scorer: str, keep_cls: bool, keep_question: bool) -> None:
+@given(RATIOS, st.sampled_from(["received", "cls"]), st.booleans(), EACH)
+def test_json_round_trips(ratios: list[float], scorer: str, keep_cls: bool, keep_question: bool | list[bool]) -> None:
+    keep_question = keep_question if isinstance(keep_question, bool) else keep_question[: len(ratios)]
     options = {"keep_cls": keep_cls, "keep_question": keep_question}
     for schedule in (
         LengthSchedule.ratios(ratios, scorer=scorer, **options),
@@ -147,6 +149,24 @@ def test_schedule_refuses_unknown_and_miscounted_scorers() -> None:
         LengthSchedule.ratios([1, 1, 1], scorer=["cls", "cls"])
     with pytest.raises(TypeError, match="keep_cls"):
         LengthSchedule.ratios([1], keep_cls=1)  # type: ignore[arg-type]
+
+
+def test_the_question_is_kept_in_all_layers_or_in_some() -> None:
+    some = LengthSchedule.ratios([1, 0.5, 0.2], keep_question=[True, True, False])
+    assert some.keeps_question == some.keep_question == (True, True, False)
+    assert LengthSchedule.ratios([1, 0.5], keep_question=[True, True]) == LengthSchedule.ratios(
+        [1, 0.5], keep_question=True
+    )
+    assert LengthSchedule.ratios([1, 0.5]).keeps_question == (False, False)
+    assert some.resolve(OwnScorer("answer", True)).keeps_question == (True, True, False)
+
+
+@pytest.mark.parametrize("given", [1, None, "yes", [1, 0, 0], [True, None, False]])
+def test_what_does_not_say_where_the_question_is_kept_is_refused(given: object) -> None:
+    with pytest.raises(TypeError, match=r"keep_question must (be|hold) True or False"):
+        LengthSchedule.ratios([1, 0.5, 0.2], keep_question=given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="2 entries of keep_question for 3 layers"):
+        LengthSchedule.ratios([1, 0.5, 0.2], keep_question=[True, False])
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,20 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
 from dtbert.model import LengthSchedule, Threshold, TopP
-from dtbert.search import AdaptiveSpace, SearchSpace, Space, ThresholdSpace, TopPSpace, constant_ratio, space_of
+from dtbert.search import (
+    AdaptiveSpace,
+    KeepQuestion,
+    SearchSpace,
+    Space,
+    ThresholdSpace,
+    TopPSpace,
+    constant_ratio,
+    drops_by,
+    space_of,
+)
 
-SPACE = SearchSpace(4, ("received", "cls"))
+SOME = (True, True, False, False)
+SPACE = SearchSpace(4, ("received", "cls"), (False, True, SOME))
 CUBES = st.floats(0.05**3, 1.1)
 
 
@@ -27,14 +38,36 @@ def test_any_parameters_give_a_schedule_that_gives_them_back(
         assert ratio == pytest.approx(max(kept, 0.005), abs=6e-5)
 
 
-@given(st.lists(st.floats(0.3, 1), min_size=4, max_size=4), st.sampled_from(SPACE.scorers), st.booleans())
-def test_any_schedule_of_the_space_can_be_a_start(factors: list[float], scorer: str, keep_question: bool) -> None:
+@given(
+    st.lists(st.floats(0.3, 1), min_size=4, max_size=4),
+    st.sampled_from(SPACE.scorers),
+    st.sampled_from(SPACE.keep_question),
+)
+def test_any_schedule_of_the_space_can_be_a_start(
+    factors: list[float], scorer: str, keep_question: KeepQuestion
+) -> None:
     ratios, kept = [], 1.0
     for factor in factors:
         kept = round(kept * factor, 4)
         ratios.append(kept)
-    schedule = LengthSchedule.ratios(ratios, scorer=scorer, keep_question=keep_question)
-    assert SPACE.suggest(FixedTrial(SPACE.parameters_of(schedule))) == schedule
+    schedule = LengthSchedule.ratios(ratios, **drops_by(scorer, keep_question))
+    parameters = SPACE.parameters_of(schedule)
+    assert isinstance(parameters["keep_question"], bool | str)  # what a study can hold
+    assert SPACE.suggest(FixedTrial(parameters)) == schedule
+
+
+def test_where_a_layer_lets_the_question_go_cls_stays() -> None:
+    options = drops_by("cls", SOME)
+    assert (options["keep_question"], options["keep_cls"]) == (SOME, True)
+    assert not drops_by("cls", True)["keep_cls"]
+    without = LengthSchedule.ratios([1, 1, 1, 0.5], scorer="cls", keep_question=SOME)
+    with pytest.raises(ValueError, match="keep_cls or keep_question differs"):
+        SPACE.parameters_of(without)
+    other = LengthSchedule.ratios(
+        [1, 1, 1, 0.5], scorer="cls", keep_question=(True, False, False, False), keep_cls=True
+    )
+    with pytest.raises(ValueError, match="keep_cls or keep_question differs"):
+        SPACE.parameters_of(other)
 
 
 def test_last_layer_may_keep_two_tokens_of_a_window() -> None:
@@ -102,10 +135,12 @@ def test_any_share_that_is_drawn_can_be_a_start(
 
 
 def test_gentler_draws_keep_more_and_logarithms_reach_further() -> None:
-    made = [SHARES[0]._make([gentle] * 4, scorer, False) for scorer in SHARES[0].scorers for gentle in (0, 1)]
+    made, parts = (
+        [space._make([gentle] * 4, **drops_by(scorer, False)) for scorer in space.scorers for gentle in (0, 1)]
+        for space in SHARES
+    )
     assert [policy.thresholds[0] for policy in made] == [0.03162, 1e-4, 0.3162, 1e-11]
-    made = [SHARES[1]._make([gentle] * 4, scorer, False) for scorer in SHARES[1].scorers for gentle in (0, 1)]
-    assert [policy.parts[0] for policy in made] == [0.369, 0.99369, 0.369, 1 - 6.31e-10]
+    assert [policy.parts[0] for policy in parts] == [0.369, 0.99369, 0.369, 1 - 6.31e-10]
     assert len({*SHARES[0].constants()}) == 3 * 2 * 2
 
 

@@ -29,11 +29,11 @@ def work_of(model: BertForQuestionAnswering, windows: list[PackedBatch], policy:
     st.integers(2, 30),
     st.lists(st.sampled_from([1e-4, 0.01, 0.03, 0.06, 0.2]), min_size=3, max_size=3),
     st.sampled_from([name for name in BUILT_IN_SCORERS if name != "random"]),
-    st.booleans(),
+    st.booleans() | st.lists(st.booleans(), min_size=3, max_size=3),
     st.integers(0, 99),
 )
 def test_soft_model_without_temperature_is_the_hard_one(
-    length: int, thresholds: list[float], scorer: str, keep_question: bool, seed: int
+    length: int, thresholds: list[float], scorer: str, keep_question: bool | list[bool], seed: int
 ) -> None:
     batch = window(length, seed)
     policy = Threshold(thresholds, scorer=scorer, keep_question=keep_question, keep_cls=True)

@@ -109,6 +109,9 @@ def test_sub_models_draw_their_policy() -> None:
     of_batch = [type(schedule) is BatchSchedule for schedule in drawn]
     assert sum(of_batch) / len(of_batch) == pytest.approx(2 / 3, abs=0.1)
     assert all(schedule.keep_question and schedule.scorer == "answer" for schedule in drawn)
+    drop = LengthDrop(1, scorers=("answer+question:4",), policies=("threshold", "lengths"))
+    drawn = [one.schedule for one in sub_models(drop, 6, 0, 0)]
+    assert all(schedule.keeps_question == (True,) * 4 + (False,) * 2 and schedule.keep_cls for schedule in drawn)
     assert all(type(one.schedule) is not BatchSchedule for one in sub_models(LengthDrop(), 6, 0, 0))
 
 

@@ -68,7 +68,7 @@ def test_a_compiled_model_launches_the_kernels_of_a_plain_call(small: tuple, sch
     seqlens=st.lists(st.integers(1, 30), min_size=1, max_size=2),
     ratios=st.tuples(st.floats(0.5, 1), st.floats(0.05, 0.5)),
     keep_cls=st.booleans(),
-    keep_question=st.booleans(),
+    keep_question=st.booleans() | st.tuples(st.booleans(), st.booleans()),
     seed=st.integers(0, 99),
 )
 def test_dropping_agrees_with_an_oracle_of_transformers_modules(
@@ -77,7 +77,7 @@ def test_dropping_agrees_with_an_oracle_of_transformers_modules(
     seqlens: list[int],
     ratios: tuple[float, float],
     keep_cls: bool,
-    keep_question: bool,
+    keep_question: bool | tuple[bool, bool],
     seed: int,
 ) -> None:
     peer, model = small
