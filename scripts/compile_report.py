@@ -115,8 +115,6 @@ class Case(NamedTuple):
     kernel: str
     variant: str
     step: Callable[[], object]  # launches the kernel, among others
-    one: tuple[str, ...] = ()  # arguments that torch.compile makes constants where they are 1
-    double: tuple[str, ...] = ()  # and those that it passes in float64
     architectures: tuple[str, ...] = ARCHITECTURES  # that have what it needs
 
     @property
@@ -134,11 +132,6 @@ class Case(NamedTuple):
             self.step()
         function = f"_{self.kernel.replace(' ', '_')}_kernel"
         (launch,) = (launch for launch in launches if launch.source.name == function)
-        for name in self.one:
-            launch.source.signature[name] = "constexpr"
-            launch.source.constants[(launch.source.fn.arg_names.index(name),)] = 1
-        for name in self.double:
-            launch.source.signature[name] = "fp64"
         return launch
 
 
@@ -188,10 +181,7 @@ def cases() -> list[Case]:
                     found.append(Case("attention", f"{size} {score} alone", alone))
             found += [
                 Case("attention", f"{size} kept", partial(context, Kept(ids, packing))),
-                Case("attention", f"{size} received doubled", scored["received"], double=("scale",)),
-                Case("cls logits", f"{size} doubled", cls, double=("scale",)),
                 Case("combine_partials", "sum", scored["received"]),
-                Case("combine_partials", "sum one token", scored["received"], ("tokens", "token_blocks")),
                 Case("combine_partials", "maximum", scored["received_max"]),
                 Case("cls sum", "", cls),
             ]

@@ -62,7 +62,6 @@ def _attention_kernel(
     if i_m * block_m >= queries:
         return
 
-    scale = tl.cast(scale, tl.float32)  # torch.compile passes float64
     o_m, o_n, o_d = i_m * block_m + tl.arange(0, block_m), tl.arange(0, block_n), tl.arange(0, block_d)
     m_m = o_m < queries
     if gather:

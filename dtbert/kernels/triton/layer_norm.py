@@ -18,8 +18,7 @@ def normalize_rows(rows, m_columns, norm_weight, norm_bias, columns, hidden_size
     mean = tl.sum(rows, 1) / hidden_size
     # Two passes over registers: the mean of squares less the square of the mean would cancel.
     centred = tl.where(m_columns[None, :], rows - mean[:, None], 0.0)
-    # torch.compile passes numbers in float64.
-    scale = 1 / tl.sqrt(tl.sum(centred * centred, 1) / hidden_size + tl.cast(eps, tl.float32))
+    scale = 1 / tl.sqrt(tl.sum(centred * centred, 1) / hidden_size + eps)
     weight = tl.load(norm_weight + columns, mask=m_columns, other=0.0).to(tl.float32)
     bias = tl.load(norm_bias + columns, mask=m_columns, other=0.0).to(tl.float32)
     return centred * scale[:, None] * weight[None, :] + bias[None, :]

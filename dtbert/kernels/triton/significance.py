@@ -112,8 +112,7 @@ def _cls_logits_kernel(
     p_query = qkv + begin * qkv_stride + i_head * head_size
     b_q = tl.load(p_query + o_d, mask=o_d < head_size, other=0.0).to(tl.float32)
     b_k = load_rows(p_query + num_heads * head_size, o_n, m_n, qkv_stride, head_size, block_d, True)
-    # torch.compile passes float64.
-    logit = tl.where(m_n, tl.sum(b_k * b_q[None, :], 1) * tl.cast(scale, tl.float32), float("-inf"))
+    logit = tl.where(m_n, tl.sum(b_k * b_q[None, :], 1) * scale, float("-inf"))
     block_highest = tl.max(logit, 0)
     tl.store(logits + i_head.to(tl.int64) * tokens + begin + o_n, logit, mask=m_n)
     i_statistic = (i_sequence.to(tl.int64) * token_blocks + i_n) * num_heads + i_head
