@@ -39,23 +39,30 @@ logger = logging.getLogger(__name__)
 
 
 class ScoreCost(NamedTuple):
-    """What an attention score costs a backend in products of queries and keys, beside those of the context.
+    """What scoring and choosing cost a backend: products of queries and keys, beside those of the context, and queries.
 
     Attributes:
         products: those of all queries that a score which comes with the context takes once more.
         looks: how often the products of a score on its own are computed.
         own_queries: whether ``cls`` and ``from_question`` on their own take the queries that they read alone.
+        kept_queries: where tokens are chosen by what no query says, the queries of the kept ones alone are computed, at
+            hidden sizes that are multiples of this; 0: at none.
     """
 
     products: int
     looks: int
     own_queries: bool
+    kept_queries: int = 0
+
+    def computes_kept_queries(self, hidden_size: int) -> bool:
+        """Whether `kept_queries` holds at a hidden size."""
+        return self.kept_queries > 0 and hidden_size % self.kept_queries == 0
 
 
 SCORE_COSTS: dict[BackendName, ScoreCost] = {
     "reference": ScoreCost(0, 1, False),
     "cpu": ScoreCost(0, 1, True),
-    "native": ScoreCost(0, 1, True),
+    "native": ScoreCost(0, 1, True, 64),
     "triton": ScoreCost(1, 2, True),
 }
 
@@ -80,6 +87,17 @@ class Backend:
         """``activation(x @ weight.T + bias)``: ``[T, in]`` to ``[T, out]``."""
         product = product_of(x, layer)
         return product if activation is None else activate(product, activation)
+
+    def keys_and_values(self, x: Tensor, layer: Linear) -> Tensor:
+        """``linear(x, layer)`` of the layer ``"qkv"``, ``[T, 3 * H]``, whose queries need not be there.
+
+        Where tokens are chosen by what no query says, those of the kept ones come later: see `queries`.
+        """
+        return self.linear(x, layer)
+
+    def queries(self, x: Tensor, layer: Linear, qkv: Tensor, rows: Tensor | None = None) -> Tensor:
+        """What `keys_and_values` gave, with the queries of some rows, int64 ``[K]``, or of all; it may be changed."""
+        return qkv
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
         """Attention within each sequence.

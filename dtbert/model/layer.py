@@ -35,10 +35,10 @@ class Layer(nn.Module):
         # One look at the modules, in the order in which they were made: each by its name would cost a microsecond.
         parts = cast(_Parts, self._modules.values())
         qkv_layer, attention_output, attention_norm, intermediate, output, output_norm = parts
-        qkv = backend.linear(states, qkv_layer)
         if tokens.scores_at(self.index):
-            context, rows = tokens.drop(self, states, qkv)
+            context, rows = tokens.drop(self, states)
         else:
+            qkv = backend.linear(states, qkv_layer)
             context, rows = backend.attention(qkv, tokens.left.packing, self.num_heads), None
         states = backend.add_norm(context, attention_output, states, attention_norm, rows)
         wide = backend.linear(states, intermediate, self.activation)
@@ -109,18 +109,19 @@ class TokensLeft:
             return False
         return layer <= self._score_until or self._targets.may_drop(layer, self.left.packing)
 
-    def drop(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
+    def drop(self, layer: Layer, states: Tensor) -> tuple[Tensor, Tensor | None]:
         """Choose the tokens that a layer keeps: their context ``[K, H]``, and their rows among those that entered it.
 
         From here on the others' states are final: those that entered the layer. The rows are None where all stay.
         """
-        backend, num_heads = self._backend, layer.num_heads
+        backend, reads_queries = self._backend, self._scorers[layer.index].reads_queries
+        qkv = (backend.linear if reads_queries else backend.keys_and_values)(states, layer.qkv)
         segments = self._segments if self._keeps_question[layer.index] else None
         left = self.left = self.left._replace(segments=segments)
         context, significance = self._score(layer, states, qkv)
         target = self._targets.target(layer.index, left, significance)
         if target.seqlens == left.packing.seqlens:
-            return backend.attention(qkv, left.packing, num_heads) if context is None else context, None
+            return self._context(layer, states, qkv, left.packing) if context is None else context, None
         if left.final is None and self._spare_inputs:
             states = states.clone()
         self._hold(layer.index, significance, states)
@@ -133,8 +134,13 @@ class TokensLeft:
             self._accumulated = self._accumulated[rows]
         if kept_context is None:
             # The choice did not need every query's attention: compute the kept ones alone.
-            kept_context = backend.attention(qkv, left.packing, num_heads, Kept(rows, target))
+            kept_context = self._context(layer, states, qkv, left.packing, Kept(rows, target))
         return kept_context, rows
+
+    def _context(self, layer: Layer, states: Tensor, qkv: Tensor, packing: Packing, kept: Kept | None = None) -> Tensor:
+        if not self._scorers[layer.index].reads_queries:
+            qkv = self._backend.queries(states, layer.qkv, qkv, None if kept is None else kept.rows)
+        return self._backend.attention(qkv, packing, layer.num_heads, kept)
 
     def _forget_others(self, kept: Tensor) -> None:
         self.rows = kept if self.rows is None else self.rows.index_select(0, kept)

@@ -157,11 +157,12 @@ class _TokensLeft:
 class _Masked(_TokensLeft):
     """Dropped tokens are masked out: n stays S."""
 
-    def drop(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor, None]:
+    def drop(self, layer: Layer, states: Tensor) -> tuple[Tensor, None]:
         """The context of all tokens, and all rows; from here on the mask has those that the layer keeps."""
         assert self._schedule is not None
         backend, mask, lengths = self.backend, self.backend.mask, self.text.lengths
         assert mask is not None
+        qkv = backend.linear(states, layer.qkv)
         significance = self._significance(layer, states, qkv)
         order = significance.sort(dim=1, descending=True, stable=True).indices
         candidates = mask.gather(1, order)
@@ -187,10 +188,11 @@ class _Masked(_TokensLeft):
 class _Gathered(_TokensLeft):
     """All sequences are of one length, and dropped tokens go: n falls."""
 
-    def drop(self, layer: Layer, states: Tensor, qkv: Tensor) -> tuple[Tensor, Tensor]:
+    def drop(self, layer: Layer, states: Tensor) -> tuple[Tensor, Tensor]:
         """The context of the tokens that a layer keeps, and their rows among those that entered it."""
         left, backend = self.left, self.backend
         batch_size, entering = backend.shape
+        qkv = backend.linear(states, layer.qkv)
         significance = self._significance(layer, states, qkv)
         count = self._count(layer.index, entering)
         columns = highest(significance, count)

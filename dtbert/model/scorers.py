@@ -162,6 +162,7 @@ class Scorer:
         function: what a layer has at hand to significance, float32 ``[T]``.
         attention: the attention score that it is, if it is one.
         with_context: whether it needs every query of the layer, so that it comes with the context, in one pass.
+        reads_queries: whether it reads queries at all.
         needs_span_head: whether it reads the span head.
         macs: multiply-accumulates that it takes beside the context's.
         logarithmic: whether it is the logarithm of what policies share out among tokens.
@@ -172,6 +173,7 @@ class Scorer:
     function: Callable[[LayerView], Tensor]
     attention: AttentionScore | None = None
     with_context: bool = False
+    reads_queries: bool = True
     needs_span_head: bool = False
     macs: Count = lambda sizes, cost: 0
     logarithmic: bool = False
@@ -214,7 +216,7 @@ def _answer_overlap(weight: float) -> Scorer:
     def score(view: LayerView) -> Tensor:
         return torch.add(view.span_logits().amax(1), view.log_overlap(), alpha=weight)
 
-    return Scorer(score, needs_span_head=True, macs=_of_span_head, logarithmic=True)
+    return Scorer(score, reads_queries=False, needs_span_head=True, macs=_of_span_head, logarithmic=True)
 
 
 _TABLE: dict[str, Scorer] = {
@@ -230,11 +232,11 @@ _TABLE: dict[str, Scorer] = {
         lambda sizes, cost: _again(sizes, cost) + sizes.tokens * sizes.hidden_size,
         with_context=True,
     ),
-    "answer": Scorer(_answer, needs_span_head=True, macs=_of_span_head, logarithmic=True),
-    "overlap": Scorer(LayerView.question_overlap),
+    "answer": Scorer(_answer, reads_queries=False, needs_span_head=True, macs=_of_span_head, logarithmic=True),
+    "overlap": Scorer(LayerView.question_overlap, reads_queries=False),
     "answer_overlap": _answer_overlap(2),
     "answer_overlap_3": _answer_overlap(3),
-    "random": Scorer(_random),
+    "random": Scorer(_random, reads_queries=False),
 }
 BUILT_IN_SCORERS: tuple[str, ...] = tuple(_TABLE)
 

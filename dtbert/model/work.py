@@ -41,7 +41,7 @@ class Macs(NamedTuple):
 
     ``published`` is the count of the literature (torchprofile's, there called FLOPs); ``executed`` what dtbert
     computes, which is less because dropped rows skip the attention output projection, and with some scorers the
-    attention too.
+    attention too, on some backends their queries with it.
     """
 
     published: int
@@ -76,13 +76,15 @@ def macs_of(
             continue
         shared = 2 * kept * d * f + d * (before + kept)
         published += 4 * before * d * d + 2 * before * before * d + shared
-        executed += (3 * before + kept) * d * d + shared
-        scorer = scorer_named(policy.scorers[layer])
+        scorer, cost = scorer_named(policy.scorers[layer]), SCORE_COSTS[backend]
+        # A layer where nothing goes has the queries of all tokens.
+        projected = kept if cost.computes_kept_queries(d) and not scorer.reads_queries else before
+        executed += (2 * before + projected + kept) * d * d + shared
         queries = before if kept == before or scorer.with_context else kept
         executed += 2 * queries * before * d
         if scored[layer]:
             question = before if question_length is None else question_length
-            executed += scorer.macs(ScoredTokens(before, question, d), SCORE_COSTS[backend])
+            executed += scorer.macs(ScoredTokens(before, question, d), cost)
     return Macs(published, executed)
 
 
@@ -118,7 +120,25 @@ class StepWork:
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Work:
         """A product with bias, with or without an activation."""
         # Not of the weight, which a backend may hold in a layout of its own.
-        (tokens, in_features), out_features = x.shape, len(layer.bias)
+        return self._part(len(x), x.shape[1], len(layer.bias), layer)
+
+    def leaves_queries_out(self, x: Tensor) -> bool:
+        """Whether `keys_and_values` of such states has no queries yet."""
+        return self._cost.computes_kept_queries(x.shape[1])
+
+    def keys_and_values(self, x: Tensor, layer: Linear) -> Work:
+        """`linear`, without the queries where the backend computes these of the kept tokens alone."""
+        if not self.leaves_queries_out(x):
+            return self.linear(x, layer)
+        return self._part(len(x), x.shape[1], 2 * x.shape[1], layer)
+
+    def queries(self, x: Tensor, layer: Linear, qkv: Tensor, rows: Tensor | None = None) -> Work:
+        """The queries that `keys_and_values` left out, of some rows or all."""
+        if not self.leaves_queries_out(x):
+            return Work(0, 0)
+        return self._part(len(x) if rows is None else len(rows), x.shape[1], x.shape[1], layer)
+
+    def _part(self, tokens: int, in_features: int, out_features: int, layer: Linear) -> Work:
         states = (tokens * (in_features + out_features) + out_features) * layer.bias.element_size()
         weights = in_features * out_features * layer.weight.element_size()
         return Work(2 * tokens * in_features * out_features, states + weights)

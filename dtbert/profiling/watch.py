@@ -35,6 +35,8 @@ STEP_NAMES: tuple[StepName, ...] = get_args(StepName)
 _STEPS: dict[str, StepName | None] = {
     "embed": "embeddings",
     "linear": None,
+    "keys_and_values": None,
+    "queries": None,
     "attention": "attention",
     "scored_attention": "attention",
     "partial_attention": "attention",
@@ -71,7 +73,9 @@ class _Watched:
 
     def _run(self, step: str, *args: Any) -> Any:
         name: StepName = _STEPS[step] or args[1].name
-        if name == "qkv":
+        if step == "queries" and not self._work.leaves_queries_out(args[0]):
+            return getattr(self._backend, step)(*args)
+        if name == "qkv" and step != "queries":
             self._layer = args[1].layer
             self._within.enter_context(self._watch.layer(args[1].layer))
         count = getattr(self._work, step)

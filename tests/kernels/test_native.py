@@ -20,6 +20,7 @@ from dtbert.kernels.cpu import multiplies_natively
 from dtbert.kernels.native import compiler
 from dtbert.kernels.parameters import LayerNorm, Linear, of_tensors
 from dtbert.model import BertConfig, BertForQuestionAnswering, LengthSchedule, PackedBatch
+from dtbert.weights.quantize import quantize_rows
 from tests.kernels.packings import packing as packing_of
 
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if multiplies_natively(dtype)]
@@ -71,6 +72,40 @@ def test_linear_agrees_with_float64(
     layer, x = layer_of(16 * outputs, 16 * inputs, seed, dtype), randn(tokens, 16 * inputs, seed=seed + 2, dtype=dtype)
     want = PLAIN.linear(x.double(), doubled(layer), activation)
     assert error(NATIVE.linear(x, laid_out(layer), activation), want) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)
+@given(tokens=st.integers(1, 300), kept=st.floats(0, 1), hidden=st.sampled_from([64, 128]), seed=st.integers(0, 2**20))
+def test_queries_of_some_rows_have_the_bits_of_the_whole_product(
+    dtype: torch.dtype, tokens: int, kept: float, hidden: int, seed: int
+) -> None:
+    if not native.available(dtype):
+        pytest.skip(native.why_not(dtype))
+    layer = layer_of(3 * hidden, hidden, seed, torch.float32 if dtype == torch.int8 else dtype)
+    if dtype == torch.int8:
+        layer.hold_scaled(*quantize_rows(layer.weight.detach()))
+    NATIVE.prepare(layer)
+    # Rows that do not lie side by side, as slices of others.
+    x = randn(tokens, hidden + 16, seed=seed + 2, dtype=layer.bias.dtype)[:, :hidden]
+    want = NATIVE.linear(x, layer)
+    rows = (
+        torch.rand(tokens, generator=torch.Generator().manual_seed(seed)).argsort()[: int(kept * tokens)].sort().values
+    )
+    qkv = NATIVE.keys_and_values(x, layer)
+    assert torch.equal(qkv[:, hidden:], want[:, hidden:])
+    got = NATIVE.queries(x, layer, qkv, rows)
+    assert torch.equal(got[rows, :hidden], want[rows, :hidden])
+    assert torch.equal(got[:, hidden:], want[:, hidden:])
+    assert torch.equal(NATIVE.queries(x, layer, NATIVE.keys_and_values(x, layer)), want)
+
+
+def test_queries_come_with_the_rest_where_no_panel_holds_them_alone() -> None:
+    layer, x = laid_out(layer_of(3 * 48, 48, 0, torch.float32)), randn(5, 48, seed=1)
+    qkv = NATIVE.keys_and_values(x, layer)
+    assert torch.equal(qkv, NATIVE.linear(x, layer))
+    assert NATIVE.queries(x, layer, qkv, torch.tensor([1])) is qkv
+    with pytest.raises(RuntimeError, match="no whole panels"):
+        torch.ops.dtbert_native.linear_part(x, *layer.weight_and_bias, 3, 48, None, qkv)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -235,7 +270,13 @@ def make_model(backend: str) -> BertForQuestionAnswering:
 
 
 @pytest.mark.parametrize(
-    "schedule", [None, LengthSchedule.ratios([0.6, 0.3]), LengthSchedule.ratios([0.5, 0.5], scorer="cls")]
+    "schedule",
+    [
+        None,
+        LengthSchedule.ratios([0.6, 0.3]),
+        LengthSchedule.ratios([0.5, 0.5], scorer="cls"),
+        LengthSchedule.ratios([0.7, 0.7], scorer="answer_overlap"),
+    ],
 )
 def test_model_agrees_with_the_reference(schedule: LengthSchedule | None) -> None:
     ids = [list(range(n)) for n in (5, 40, 17)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from dtbert.kernels import ATTENTION_SCORES, BackendName
 from dtbert.kernels.cpu import Cpu
-from dtbert.model import BertForQuestionAnswering, LayerView, LengthSchedule, PackedBatch, register_scorer
-from dtbert.model.scorers import BUILT_IN_SCORERS
+from dtbert.model import BertConfig, BertForQuestionAnswering, LayerView, LengthSchedule, PackedBatch, register_scorer
+from dtbert.model.scorers import BUILT_IN_SCORERS, scorer_named
 from dtbert.model.work import Work
 from dtbert.profiling import random_batch
 from dtbert.profiling.watch import Clock, Stopwatch, watched_forward
@@ -51,14 +52,16 @@ def counted(model: BertForQuestionAnswering, batch: PackedBatch, schedule: Lengt
     return sum(timed.work().flops for timed in watch.timed)
 
 
-def counted_by_schedule(schedule: LengthSchedule, seqlens: list[int], backend: BackendName = "cpu") -> int:
+def counted_by_schedule(
+    schedule: LengthSchedule, seqlens: list[int], backend: BackendName = "cpu", config: BertConfig = CONFIG
+) -> int:
     """Two FLOPs for each executed MAC but those of LayerNorm and of the span head's bias, which are no products'."""
     total = 0
     for length in seqlens:
         lengths = [length, *schedule.lengths(length)]
         norms = length + sum(before + kept for before, kept in zip(lengths, lengths[1:], strict=False))
-        macs = schedule.macs(CONFIG, length, question_length=min(length, 12), backend=backend)
-        total += 2 * (macs.executed - CONFIG.hidden_size * norms - 2 * length)
+        macs = schedule.macs(config, length, question_length=min(length, 12), backend=backend)
+        total += 2 * (macs.executed - config.hidden_size * norms - 2 * length)
     return total
 
 
@@ -145,3 +148,20 @@ def test_a_registered_scorer_is_counted_by_what_it_asks_for(
     register_scorer("asks", lambda view: -function(view).reshape(len(view.hidden_states), -1).amax(1), macs=asked)
     schedule = LengthSchedule.absolute([14, 13, 12], scorer="asks", keep_question=True)
     assert counted(model, batch, schedule) == counted_by_schedule(schedule, list(batch.packing.seqlens), backend)
+
+
+@pytest.mark.usefixtures("built_steps")
+@pytest.mark.parametrize("scorer", BUILT_IN_SCORERS)
+def test_compiled_steps_count_the_queries_that_they_compute(scorer: str) -> None:
+    config = replace(CONFIG, hidden_size=64, num_attention_heads=2, intermediate_size=128)
+    model = BertForQuestionAnswering(config, backend="native").requires_grad_(False)
+    model.reset_parameters()
+    model.backend.prepare(model)
+    # No layer but the second drops: the others have the queries of all.
+    schedule = LengthSchedule.absolute([99, 13, 13], scorer=scorer, keep_question=True)
+    seqlens = [30, 17]
+    batch = random_batch(config, seqlens, model.device)
+    got = counted(model, batch, schedule)
+    assert got == counted_by_schedule(schedule, seqlens, "native", config)
+    saved = sum(2 * (length - 13) * 64 * 64 for length in seqlens) * (not scorer_named(scorer).reads_queries)
+    assert got == counted_by_schedule(schedule, seqlens, "cpu", config) - saved

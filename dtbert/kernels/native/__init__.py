@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtbert.kernels.backend import Backend
+from dtbert.kernels.backend import SCORE_COSTS, Backend
 from dtbert.kernels.cpu import Cpu, multiplies_natively
 from dtbert.kernels.int8 import int8_product
 from dtbert.kernels.native.compiler import BuildError, build, is_built, library, load, record, verdict
@@ -65,6 +65,20 @@ class Native(Cpu):
         if panels.dim() != 1:
             return super().linear(x, layer, activation)
         return _ops().linear(_rows(x), panels, bias, _ACTIVATIONS[activation])
+
+    def keys_and_values(self, x: Tensor, layer: Linear) -> Tensor:
+        panels, bias = layer.weight_and_bias
+        if not _in_parts(panels, bias):
+            return super().keys_and_values(x, layer)
+        qkv, x = x.new_empty(len(x), len(bias)), _rows(x)
+        _ops().linear_part(x, panels, bias, len(bias) // 3, len(bias), None, qkv)
+        return qkv
+
+    def queries(self, x: Tensor, layer: Linear, qkv: Tensor, rows: Tensor | None = None) -> Tensor:
+        panels, bias = layer.weight_and_bias
+        if _in_parts(panels, bias):
+            _ops().linear_part(_rows(x), panels, bias, 0, len(bias) // 3, rows, qkv)
+        return qkv
 
     def add_norm(
         self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None
@@ -155,6 +169,11 @@ def _int8_is_right() -> bool:
 def _attends(qkv: Tensor, num_heads: int) -> bool:
     head_size = qkv.shape[1] // (3 * num_heads)
     return qkv.dtype in _DTYPES and head_size % _TILE == 0
+
+
+def _in_parts(panels: Tensor, bias: Tensor) -> bool:
+    """Whether the panels of a layer's queries hold nothing else."""
+    return panels.dim() == 1 and SCORE_COSTS["native"].computes_kept_queries(len(bias) // 3)
 
 
 def _rows(x: Tensor) -> Tensor:

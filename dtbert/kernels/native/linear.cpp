@@ -107,17 +107,18 @@ struct Scratch {
   Scratch(int64_t inputs, int64_t columns)
       : copied(kept_room<A, 0>(kRows * inputs)), results(kept_room<C, 1>(kRows * columns)) {}
 
-  // Takes `count` rows, as many as `padded` of which are computed.
-  void take(const T* x, int64_t x_stride, int64_t count, int64_t padded, int64_t inputs) {
+  // Takes `count` rows, from `start` on or those that are `chosen` there; as many as `padded` are computed.
+  void take(const T* x, int64_t x_stride, const int64_t* chosen, int64_t start, int64_t count, int64_t padded, int64_t inputs) {
+    const auto from = [&](int64_t row) { return x + (chosen == nullptr ? start + row : chosen[start + row]) * x_stride; };
     rows = copied;
     stride = inputs;
     if constexpr (std::is_same_v<W, int8_t>) {
-      for (int64_t row = 0; row < count; ++row) quantize(x + row * x_stride, inputs, row);
-    } else if (count == padded) {
-      rows = x;
+      for (int64_t row = 0; row < count; ++row) quantize(from(row), inputs, row);
+    } else if (count == padded && chosen == nullptr) {
+      rows = from(0);
       stride = x_stride;
     } else {
-      for (int64_t row = 0; row < count; ++row) std::copy_n(x + row * x_stride, inputs, copied + row * inputs);
+      for (int64_t row = 0; row < count; ++row) std::copy_n(from(row), inputs, copied + row * inputs);
     }
   }
 
@@ -178,24 +179,36 @@ struct Finish {
   }
 };
 
+// Some rows of a matrix, all or those that are chosen.
+template <typename T>
+struct Rows {
+  T* values;
+  int64_t stride, count;
+  const int64_t* chosen = nullptr;
+
+  T* operator[](int64_t row) const { return values + (chosen == nullptr ? row : chosen[row]) * stride; }
+};
+
 template <typename T, typename W, Activation activation>
-void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t count, const Scratch<T, W>& s, T* to) {
+void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t start, int64_t count, const Scratch<T, W>& s,
+                 const Rows<T>& to) {
   const int64_t first = panel * kColumns, columns = std::min(kColumns, weight.outputs - first);
   for (int64_t c = 0; c < columns; c += kTile) {
     const Finish<T, W> finish(weight, first + c);
     for (int64_t row = 0; row < count; ++row)
-      store(to + row * weight.outputs + first + c, activate<activation, T>(finish(s, row, s.results + row * kColumns + c)));
+      store(to[start + row] + first + c, activate<activation, T>(finish(s, row, s.results + row * kColumns + c)));
   }
 }
 
 template <typename T, typename W>
-void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t count, const Scratch<T, W>& s, T* to) {
+void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t start, int64_t count, const Scratch<T, W>& s,
+                 const Rows<T>& to) {
   switch (weight.activation) {
-    case kGelu: return store_panel<T, W, kGelu>(weight, panel, count, s, to);
-    case kGeluTanh: return store_panel<T, W, kGeluTanh>(weight, panel, count, s, to);
-    case kRelu: return store_panel<T, W, kRelu>(weight, panel, count, s, to);
-    case kSilu: return store_panel<T, W, kSilu>(weight, panel, count, s, to);
-    case kIdentity: return store_panel<T, W, kIdentity>(weight, panel, count, s, to);
+    case kGelu: return store_panel<T, W, kGelu>(weight, panel, start, count, s, to);
+    case kGeluTanh: return store_panel<T, W, kGeluTanh>(weight, panel, start, count, s, to);
+    case kRelu: return store_panel<T, W, kRelu>(weight, panel, start, count, s, to);
+    case kSilu: return store_panel<T, W, kSilu>(weight, panel, start, count, s, to);
+    case kIdentity: return store_panel<T, W, kIdentity>(weight, panel, start, count, s, to);
   }
 }
 
@@ -205,8 +218,10 @@ int64_t padded(int64_t count) {
   return kOwn<W> ? count : round_up(count, kTile);
 }
 
+// The chosen rows of x are those of `to`.
 template <typename T, typename W>
-void linear(const Weight<T, W>& weight, const T* x, int64_t tokens, int64_t x_stride, T* to) {
+void linear(const Weight<T, W>& weight, const T* x, int64_t x_stride, const Rows<T>& to) {
+  const int64_t tokens = to.count;
   const int64_t blocks = (tokens + kRows - 1) / kRows, panels = weight.panel_count();
   // Few blocks, of which the threads would not all have as many: each takes some of the outputs.
   const int64_t threads = at::get_num_threads(), even = threads / std::gcd(blocks, threads);
@@ -214,11 +229,11 @@ void linear(const Weight<T, W>& weight, const T* x, int64_t tokens, int64_t x_st
   const int64_t part = (panels + parts - 1) / parts;
   share(blocks * parts, [&] { return Scratch<T, W>(weight.inputs, kColumns); }, [&](int64_t unit, Scratch<T, W>& s) {
     const int64_t start = unit / parts * kRows, count = std::min(kRows, tokens - start), rows = padded<W>(count);
-    s.take(x + start * x_stride, x_stride, count, rows, weight.inputs);
+    s.take(x, x_stride, to.chosen, start, count, rows, weight.inputs);
     const int64_t first = unit % parts * part;
     for (int64_t panel = first; panel < std::min(panels, first + part); ++panel) {
       multiply_panel(weight, panel, rows, s, s.results, kColumns);
-      store_panel(weight, panel, count, s, to + start * weight.outputs);
+      store_panel(weight, panel, start, count, s, to);
     }
   });
 }
@@ -239,7 +254,7 @@ void add_norm(const Weight<T, W>& weight, const Norm<T>& norm, const T* x, int64
   const int64_t block = std::max(kTile, round_up((tokens + blocks - 1) / blocks, kTile));
   share((tokens + block - 1) / block, [&] { return Scratch<T, W>(weight.inputs, stride); }, [&](int64_t unit, Scratch<T, W>& s) {
     const int64_t start = unit * block, count = std::min(block, tokens - start), rows = padded<W>(count);
-    s.take(x + start * x_stride, x_stride, count, rows, weight.inputs);
+    s.take(x, x_stride, nullptr, start, count, rows, weight.inputs);
     for (int64_t panel = 0; panel < panels; ++panel)
       multiply_panel(weight, panel, rows, s, s.results + panel * kColumns, stride);
     for (int64_t row = 0; row < count; ++row) {
@@ -351,13 +366,33 @@ void with_weight(const Tensor& x, const Tensor& panels, const Tensor& bias, int6
 
 template <typename T, typename W>
 void run_linear(const T* x, const Weight<T, W>& weight, const Tensor& rows, Tensor& out) {
-  linear(weight, x, rows.size(0), rows.stride(0), out.mutable_data_ptr<T>());
+  linear(weight, x, rows.stride(0), Rows<T>{out.mutable_data_ptr<T>(), out.size(1), rows.size(0)});
 }
 
 Tensor linear_op(const Tensor& x, const Tensor& panels, const Tensor& bias, int64_t activation) {
   Tensor out = at::empty({x.size(0), bias.size(0)}, x.options());
   with_weight(x, panels, bias, activation, [&](const auto* values, const auto& weight) { run_linear(values, weight, x, out); });
   return out;
+}
+
+// Outputs `first` to `end` alone, whole panels, of all rows of x or the chosen ones, into their places in `out`.
+template <typename T, typename W>
+void run_part(const T* x, Weight<T, W> weight, int64_t first, int64_t end, const Tensor& all, const std::optional<Tensor>& rows,
+              Tensor& out) {
+  weight.panels = weight.panel(first / kColumns);
+  weight.bias += first;
+  weight.outputs = end - first;
+  Rows<T> to{out.mutable_data_ptr<T>() + first, out.size(1), all.size(0)};
+  if (rows.has_value()) to.count = rows->size(0), to.chosen = rows->const_data_ptr<int64_t>();
+  linear(weight, x, all.stride(0), to);
+}
+
+void part_op(const Tensor& x, const Tensor& panels, const Tensor& bias, int64_t first, int64_t end,
+             const std::optional<Tensor>& rows, Tensor& out) {
+  TORCH_CHECK(first % kColumns == 0 && end % kColumns == 0, "outputs ", first, " to ", end, " are no whole panels");
+  with_weight(x, panels, bias, kIdentity, [&](const auto* values, const auto& weight) {
+    run_part(values, weight, first, end, x, rows, out);
+  });
 }
 
 template <typename T, typename W>
@@ -385,6 +420,7 @@ TORCH_LIBRARY_FRAGMENT(dtbert_native, library) {
   library.def("to_panels(Tensor weight, Tensor? scale) -> Tensor");
   library.def("from_panels(Tensor panels, int outputs, int inputs) -> Tensor");
   library.def("linear(Tensor x, Tensor panels, Tensor bias, int activation) -> Tensor");
+  library.def("linear_part(Tensor x, Tensor panels, Tensor bias, int first, int end, Tensor? rows, Tensor(a!) out) -> ()");
   library.def("add_norm(Tensor x, Tensor panels, Tensor bias, Tensor residual, Tensor norm_weight, Tensor norm_bias, "
               "float eps, Tensor? rows) -> Tensor");
 }
@@ -393,5 +429,6 @@ TORCH_LIBRARY_IMPL(dtbert_native, CPU, library) {
   library.impl("to_panels", dtbert::to_panels);
   library.impl("from_panels", dtbert::from_panels);
   library.impl("linear", dtbert::linear_op);
+  library.impl("linear_part", dtbert::part_op);
   library.impl("add_norm", dtbert::add_norm_op);
 }
