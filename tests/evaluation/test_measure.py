@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -163,6 +163,7 @@ def test_cost_without_a_schedule_is_the_plain_models(answerer: QuestionAnswerer)
 
 
 @pytest.mark.parametrize("pairs_at_a_time", [2, 4096])
+@settings(max_examples=15)
 @given(places=st.lists(st.integers(0, len(QUESTIONS)), min_size=3, max_size=3))
 def test_questions_that_cannot_be_read_count_as_wrong_cost_nothing_and_say_why(
     answerer: QuestionAnswerer, pairs_at_a_time: int, places: list[int]
