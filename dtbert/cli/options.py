@@ -365,7 +365,10 @@ def describe_schedule(schedule: "Policy | None") -> str:
     if schedule is None:
         return "everything"
     field, before, after = _KINDS[schedule.kind]
-    rest = [f" +{name}" for name in ("cls", "question") if getattr(schedule, f"keep_{name}")]
+    rest = [" +cls"] if schedule.keep_cls else []
+    if layers := tuple(layer for layer, keeps in enumerate(schedule.keeps_question) if keeps):
+        some = len(layers) < schedule.num_layers
+        rest.append(f" +question in layers {_numbers(layers)}" if some else " +question")
     rest += [" accumulated"] if schedule.accumulate else []
     # What a kind has none of, and what says nothing, is not told.
     for name, nothing in (("skip_layers", ()), ("floor", 0), ("ceiling", 1)):

@@ -85,6 +85,8 @@ def test_different_schedules_have_different_descriptions() -> None:
     assert describe_schedule(schedules[0]) == "1 1 (the model's own)"
     assert describe_schedule(schedules[0].resolve(OwnScorer("cls", True))) == "1 1 cls +question"
     assert describe_schedule(LengthSchedule.absolute([1, 1], scorer=["cls", "answer"])) == "1 1 tokens cls,answer"
+    some = LengthSchedule.ratios([1, 0.5, 0.5], scorer="cls", keep_question=[True, True, False])
+    assert describe_schedule(some) == "1 0.5 0.5 cls +question in layers 0 1"
     assert len({describe_schedule(one) for one in schedules}) == len(schedules)
 
 
