@@ -33,12 +33,14 @@ def keep_question(text: str) -> str:
 
 def kept_questions(text: str, num_layers: int) -> "tuple[KeepQuestion, ...]":
     """The choices of `keep_question`'s text, for a model; ValueError where it has fewer layers."""
+    from dtbert.model.policy import in_first_layers
+
     found: list[KeepQuestion] = []
     for part in text.split(","):
         if part in _KEEP_QUESTION:
             found += _KEEP_QUESTION[part]
         elif 0 < (first := int(part)) < num_layers:
-            found.append((True,) * first + (False,) * (num_layers - first))
+            found.append(in_first_layers(first, num_layers))
         else:
             raise ValueError(f"--keep-question {text}: {part} of {num_layers} layers; expected 1 to {num_layers - 1}")
     return tuple(dict.fromkeys(found))

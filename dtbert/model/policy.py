@@ -266,6 +266,11 @@ def tokens_of(ratio: float, sequence_length: int) -> int:
     return max(1, math.ceil(round(ratio * sequence_length, 6)))
 
 
+def in_first_layers(first: int, num_layers: int) -> tuple[bool, ...]:
+    """Whether each layer is one of the first so many, as `Policy.keep_question` says it."""
+    return tuple(layer < first for layer in range(num_layers))
+
+
 def up_to_last(layers: Sequence[bool]) -> list[bool]:
     """Whether each layer is one of these or before one of these."""
     return [any(layers[index:]) for index in range(len(layers))]

@@ -13,7 +13,7 @@ from torch import Tensor
 from dtbert.kernels import Left, Packing, Partials
 from dtbert.model import LengthSchedule
 from dtbert.model.adaptive import counts_by_share
-from dtbert.model.policy import Targets
+from dtbert.model.policy import Targets, in_first_layers
 from dtbert.training.options import LengthDrop
 from dtbert.training.places import places_of
 
@@ -60,10 +60,9 @@ def ratios_by(scorer: str, ratios: list[float], *, of_batch: bool = False) -> Le
         raise ValueError(
             f"unknown option {option!r} of the scorer {scorer!r}: there is '+question', and '+question:3' for 3 layers"
         )
-    first = min(int(number), len(ratios)) if in_some else len(ratios) * bool(plus)
-    keep_question = (True,) * first + (False,) * (len(ratios) - first)
+    keep_question = in_first_layers(int(number) if in_some else len(ratios) * bool(plus), len(ratios))
     kind = BatchSchedule if of_batch else LengthSchedule
-    return kind.ratios(ratios, scorer=name, keep_question=keep_question, keep_cls=0 < first < len(ratios))
+    return kind.ratios(ratios, scorer=name, keep_question=keep_question, keep_cls=len(set(keep_question)) > 1)
 
 
 @dataclass(frozen=True)
