@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dtbert.kernels import AttentionScore, Kept, Packing
+from dtbert.kernels import AttentionScore, Kept, Packing, native
 from dtbert.kernels.reference import score_of, split_heads
+from dtbert.training import compiled
 from dtbert.training.dropout import draw_signs, rounded
 
 
@@ -19,7 +20,7 @@ def attention_by_sequence(
     score: AttentionScore | None = None,
     queries: Kept | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`Backend.attention`, some of whose probabilities are dropped, in the dtype of ``qkv``.
+    """`Backend.attention`, some of whose probabilities are dropped, in the dtype of ``qkv``; compiled where that pays.
 
     Args:
         qkv, packing, num_heads, queries: of `Backend.attention`.
@@ -29,6 +30,11 @@ def attention_by_sequence(
     Returns:
         Context ``[T, H]`` or ``[K, H]``, and the score ``[T]``, without a gradient; None where none is asked for.
     """
+    if native.trains_attention(qkv, num_heads):
+        context = compiled.attention(qkv, packing, num_heads, probability, queries)
+        if score is None:
+            return context, None
+        return context, native.Native().significance(qkv.detach(), packing, num_heads, score)
     found = _BySequence.apply(qkv, packing, num_heads, probability, score, queries)  # type: ignore[no-untyped-call]
     return cast(tuple[Tensor, Tensor | None], found)
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtbert.kernels import AttentionScore, Backend, Kept, Packing, TokenIds
+from dtbert.kernels import Activation, AttentionScore, Backend, Kept, Packing, TokenIds, native
 from dtbert.kernels.parameters import Embeddings, LayerNorm, Linear
-from dtbert.kernels.reference import score_of, split_heads
+from dtbert.kernels.reference import activate, score_of, split_heads
+from dtbert.training import compiled
 from dtbert.training.attention import attention_by_sequence
 from dtbert.training.dropout import dropout
 from dtbert.training.options import AttentionTarget
@@ -51,12 +52,23 @@ class TrainingBackend(Backend):
     def embed(self, ids: TokenIds, tables: Embeddings) -> Tensor:
         return dropout(super().embed(ids, tables), self.hidden_dropout)
 
+    def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
+        product = super().linear(x, layer)
+        if activation is None:
+            return product
+        return (
+            compiled.gelu(product) if activation == "gelu" and native.trains(product) else activate(product, activation)
+        )
+
     def add_norm(
         self, x: Tensor, layer: Linear, residual: Tensor, norm: LayerNorm, rows: Tensor | None = None
     ) -> Tensor:
         if rows is not None:
             residual = residual.index_select(0, rows)
-        summed = dropout(self.linear(x, layer), self.hidden_dropout) + residual
+        product = self.linear(x, layer)
+        if native.trains(product):
+            return compiled.add_norm(product, residual, norm, self.hidden_dropout)
+        summed = dropout(product, self.hidden_dropout) + residual
         return F.layer_norm(summed, norm.weight.shape, norm.weight, norm.bias, norm.eps)
 
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:

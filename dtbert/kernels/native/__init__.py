@@ -1,6 +1,7 @@
 """The steps on a CPU, compiled for it: products that are finished where they lie in cache, attention with its scores.
 
-`build` compiles them once, where there is a C++ compiler; without that nothing here is used. Inference only.
+`build` compiles them once, where there is a C++ compiler; without that nothing here is used. The steps of `Native` are
+for inference; those of training stand beside it.
 """
 
 import functools
@@ -19,7 +20,25 @@ from dtbert.kernels.packing import Kept, Packing
 from dtbert.kernels.parameters import LayerNorm, Linear
 from dtbert.kernels.reference import Activation, AttentionScore
 
-__all__ = ["BuildError", "Native", "available", "build", "is_built", "library", "pays", "record", "why_not"]
+__all__ = [
+    "BuildError",
+    "Native",
+    "available",
+    "build",
+    "dropped_attention",
+    "dropped_attention_gradient",
+    "dropped_norm",
+    "dropped_norm_gradient",
+    "gelu",
+    "gelu_gradient",
+    "is_built",
+    "library",
+    "pays",
+    "record",
+    "trains",
+    "trains_attention",
+    "why_not",
+]
 
 # As the numbers of both stand in the sources.
 _SCORES: dict[str, int] = {
@@ -108,6 +127,88 @@ class Native(Cpu):
         if not _attends(qkv, num_heads):
             return super().significance(qkv, packing, num_heads, score, segments)
         return _attention(qkv, packing, num_heads, False, score, segments, None, None)[1]
+
+
+def dropped_attention(
+    qkv: Tensor, packing: Packing, num_heads: int, dropped: float, seed: int, queries: Kept | None = None
+) -> tuple[Tensor, Tensor]:
+    """`Backend.attention`, some of whose probabilities are dropped, for training.
+
+    Args:
+        qkv, packing, num_heads, queries: of `Backend.attention`, where `trains_attention` says so.
+        dropped: the part of the probabilities, from 0 to below 1.
+        seed: of what is dropped.
+
+    Returns:
+        Context ``[T, H]`` or ``[K, H]``, and what its gradient takes: head by head of each sequence its probabilities,
+        rows padded to `_TILE`, the dropped ones with a sign.
+    """
+    chosen = (None, None) if queries is None else (queries.rows, queries.packing.cu_seqlens)
+    asked = _rows(qkv), packing.cu_seqlens, packing.max_seqlen, num_heads
+    return _ops().dropped_attention(*asked, dropped, seed, *chosen)
+
+
+def dropped_attention_gradient(
+    gradient: Tensor,
+    qkv: Tensor,
+    held: Tensor,
+    packing: Packing,
+    num_heads: int,
+    dropped: float,
+    queries: Kept | None = None,
+) -> Tensor:
+    """The gradient ``[T, 3 * H]`` of ``qkv``, from the context's and what `dropped_attention` held."""
+    chosen = (None, None) if queries is None else (queries.rows, queries.packing.cu_seqlens)
+    asked = packing.cu_seqlens, packing.max_seqlen, num_heads
+    return _ops().dropped_attention_gradient(gradient.contiguous(), _rows(qkv), held, *asked, dropped, *chosen)
+
+
+def dropped_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, dropped: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LayerNorm of a sum ``[T, H]``, some of whose values of ``x`` are dropped, for training where `trains` says so.
+
+    Args:
+        x, residual: ``[T, H]``.
+        weight, bias: ``[H]``, of the same dtype.
+        eps: of the norm.
+        dropped: the part of the values, from 0 to below 1.
+        seed: of what is dropped.
+
+    Returns:
+        The norm ``[T, H]``, and what its gradient takes: that before weight and bias, and float32 ``[T]``.
+    """
+    return _ops().dropped_norm(x.contiguous(), residual.contiguous(), weight, bias, eps, dropped, seed)
+
+
+def dropped_norm_gradient(
+    gradient: Tensor, normed: Tensor, inverses: Tensor, weight: Tensor, dropped: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of ``x``, ``residual``, ``weight`` and ``bias``, from the norm's and what `dropped_norm` held."""
+    asked = gradient.contiguous(), normed, inverses, weight, dropped, seed
+    of_x, of_residual, parts = _ops().dropped_norm_gradient(*asked)
+    of_weight, of_bias = parts.sum(0).to(weight.dtype).unbind()
+    return of_x, of_residual, of_weight, of_bias
+
+
+def gelu(x: Tensor) -> Tensor:
+    """erf-GELU, elementwise, where `trains` says so."""
+    return _ops().gelu(x.contiguous())
+
+
+def gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """The gradient of ``x``, from that of its `gelu`."""
+    return _ops().gelu_gradient(gradient.contiguous(), x.contiguous())
+
+
+def trains(x: Tensor) -> bool:
+    """Whether the compiled steps pay for a tensor ``[T, H]``, and take it in training."""
+    return x.is_cpu and x.shape[1] % _TILE == 0 and x.dtype in _DTYPES and pays(x.dtype)
+
+
+def trains_attention(qkv: Tensor, num_heads: int) -> bool:
+    """The same of attention's ``[T, 3 * H]``."""
+    return _attends(qkv, num_heads) and trains(qkv)
 
 
 @functools.cache

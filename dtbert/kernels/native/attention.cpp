@@ -4,16 +4,13 @@
 // through in strips of queries, whose logits and softmax stay near in the cache of one core. Sums of scores go by block,
 // then head: their order depends neither on the number of threads nor on what else is in the batch.
 
-#include "common.h"
+#include "heads.h"
 
 namespace dtbert {
 namespace {
 
-// Queries of a block, and keys that one product takes.
-constexpr int64_t kQueries = 64, kKeys = 64;
-// Queries of a strip; to the matrix unit a whole block: few shapes, for each is compiled once.
-template <typename T>
-constexpr int64_t kStrip = kOwn<T> ? 24 : kQueries;
+// Queries of a block.
+constexpr int64_t kQueries = kKeys;
 
 // In the order of `SCORES` in __init__.py.
 enum Score : int64_t { kNone, kReceived, kOffDiagonal, kMax, kCls, kFromQuestion, kValueNorm };
@@ -31,108 +28,28 @@ struct Work {
   int64_t longest;  // keys, rounded up to kKeys
 };
 
-// What one thread needs for a unit.
+// What one thread needs for a unit. Powers of float32 take the logits' place.
 template <typename T>
 struct Scratch {
-  T *keys, *values, *queries, *powers;
+  T *keys, *values, *queries;
   float *logits, *context;
+  T* powers;
 
   Scratch(const Work<T>& work)
       : keys(kept_room<T, 0>(work.longest * work.head_size)),
         values(kept_room<T, 1>(work.longest * work.head_size)),
         queries(kept_room<T, 2>(kStrip<T> * work.head_size)),
-        powers(std::is_same_v<T, float> ? nullptr : kept_room<T, 3>(kStrip<T> * work.longest)),
         logits(kept_room<float, 4>(kStrip<T> * work.longest)),
-        context(kept_room<float, 5>(kStrip<T> * work.head_size)) {}
+        context(kept_room<float, 5>(kStrip<T> * work.head_size)) {
+    if constexpr (std::is_same_v<T, float>) powers = logits;
+    else powers = kept_room<T, 3>(kStrip<T> * work.longest);
+  }
 };
-
-// Keys and values as the matrix instructions take them: pairs of neighbours along the summed dimension side by side, in
-// blocks of kKeys keys; 0 past the end.
-void pack(const BFloat16* key, const BFloat16* value, int64_t stride, int64_t n, int64_t d, Scratch<BFloat16>& scratch) {
-  const int64_t padded = round_up(n, kKeys), pairs = d / 2;
-  uint32_t* to_keys = reinterpret_cast<uint32_t*>(scratch.keys);
-  BFloat16* to_values = scratch.values;
-  for (int64_t block = 0; block < padded; block += kKeys, to_keys += kKeys * pairs, to_values += kKeys * d) {
-    const int64_t real = std::min(kKeys, n - block);
-    for (int64_t j = 0; j < kKeys; ++j) {
-      if (j >= real) {
-        for (int64_t i = 0; i < pairs; ++i) to_keys[i * kKeys + j] = 0;
-        continue;
-      }
-      const BFloat16* from = key + (block + j) * stride;
-      for (int64_t i = 0; i < pairs; ++i) to_keys[i * kKeys + j] = bits_at(from + 2 * i);
-    }
-    for (int64_t j = 0; j < kKeys; j += 2) {
-      uint16_t* to = reinterpret_cast<uint16_t*>(to_values + j * d);
-      const uint16_t* from = reinterpret_cast<const uint16_t*>(value + (block + j) * stride);
-      if (j + 1 < real) {
-        for (int64_t i = 0; i < d; ++i) to[2 * i] = from[i], to[2 * i + 1] = from[stride + i];
-      } else {
-        const bool one = j < real;
-        for (int64_t i = 0; i < d; ++i) to[2 * i] = one ? from[i] : 0, to[2 * i + 1] = 0;
-      }
-    }
-  }
-}
-
-// In blocks of kKeys keys: these transposed, values as they are.
-void pack(const float* key, const float* value, int64_t stride, int64_t n, int64_t d, Scratch<float>& scratch) {
-  float *to_keys = scratch.keys, *to_values = scratch.values;
-  for (int64_t block = 0; block < n; block += kKeys, to_keys += kKeys * d) {
-    const int64_t real = std::min(kKeys, n - block);
-    for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = 0; j < kKeys; ++j) to_keys[i * kKeys + j] = j < real ? key[(block + j) * stride + i] : 0;
-  }
-  for (int64_t j = 0; j < n; ++j) std::copy(value + j * stride, value + j * stride + d, to_values + j * d);
-}
-
-// logits [rows, n] = queries [rows, D] x keys
-template <typename T>
-void multiply_keys(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s) {
-  const int64_t d = work.head_size;
-  for (int64_t block = 0; block < n; block += kKeys) {
-    const T* keys = s.keys + block * d;
-    multiply(rows, kKeys, d, s.queries, d, keys, kKeys, s.logits + block, work.longest, keys);
-  }
-}
-
-// context [rows, D] = powers [rows, n] x values
-template <typename T>
-void multiply_values(const Work<T>& work, int64_t rows, int64_t n, Scratch<T>& s) {
-  const int64_t d = work.head_size;
-  const T* values = s.values;
-  if constexpr (std::is_same_v<T, float>) {
-    multiply(rows, d, n, s.logits, work.longest, values, d, s.context, d, values);
-  } else if constexpr (kOwn<T>) {
-    multiply(rows, d, round_up(n, kNeighbours<T>), s.powers, work.longest, values, d, s.context, d, values);
-  } else {
-    for (int64_t block = 0; block < n; block += kKeys)
-      at::native::cpublas::brgemm(rows, d, kKeys, work.longest, d, d, block > 0, s.powers + block,
-                                  values + block * d, s.context, true);
-  }
-}
-
-// Softmax of a row without its quotient: powers of the logits, as many as `columns`, of which n are real; and their sum,
-// which is NaN if a logit is NaN, or the greatest infinite.
-template <typename P>
-float powers_of(float* logits, int64_t n, int64_t columns, float scale, P* powers) {
-  for (int64_t k = n; k < columns; ++k) logits[k] = -std::numeric_limits<float>::infinity();
-  Vector most = load(logits), total{};
-  for (int64_t k = kTile; k < columns; k += kTile) most = larger(most, load(logits + k));
-  const float shift = largest_of(most) * scale;
-  for (int64_t k = 0; k < columns; k += kTile) {
-    const Vector exponent = load(logits + k) * scale - shift;
-    const Vector power = std::is_same_v<P, float> ? exp2_of(exponent) : exp2_near(exponent);
-    store(powers + k, power);
-    total += power;
-  }
-  return sum_of(total);
-}
 
 // The powers of `count` rows of logits, and the inverse of each row's sum. For scores they take the logits' place, too.
 template <typename T>
 void soften(const Work<T>& work, int64_t count, int64_t n, Scratch<T>& s, float* inverse) {
-  const float scale = static_cast<float>(M_LOG2E / std::sqrt(static_cast<double>(work.head_size)));
+  const float scale = softmax_scale(work.head_size);
   const int64_t columns = round_up(n, kTile);
   for (int64_t row = 0; row < count; ++row) {
     float* logits = s.logits + row * work.longest;
@@ -202,12 +119,12 @@ void attend_strip(const Work<T>& work, const Span& span, int64_t head, int64_t s
     const T* from = work.qkv + head * d + (work.chosen == nullptr ? at : work.chosen[at]) * work.row_stride;
     std::copy(from, from + d, s.queries + row * d);
   }
-  multiply_keys(work, rows, span.keys, s);
+  multiply_by_columns(rows, span.keys, d, s.queries, s.keys, s.logits, work.longest);
   float inverse[kStrip<T>];
   soften(work, count, span.keys, s, inverse);
   if (sums != nullptr) add_scores(work, start, count, span.keys, s, inverse, sums);
   if (work.context == nullptr) return;
-  multiply_values(work, rows, span.keys, s);
+  multiply_by_rows(rows, span.keys, d, s.powers, work.longest, s.values, s.context);
   for (int64_t row = 0; row < count; ++row) {
     const float* from = s.context + row * d;
     T* to = work.context + (span.first_query + start + row) * hidden + head * d;
@@ -225,7 +142,8 @@ void attend(const Work<T>& work, int64_t sequence, int64_t head, int64_t block, 
     span.queries = work.query_begins[sequence + 1] - span.first_query;
   }
   const T* key = work.qkv + begin * work.row_stride + hidden + head * d;
-  pack(key, key + hidden, work.row_stride, n, d, scratch);
+  pack_columns(key, work.row_stride, n, d, scratch.keys);
+  pack_rows(key + hidden, work.row_stride, n, d, scratch.values);
   const int64_t end = std::min(span.queries, (block + blocks) * kQueries);
   for (; block * kQueries < end; ++block) {
     const int64_t start = block * kQueries, stop = std::min(end, start + kQueries);

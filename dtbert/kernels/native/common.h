@@ -252,14 +252,14 @@ void multiply_rows(int64_t rows, int64_t inner, const A* a, int64_t a_stride, co
                                                         c + row * c_stride, c_stride, next, add);
 }
 
-// c [rows, columns] = a [rows, inner] x b [inner, columns], b in neighbours of which `b_stride` columns lie in a row;
-// columns and strides are multiples of kTile, and inner of the neighbours. int8 is b's kind: its a has no sign. `next`, of
-// b's size, is what comes after b.
+// c [rows, columns] = a [rows, inner] x b [inner, columns], or is added to; b in neighbours of which `b_stride` columns lie
+// in a row; columns and strides are multiples of kTile, and inner of the neighbours. int8 is b's kind: its a has no sign.
+// `next`, of b's size, is what comes after b.
 template <typename T, typename A, typename C>
 void multiply(int64_t rows, int64_t columns, int64_t inner, const A* a, int64_t a_stride, const T* b, int64_t b_stride,
-              C* c, int64_t c_stride, const T* next) {
+              C* c, int64_t c_stride, const T* next, bool add = false) {
   if constexpr (!kOwn<T>) {
-    at::native::cpublas::brgemm(rows, columns, inner, a_stride, b_stride, c_stride, false, a, b, c, true);
+    at::native::cpublas::brgemm(rows, columns, inner, a_stride, b_stride, c_stride, add, a, b, c, true);
     return;
   } else {
     constexpr int64_t n = kNeighbours<T>;
@@ -267,7 +267,7 @@ void multiply(int64_t rows, int64_t columns, int64_t inner, const A* a, int64_t 
       const int64_t depth = std::min(kDepth, inner - from);
       const auto some = [&]<int ROWS, int VECTORS>(int64_t at) {
         multiply_rows<T, ROWS, VECTORS>(rows, depth, a + from, a_stride, b + from * b_stride + at * n, b_stride, c + at,
-                                        c_stride, next + from * kTile * VECTORS, from > 0);
+                                        c_stride, next + from * kTile * VECTORS, add || from > 0);
       };
       int64_t at = 0;
       if constexpr (kRegisters >= 24)
