@@ -52,14 +52,14 @@ def _own_scorer(options: TrainingOptions, source: Path, config: "BertConfig") ->
     The one that they learn by; where they learn by none, or by several, that of the model they start from, or none.
     """
     from dtbert.qa.budgets import schedules_of
-    from dtbert.training.length_drop import ratios_by
+    from dtbert.training.length_drop import scorer_and_layers
 
     if options.length_drop is None:
         front = schedules_of(source, config.num_hidden_layers)
         return {} if front is None or front.own_scorer is None else front.own_scorer._asdict()
-    learnt = {ratios_by(name, [1.0]) for name in options.length_drop.scorers}
-    own = learnt.pop() if len(learnt) == 1 else None
-    return {"scorer": own and own.scorer, "keep_question": own is not None and own.keep_question}
+    learnt = {scorer_and_layers(name) for name in options.length_drop.scorers}
+    scorer, layers = learnt.pop() if len(learnt) == 1 else (None, 0)
+    return {"scorer": scorer, "keep_question": layers != 0}
 
 
 def question_parts(

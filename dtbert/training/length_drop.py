@@ -49,18 +49,34 @@ def sub_models(drop: LengthDrop, num_layers: int, seed: int, step: int) -> list[
     return [*found, SubModel(schedule(_running_product(1 - bound for bound in bounds)))]
 
 
-def ratios_by(scorer: str, ratios: list[float], *, of_batch: bool = False) -> LengthSchedule:
-    """A schedule by a scorer's name, which ``+question`` may follow; ValueError for a name that is none.
+def scorer_and_layers(scorer: str) -> tuple[str, int | None]:
+    """A scorer's name, and how many of the first layers keep the question: 0, or None for all.
 
-    After ``+question:3`` the first 3 layers keep the question, those after them [CLS] alone of it.
+    Raises:
+        ValueError: what follows the name is neither ``+question`` nor ``+question:3``.
     """
     name, plus, option = scorer.partition("+")
     option, in_some, number = option.partition(":")
-    if plus and (option != "question" or (in_some and not number.isdecimal())):
+    if plus and (option != "question" or (in_some and not (number.isdecimal() and int(number)))):
         raise ValueError(
-            f"unknown option {option!r} of the scorer {scorer!r}: there is '+question', and '+question:3' for 3 layers"
+            f"unknown option {scorer.partition('+')[2]!r} of the scorer {scorer!r}: there is '+question', and "
+            "'+question:3' for 3 layers"
         )
-    keep_question = in_first_layers(int(number) if in_some else len(ratios) * bool(plus), len(ratios))
+    return name, int(number) if in_some else None if plus else 0
+
+
+def ratios_by(scorer: str, ratios: list[float], *, of_batch: bool = False) -> LengthSchedule:
+    """A schedule by a scorer's name, which ``+question`` may follow.
+
+    After ``+question:3`` the first 3 layers keep the question, those after them [CLS] alone of it.
+
+    Raises:
+        ValueError: as `scorer_and_layers`, or there are fewer layers.
+    """
+    name, layers = scorer_and_layers(scorer)
+    if layers is not None and layers > len(ratios):
+        raise ValueError(f"the scorer {scorer!r} keeps the question in {layers} layers, of a model with {len(ratios)}")
+    keep_question = in_first_layers(len(ratios) if layers is None else layers, len(ratios))
     kind = BatchSchedule if of_batch else LengthSchedule
     return kind.ratios(ratios, scorer=name, keep_question=keep_question, keep_cls=len(set(keep_question)) > 1)
 

@@ -74,7 +74,7 @@ class LengthDrop(_Checked):
     )
 
     def __post_init__(self) -> None:
-        from dtbert.training.length_drop import ratios_by
+        from dtbert.training.length_drop import ratios_by, scorer_and_layers
 
         super().__post_init__()
         bound = self.ratio_bound
@@ -88,7 +88,7 @@ class LengthDrop(_Checked):
         if not self.scorers:
             raise ValueError("scorers is empty: name at least one")
         for scorer in self.scorers:
-            ratios_by(scorer, [1.0])
+            ratios_by(scorer_and_layers(scorer)[0], [1.0])
         if not self.policies:
             raise ValueError("policies is empty: name at least one")
         for policy in self.policies:

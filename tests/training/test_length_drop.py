@@ -113,6 +113,8 @@ def test_sub_models_draw_their_policy() -> None:
     drawn = [one.schedule for one in sub_models(drop, 6, 0, 0)]
     assert all(schedule.keeps_question == (True,) * 4 + (False,) * 2 and schedule.keep_cls for schedule in drawn)
     assert all(type(one.schedule) is not BatchSchedule for one in sub_models(LengthDrop(), 6, 0, 0))
+    with pytest.raises(ValueError, match=r"'answer[+]question:4' keeps the question in 4 layers, of a model with 3"):
+        sub_models(drop, 3, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,8 @@ def test_sub_models_draw_their_policy() -> None:
         ({"scorers": ()}, "^scorers "),
         ({"scorers": ("best",)}, "scorer 'best'"),
         ({"scorers": ("cls+answer",)}, "'answer' .*'cls[+]answer'"),
+        ({"scorers": ("cls+question:0",)}, "'question:0' .*'cls[+]question:0'"),
+        ({"scorers": ("cls+question:x",)}, "'question:x' .*'cls[+]question:x'"),
         ({"policies": ()}, "^policies "),
         ({"policies": ("top_p",)}, "policies holds 'top_p': name lengths or threshold"),
     ],
