@@ -175,6 +175,13 @@ def test_values_that_are_not_finite_stay_in_their_sequence(dtype: torch.dtype) -
 
 
 @each_dtype
+def test_they_are_found_right_here(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native._trains_right.__wrapped__(dtype)
+    monkeypatch.setattr(native, "gelu_gradient", lambda gradient, x: 1.001 * gradient * x)
+    assert not native._trains_right.__wrapped__(dtype)
+
+
+@each_dtype
 @pytest.mark.parametrize("score", [None, "received", "value_norm"])
 @pytest.mark.usefixtures("_paying")
 def test_backend_takes_them_where_they_pay(dtype: torch.dtype, score: AttentionScore | None) -> None:

@@ -203,7 +203,7 @@ def gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 
 def trains(x: Tensor) -> bool:
     """Whether the compiled steps pay for a tensor ``[T, H]``, and take it in training."""
-    return x.is_cpu and x.shape[1] % _TILE == 0 and x.dtype in _DTYPES and pays(x.dtype)
+    return x.is_cpu and x.shape[1] % _TILE == 0 and x.dtype in _DTYPES and pays(x.dtype) and _trains_right(x.dtype)
 
 
 def trains_attention(qkv: Tensor, num_heads: int) -> bool:
@@ -253,6 +253,35 @@ def _right(dtype: torch.dtype) -> bool:
     return all(
         torch.allclose(one.float(), other, rtol=tolerance, atol=tolerance)
         for one, other in ((got, want), (context, expected))
+    )
+
+
+@functools.cache
+def _trains_right(dtype: torch.dtype) -> bool:
+    """Whether the gradients of the steps for training are those of plain ones."""
+    x = torch.rand((5, 48), generator=torch.Generator().manual_seed(0)).to(dtype)
+    packing, weights = Packing((3, 2), torch.tensor([0, 3, 5], dtype=torch.int32)), x[:, :16].contiguous()
+    try:
+        context, held = dropped_attention(x, packing, 1, 0.0, 0)
+        of_qkv = dropped_attention_gradient(weights, x, held, packing, 1, 0.0)
+    except RuntimeError:  # an instruction that this processor lacks
+        return False
+    _, normed, inverses = dropped_norm(weights, weights, weights[0], weights[1], 1e-5, 0.0, 0)
+    of_part = dropped_norm_gradient(weights, normed, inverses, weights[0], 0.0, 0)[0]
+    found = context, of_qkv, of_part, gelu_gradient(x, x)
+    with torch.enable_grad():
+        qkv, part, wide = (one.detach().float().requires_grad_() for one in (x, weights, x))
+        plain = (
+            Backend().attention(qkv, packing, 1),
+            F.layer_norm(part + weights, (16,), *weights[:2].float()),
+            F.gelu(wide),
+        )
+        losses = ((one * by.float()).sum() for one, by in zip(plain, (weights, weights, x), strict=True))
+        wanted = [torch.autograd.grad(loss, of)[0] for loss, of in zip(losses, (qkv, part, wide), strict=True)]
+    tolerance = 16 * torch.finfo(dtype).eps
+    return all(
+        torch.allclose(one.float(), other, rtol=tolerance, atol=tolerance)
+        for one, other in zip(found, (plain[0], *wanted), strict=True)
     )
 
 
