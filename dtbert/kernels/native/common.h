@@ -296,6 +296,15 @@ T* kept_room(int64_t count) {
   return memory.get();
 }
 
+// work(T) for the kind of some states.
+template <typename Do>
+void by_states(const Tensor& states, const Do& work) {
+  if (states.scalar_type() == at::kFloat) return work(float{});
+  TORCH_CHECK_TYPE(states.scalar_type() == at::kBFloat16, "the compiled steps take states in float32 or bfloat16, not in ",
+                   states.scalar_type());
+  work(BFloat16{});
+}
+
 // Calls work(unit, scratch) for each unit, whoever is free the next one; each thread makes its scratch once.
 template <typename Make, typename Do>
 void share(int64_t units, const Make& make, const Do& work) {

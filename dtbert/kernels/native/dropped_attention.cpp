@@ -64,7 +64,7 @@ struct Work {
   int64_t row_of(int64_t query) const { return chosen == nullptr ? query : chosen[query]; }
 };
 
-// Rows of some queries of a head, `stride` apart, to [rows, D]; those past `count` repeat the last.
+// Rows of some queries of a head, which `from` finds, to [rows, D]; those past `count` repeat the last.
 template <typename T, typename From>
 void gather(int64_t count, int64_t rows, int64_t d, T* to, const From& from) {
   for (int64_t row = 0; row < rows; ++row) std::copy_n(from(std::min(row, count - 1)), d, to + row * d);
@@ -148,7 +148,7 @@ struct Backward {
               kept_room<T, 3>(kStrip<T> * work.longest), kept_room<T, 12>(kStrip<T> * work.longest)} {}
 };
 
-// Rows, `stride` apart, with neighbours side by side; where `other` is null it is 0.
+// Two rows with neighbours side by side; where `other` is null it is 0.
 inline void pair(const BFloat16* one, const BFloat16* other, int64_t columns, BFloat16* to) {
   uint32_t* words = reinterpret_cast<uint32_t*>(to);
   for (int64_t k = 0; k < columns; k += kTile) {
@@ -270,20 +270,12 @@ void attend_backward(const Work<T>& work, const Unit& unit, float scale, const T
   store_rows(s.of_values, work.longest, n, d, scale, to + 2 * hidden, 3 * hidden);
 }
 
-// work(T) for the kind of the states.
-template <typename Do>
-void by_kind(const Tensor& qkv, const Do& work) {
-  if (qkv.scalar_type() == at::kFloat) return work(float{});
-  TORCH_CHECK_TYPE(qkv.scalar_type() == at::kBFloat16, "the compiled attention takes float32 or bfloat16, not ", qkv.scalar_type());
-  work(BFloat16{});
-}
-
 // Context [T or K, H], and the probabilities that its gradient takes, the dropped ones with a sign.
 std::tuple<Tensor, Tensor> attention(const Tensor& qkv, const Tensor& cu_seqlens, int64_t longest, int64_t heads, double dropped,
                                      int64_t seed, const std::optional<Tensor>& rows, const std::optional<Tensor>& cu_rows) {
   Tensor context = at::empty({rows.has_value() ? rows->size(0) : qkv.size(0), qkv.size(1) / 3}, qkv.options()), held;
   const Dropout dropout(dropped, seed);
-  by_kind(qkv, [&](auto zero) {
+  by_states(qkv, [&](auto zero) {
     using T = decltype(zero);
     const Work<T> work(qkv, cu_seqlens, longest, heads, rows, cu_rows);
     held = at::empty({work.held.back()}, qkv.options());
@@ -300,7 +292,7 @@ Tensor attention_gradient(const Tensor& gradient, const Tensor& qkv, const Tenso
                           int64_t longest, int64_t heads, double dropped, const std::optional<Tensor>& rows,
                           const std::optional<Tensor>& cu_rows) {
   Tensor of_qkv = at::empty({qkv.size(0), qkv.size(1)}, qkv.options());
-  by_kind(qkv, [&](auto zero) {
+  by_states(qkv, [&](auto zero) {
     using T = decltype(zero);
     const Work<T> work(qkv, cu_seqlens, longest, heads, rows, cu_rows);
     TORCH_CHECK(held.numel() == work.held.back(), held.numel(), " probabilities are held, not ", work.held.back());

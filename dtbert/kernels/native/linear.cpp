@@ -298,20 +298,16 @@ Tensor from_panels(const Tensor& panels, int64_t outputs, int64_t inputs) {
 // work(x's values, the weight) for their kinds.
 template <typename Do>
 void with_weight(const Tensor& x, const Tensor& panels, const Tensor& bias, int64_t activation, const Do& work) {
-  const at::ScalarType kind = x.scalar_type();
-  TORCH_CHECK_TYPE(kind == at::kFloat || kind == at::kBFloat16, "the compiled steps take states in float32 or bfloat16, not in ", kind);
-  by_kind(kind, [&](auto zero) {
+  by_states(x, [&](auto zero) {
     using T = decltype(zero);
-    if constexpr (!std::is_same_v<T, int8_t>) {
-      const auto act = static_cast<Activation>(activation);
-      if (panels.scalar_type() == at::kChar) {
-        TORCH_CHECK(kHasInt8, "this processor has no instructions for products in int8");
-        work(x.const_data_ptr<T>(),
-             Weight<T, int8_t>{panels.const_data_ptr<int8_t>(), bias.const_data_ptr<T>(), x.size(1), bias.size(0), act});
-      } else {
-        work(x.const_data_ptr<T>(),
-             Weight<T, T>{panels.const_data_ptr<T>(), bias.const_data_ptr<T>(), x.size(1), bias.size(0), act});
-      }
+    const auto act = static_cast<Activation>(activation);
+    if (panels.scalar_type() == at::kChar) {
+      TORCH_CHECK(kHasInt8, "this processor has no instructions for products in int8");
+      work(x.const_data_ptr<T>(),
+           Weight<T, int8_t>{panels.const_data_ptr<int8_t>(), bias.const_data_ptr<T>(), x.size(1), bias.size(0), act});
+    } else {
+      work(x.const_data_ptr<T>(),
+           Weight<T, T>{panels.const_data_ptr<T>(), bias.const_data_ptr<T>(), x.size(1), bias.size(0), act});
     }
   });
 }

@@ -14,14 +14,6 @@ constexpr int64_t kRows = 64;
 // Values of an elementwise step that a unit takes.
 constexpr int64_t kValues = 1 << 14;
 
-// work(T) for the kind of the states.
-template <typename Do>
-void by_kind(const Tensor& x, const Do& work) {
-  if (x.scalar_type() == at::kFloat) return work(float{});
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kBFloat16, "the compiled steps train in float32 or bfloat16, not in ", x.scalar_type());
-  work(BFloat16{});
-}
-
 // work(place) for every kTile values; a multiple of kTile there are.
 template <typename Do>
 void each_tile(int64_t count, const Do& work) {
@@ -33,7 +25,7 @@ void each_tile(int64_t count, const Do& work) {
 
 Tensor gelu(const Tensor& x) {
   Tensor out = at::empty(x.sizes(), x.options());
-  by_kind(x, [&](auto zero) {
+  by_states(x, [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
@@ -44,7 +36,7 @@ Tensor gelu(const Tensor& x) {
 
 Tensor gelu_gradient(const Tensor& gradient, const Tensor& x) {
   Tensor out = at::empty(x.sizes(), x.options());
-  by_kind(x, [&](auto zero) {
+  by_states(x, [&](auto zero) {
     using T = decltype(zero);
     const T *from = x.const_data_ptr<T>(), *of = gradient.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
@@ -143,7 +135,7 @@ Norm<T> norm_of(const Tensor& weight, const Tensor& bias, double eps) {
 std::tuple<Tensor, Tensor, Tensor> dropped_norm_op(const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias,
                                                    double eps, double dropped, int64_t seed) {
   Tensor out = at::empty(x.sizes(), x.options()), normed = at::empty(x.sizes(), x.options()), inverses = at::empty({x.size(0)}, x.options().dtype(at::kFloat));
-  by_kind(x, [&](auto zero) {
+  by_states(x, [&](auto zero) {
     using T = decltype(zero);
     dropped_norm(x.const_data_ptr<T>(), residual.const_data_ptr<T>(), norm_of<T>(weight, bias, eps), x.size(0),
                  Dropout(dropped, seed), out.mutable_data_ptr<T>(), normed.mutable_data_ptr<T>(),
@@ -158,7 +150,7 @@ std::tuple<Tensor, Tensor, Tensor> dropped_norm_gradient_op(const Tensor& gradie
   const int64_t rows = normed.size(0), units = (rows + kRows - 1) / kRows;
   Tensor of_x = at::empty(normed.sizes(), normed.options()), of_residual = at::empty(normed.sizes(), normed.options());
   Tensor of_norm = at::empty({units, 2, normed.size(1)}, inverses.options());
-  by_kind(normed, [&](auto zero) {
+  by_states(normed, [&](auto zero) {
     using T = decltype(zero);
     dropped_norm_gradient(gradient.const_data_ptr<T>(), normed.const_data_ptr<T>(), inverses.const_data_ptr<float>(),
                           norm_of<T>(weight, weight, 0), rows, Dropout(dropped, seed), of_x.mutable_data_ptr<T>(),
