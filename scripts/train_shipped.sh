@@ -66,8 +66,8 @@ convert "$out/drop-3/last" "$out/drop-3-int8"
 [ -d "$out/average" ] || "$python" "$scripts/average_models.py" "$out/average" "$out/drop-3-int8" "$out/drop-2-int8"
 convert "$out/average" "$out/model"
 convert "$out/received-3/last" "$out/received"
-"$python" -m dtbert.cli search "$splits/choose.json" --model "$out/model" --limit 1000 --trials 289 \
-    --policy lengths,threshold --scorers answer_overlap_3 --keep-question 4 --budget-range 0.15,0.9 --rungs 300,600 \
+"$python" -m dtbert.cli search "$splits/choose.json" --model "$out/model" --trials 289 \
+    --policy lengths,threshold --scorers answer_overlap_3 --keep-question 4 --budget-range 0.15,0.9 --rungs 300,800,1600 \
     --dtype int8 --storage "sqlite:///$out/study.db" --out "$out/model/schedules.json" --plot "$out/front.png"
 "$python" -m dtbert.cli evaluate "$splits/half-no-answer-choose-articles.json" --model "$out/model" --choose-threshold \
     --dtype bfloat16
