@@ -320,7 +320,7 @@ def _search(arguments: argparse.Namespace, subject: Subject, model_sha256: str, 
         "scorers": list(scorers),
         "keep_question": keeps,
         "objective": arguments.objective,
-        "dtype": str(subject.model.dtype),
+        "dtype": str(subject.model.product_dtype),
         **other_windows(arguments),
         # Studies of lengths have always been without it.
         **({} if arguments.policy == _POLICIES[:1] else {"policy": ",".join(arguments.policy)}),
