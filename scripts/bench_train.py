@@ -11,7 +11,7 @@ Each round times each of them once, a few steps after a first one.
 
 The JSON holds ``date``, ``commit``, ``device``, ``versions``, ``arguments`` and ``rows``. A row: ``work``, ``engine``,
 ``tokens_per_second`` (the median over the rounds), ``spread`` (the lowest and the highest), and ``ratio``, the median
-over the rounds of its speed over transformers' in the same one; of LengthDrop over that of plain training.
+over the rounds of its speed over transformers', which trains plainly, in the same one.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from unittest.mock import patch
 import torch
 from bench.checkpoints import Checkpoint, random_checkpoint
 from bench.provenance import commit, cpu_name, version
-from bench.windows import INPUTS, Batch, squad_windows
+from bench.windows import INPUTS, Batch, Window, squad_windows
 from torch import Tensor
 from tqdm import tqdm
 
@@ -57,10 +57,11 @@ class RandomWindows(TrainingData):
     unit = "window"
 
     def __init__(self, tokens: int) -> None:
-        known = squad_windows(None, tokens)
-        ends = list(itertools.accumulate(map(len, itertools.islice(itertools.cycle(known), tokens))))
-        count = 1 + sum(end < tokens for end in ends)
-        self.windows = list(itertools.islice(itertools.cycle(known), count))
+        self.windows: list[Window] = []
+        known = itertools.cycle(squad_windows(None, tokens))
+        while tokens > 0:
+            self.windows.append(next(known))
+            tokens -= len(self.windows[-1])
 
     @property
     def lengths(self) -> list[int]:
@@ -69,9 +70,13 @@ class RandomWindows(TrainingData):
     def id_of(self, index: int) -> str:
         return str(index)
 
-    def collate(self, indices: Sequence[int], device: torch.device) -> LabelledBatch:
+    def batch(self, indices: Sequence[int], device: torch.device | str = "cpu") -> tuple[Batch, Tensor]:
+        """Some windows, and where the answer starts in each, which has two tokens."""
         batch = Batch.of([self.windows[index] for index in indices], device)
-        starts = torch.tensor(batch.lengths, device=device) // 2
+        return batch, torch.tensor(batch.lengths, device=device) // 2
+
+    def collate(self, indices: Sequence[int], device: torch.device) -> LabelledBatch:
+        batch, starts = self.batch(indices, device)
         return LabelledBatch(batch.packed, starts, starts + 1, tuple(map(self.id_of, indices)))
 
 
@@ -176,8 +181,7 @@ def theirs(checkpoint: Checkpoint, data: RandomWindows, dtype: torch.dtype, opti
 
 def padded(data: RandomWindows, indices: Sequence[int]) -> dict[str, Tensor]:
     """What transformers' model takes."""
-    batch = Batch.of([data.windows[index] for index in indices])
-    starts = torch.tensor(batch.lengths) // 2
+    batch, starts = data.batch(indices)
     inputs = dict(zip(INPUTS, (batch.ids, batch.mask, batch.segments), strict=True))
     return {**inputs, "start_positions": starts, "end_positions": starts + 1}
 

@@ -111,8 +111,7 @@ class Native(Cpu):
     def attention(self, qkv: Tensor, packing: Packing, num_heads: int, queries: Kept | None = None) -> Tensor:
         if not _attends(qkv, num_heads):
             return super().attention(qkv, packing, num_heads, queries)
-        chosen = (None, None) if queries is None else (queries.rows, queries.packing.cu_seqlens)
-        return _attention(qkv, packing, num_heads, True, "", None, *chosen)[0]
+        return _attention(qkv, packing, num_heads, True, "", None, *_chosen(queries))[0]
 
     def scored_attention(
         self, qkv: Tensor, packing: Packing, num_heads: int, score: AttentionScore
@@ -143,9 +142,8 @@ def dropped_attention(
         Context ``[T, H]`` or ``[K, H]``, and what its gradient takes: head by head of each sequence its probabilities,
         rows padded to `_TILE`, the dropped ones with a sign.
     """
-    chosen = (None, None) if queries is None else (queries.rows, queries.packing.cu_seqlens)
     asked = _rows(qkv), packing.cu_seqlens, packing.max_seqlen, num_heads
-    return _ops().dropped_attention(*asked, dropped, seed, *chosen)
+    return _ops().dropped_attention(*asked, dropped, seed, *_chosen(queries))
 
 
 def dropped_attention_gradient(
@@ -158,9 +156,8 @@ def dropped_attention_gradient(
     queries: Kept | None = None,
 ) -> Tensor:
     """The gradient ``[T, 3 * H]`` of ``qkv``, from the context's and what `dropped_attention` held."""
-    chosen = (None, None) if queries is None else (queries.rows, queries.packing.cu_seqlens)
-    asked = packing.cu_seqlens, packing.max_seqlen, num_heads
-    return _ops().dropped_attention_gradient(gradient.contiguous(), _rows(qkv), held, *asked, dropped, *chosen)
+    asked = gradient.contiguous(), _rows(qkv), held, packing.cu_seqlens, packing.max_seqlen, num_heads
+    return _ops().dropped_attention_gradient(*asked, dropped, *_chosen(queries))
 
 
 def dropped_norm(
@@ -308,6 +305,11 @@ def _in_parts(panels: Tensor, bias: Tensor) -> bool:
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _chosen(queries: Kept | None) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of the queries, and where each sequence's begin; None: all."""
+    return (None, None) if queries is None else (queries.rows, queries.packing.cu_seqlens)
 
 
 def _ops() -> Any:

@@ -16,16 +16,10 @@ constexpr int64_t kQueries = kKeys;
 enum Score : int64_t { kNone, kReceived, kOffDiagonal, kMax, kCls, kFromQuestion, kValueNorm };
 
 template <typename T>
-struct Work {
-  const T* qkv;  // [T, 3 * H]
-  int64_t row_stride, heads, head_size;
-  const int32_t* begins;        // [B + 1]
-  const int64_t* chosen;        // rows of the queries, or null: all
-  const int32_t* query_begins;  // [B + 1], of the chosen
-  T* context;                   // [K, H], or null
-  float* columns;               // [sequence, head, block, key], or null
+struct Work : Heads<T> {
+  T* context;      // [K, H], or null
+  float* columns;  // [sequence, head, block, key], or null
   Score score;
-  int64_t longest;  // keys, rounded up to kKeys
 };
 
 // What one thread needs for a unit. Powers of float32 take the logits' place.
@@ -113,10 +107,10 @@ void add_scores(const Work<T>& work, int64_t start, int64_t count, int64_t n, co
 template <typename T>
 void attend_strip(const Work<T>& work, const Span& span, int64_t head, int64_t start, int64_t count, Scratch<T>& s,
                   float* sums) {
-  const int64_t d = work.head_size, hidden = work.heads * d, rows = kOwn<T> ? count : round_up(count, kTile);
+  const int64_t d = work.head_size, hidden = work.hidden(), rows = padded<T>(count);
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = span.first_query + start + std::min(row, count - 1);
-    const T* from = work.qkv + head * d + (work.chosen == nullptr ? at : work.chosen[at]) * work.row_stride;
+    const T* from = work.qkv + head * d + work.row_of(at) * work.row_stride;
     std::copy(from, from + d, s.queries + row * d);
   }
   multiply_by_columns(rows, span.keys, d, s.queries, s.keys, s.logits, work.longest);
@@ -134,7 +128,7 @@ void attend_strip(const Work<T>& work, const Span& span, int64_t head, int64_t s
 
 template <typename T>
 void attend(const Work<T>& work, int64_t sequence, int64_t head, int64_t block, int64_t blocks, Scratch<T>& scratch) {
-  const int64_t d = work.head_size, hidden = work.heads * d, begin = work.begins[sequence];
+  const int64_t d = work.head_size, hidden = work.hidden(), begin = work.begins[sequence];
   const int64_t n = work.begins[sequence + 1] - begin;
   Span span{begin, n, n};
   if (work.query_begins != nullptr) {
@@ -159,7 +153,7 @@ void attend(const Work<T>& work, int64_t sequence, int64_t head, int64_t block, 
 
 template <typename T>
 void sum_columns(const Work<T>& work, int64_t sequences, float* significance) {
-  const int64_t hidden = work.heads * work.head_size, in_all = work.longest / kQueries;
+  const int64_t hidden = work.hidden(), in_all = work.longest / kQueries;
   at::parallel_for(0, sequences, 1, [&](int64_t from, int64_t to) {
     for (int64_t sequence = from; sequence < to; ++sequence) {
       const int64_t begin = work.begins[sequence], n = work.begins[sequence + 1] - begin;

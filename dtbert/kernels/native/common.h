@@ -169,6 +169,12 @@ template <>
 constexpr bool kOwn<int8_t> = false;
 #endif
 
+// Rows that are computed for so many: the matrix unit takes kTile at a time.
+template <typename T>
+int64_t padded(int64_t count) {
+  return kOwn<T> ? count : round_up(count, kTile);
+}
+
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__AMX_INT8__)
 constexpr bool kHasInt8 = true;
 #else

@@ -24,56 +24,38 @@ struct Unit {
   int64_t held_stride() const { return round_up(keys, kHeld); }
 };
 
+// Its query_begins are never null.
 template <typename T>
-struct Work {
-  const T* qkv;  // [T, 3 * H]
-  int64_t row_stride, heads, head_size;
-  const int32_t* begins;        // [B + 1]
-  const int64_t* chosen;        // rows of the queries, or null: all
-  const int32_t* query_begins;  // [B + 1], of the chosen
-  int64_t longest;              // keys, rounded up to kKeys
-  std::vector<int64_t> held;    // [B + 1], where each sequence's probabilities begin
+struct Work : Heads<T> {
+  std::vector<int64_t> held;  // [B + 1], where each sequence's probabilities begin
 
   Work(const Tensor& all, const Tensor& cu_seqlens, int64_t most_keys, int64_t num_heads, const std::optional<Tensor>& rows,
        const std::optional<Tensor>& cu_rows)
-      : qkv(all.const_data_ptr<T>()),
-        row_stride(all.stride(0)),
-        heads(num_heads),
-        head_size(all.size(1) / (3 * num_heads)),
-        begins(cu_seqlens.const_data_ptr<int32_t>()),
-        chosen(rows.has_value() ? rows->const_data_ptr<int64_t>() : nullptr),
-        query_begins(rows.has_value() ? cu_rows->const_data_ptr<int32_t>() : begins),
-        longest(round_up(most_keys, kKeys)),
+      : Heads<T>{all.const_data_ptr<T>(), all.stride(0), num_heads, all.size(1) / (3 * num_heads),
+                 cu_seqlens.const_data_ptr<int32_t>(), rows.has_value() ? rows->const_data_ptr<int64_t>() : nullptr,
+                 (rows.has_value() ? *cu_rows : cu_seqlens).const_data_ptr<int32_t>(), round_up(most_keys, kKeys)},
         held(cu_seqlens.size(0), 0) {
-    for (size_t one = 0; one + 1 < held.size(); ++one)
-      held[one + 1] = held[one] + heads * (query_begins[one + 1] - query_begins[one]) * round_up(begins[one + 1] - begins[one], kHeld);
+    for (size_t one = 0; one + 1 < held.size(); ++one) {
+      const Unit first = unit(one * num_heads);
+      held[one + 1] = held[one] + num_heads * first.queries * first.held_stride();
+    }
   }
 
-  int64_t units() const { return (held.size() - 1) * heads; }
-  int64_t hidden() const { return heads * head_size; }
+  int64_t units() const { return (held.size() - 1) * this->heads; }
 
   Unit unit(int64_t index) const {
-    const int64_t sequence = index / heads, head = index % heads;
-    Unit one{sequence, head, begins[sequence], begins[sequence + 1] - begins[sequence],
-             query_begins[sequence], query_begins[sequence + 1] - query_begins[sequence], 0};
+    const int64_t sequence = index / this->heads, head = index % this->heads;
+    const int32_t *keys = this->begins + sequence, *queries = this->query_begins + sequence;
+    Unit one{sequence, head, keys[0], keys[1] - keys[0], queries[0], queries[1] - queries[0], 0};
     one.held = held[sequence] + head * one.queries * one.held_stride();
     return one;
   }
-
-  // A query's row of qkv.
-  int64_t row_of(int64_t query) const { return chosen == nullptr ? query : chosen[query]; }
 };
 
 // Rows of some queries of a head, which `from` finds, to [rows, D]; those past `count` repeat the last.
 template <typename T, typename From>
 void gather(int64_t count, int64_t rows, int64_t d, T* to, const From& from) {
   for (int64_t row = 0; row < rows; ++row) std::copy_n(from(std::min(row, count - 1)), d, to + row * d);
-}
-
-// Rows to compute for so many.
-template <typename T>
-int64_t padded(int64_t count) {
-  return kOwn<T> ? count : round_up(count, kTile);
 }
 
 template <typename T>
@@ -121,31 +103,31 @@ void attend(const Work<T>& work, const Unit& unit, const Dropout& dropout, T* he
   }
 }
 
-// Of a block of queries: what is summed over them, in neighbours along the queries, and what it is multiplied by.
-template <typename T>
-struct Block {
-  T *kept, *of_logits;            // [kBlock, longest]
-  T *queries, *of_context;        // [D, kBlock]
-  T *row_kept, *row_of_logits;    // [kStrip, longest], row by row
-};
-
 template <typename T>
 struct Backward {
-  T *keys, *values, *gradient;
-  float *of_kept, *of_query, *of_keys, *of_values;
-  Block<T> block;
+  T *keys, *values;
+  // Of a strip of queries [kStrip, D] and [kStrip, longest].
+  T *queries, *of_context, *kept, *of_logits;
+  float *of_query, *of_kept;
+  // Of a block, what is summed over its queries in neighbours along them [kBlock, longest], and the factors [D, kBlock].
+  T *block_kept, *block_of_logits, *block_queries, *block_of_context;
+  float *of_keys, *of_values;  // [D, longest]
 
   Backward(const Work<T>& work)
       : keys(kept_room<T, 0>(work.longest * work.head_size)),
         values(kept_room<T, 1>(work.longest * work.head_size)),
-        gradient(kept_room<T, 2>(kStrip<T> * work.head_size)),
-        of_kept(kept_room<float, 4>(kStrip<T> * work.longest)),
+        queries(kept_room<T, 2>(kStrip<T> * work.head_size)),
+        of_context(kept_room<T, 13>(kStrip<T> * work.head_size)),
+        kept(kept_room<T, 3>(kStrip<T> * work.longest)),
+        of_logits(kept_room<T, 12>(kStrip<T> * work.longest)),
         of_query(kept_room<float, 5>(kStrip<T> * work.head_size)),
+        of_kept(kept_room<float, 4>(kStrip<T> * work.longest)),
+        block_kept(kept_room<T, 8>(kBlock<T> * work.longest)),
+        block_of_logits(kept_room<T, 9>(kBlock<T> * work.longest)),
+        block_queries(kept_room<T, 10>(kBlock<T> * work.head_size)),
+        block_of_context(kept_room<T, 11>(kBlock<T> * work.head_size)),
         of_keys(kept_room<float, 6>(work.head_size * work.longest)),
-        of_values(kept_room<float, 7>(work.head_size * work.longest)),
-        block{kept_room<T, 8>(kBlock<T> * work.longest), kept_room<T, 9>(kBlock<T> * work.longest),
-              kept_room<T, 10>(kBlock<T> * work.head_size), kept_room<T, 11>(kBlock<T> * work.head_size),
-              kept_room<T, 3>(kStrip<T> * work.longest), kept_room<T, 12>(kStrip<T> * work.longest)} {}
+        of_values(kept_room<float, 7>(work.head_size * work.longest)) {}
 };
 
 // Two rows with neighbours side by side; where `other` is null it is 0.
@@ -166,7 +148,7 @@ template <typename T>
 void soften_gradient(const Work<T>& work, const T* held, int64_t count, int64_t columns, float scale, Backward<T>& s) {
   for (int64_t row = 0; row < count; ++row, held += columns) {
     const float* of_kept = s.of_kept + row * work.longest;
-    T *kept = s.block.row_kept + row * work.longest, *of_logits = s.block.row_of_logits + row * work.longest;
+    T *kept = s.kept + row * work.longest, *of_logits = s.of_logits + row * work.longest;
     Vector total{};
     for (int64_t k = 0; k < columns; k += kTile) {
       const Vector one = without_signed(load(held + k));
@@ -185,20 +167,20 @@ void soften_gradient(const Work<T>& work, const T* held, int64_t count, int64_t 
 
 // Adds what a strip's rows are multiplied by and with to its block, from the row `at` on.
 template <typename T>
-void add_to_block(const Work<T>& work, int64_t at, int64_t count, int64_t columns, const T* queries, Backward<T>& s) {
+void add_to_block(const Work<T>& work, int64_t at, int64_t count, int64_t columns, Backward<T>& s) {
   constexpr int64_t n = kNeighbours<T>;
   const int64_t d = work.head_size;
   for (int64_t row = 0; row < count; row += n) {
     const bool two = row + 1 < count;
-    for (const auto& [from, to] : {std::pair{s.block.row_kept, s.block.kept}, std::pair{s.block.row_of_logits, s.block.of_logits}}) {
+    for (const auto& [from, to] : {std::pair{s.kept, s.block_kept}, std::pair{s.of_logits, s.block_of_logits}}) {
       const T* one = from + row * work.longest;
       pair(one, two ? one + work.longest : nullptr, columns, to + (at + row) * work.longest);
     }
   }
   for (int64_t row = 0; row < count; ++row)
     for (int64_t i = 0; i < d; ++i) {
-      s.block.queries[i * kBlock<T> + at + row] = queries[row * d + i];
-      s.block.of_context[i * kBlock<T> + at + row] = s.gradient[row * d + i];
+      s.block_queries[i * kBlock<T> + at + row] = s.queries[row * d + i];
+      s.block_of_context[i * kBlock<T> + at + row] = s.of_context[row * d + i];
     }
 }
 
@@ -206,24 +188,20 @@ void add_to_block(const Work<T>& work, int64_t at, int64_t count, int64_t column
 template <typename T>
 void sum_block(const Work<T>& work, int64_t rows, int64_t columns, Backward<T>& s) {
   const int64_t d = work.head_size, depth = kOwn<T> ? round_up(rows, kNeighbours<T>) : kBlock<T>;
-  for (T* one : {s.block.queries, s.block.of_context})
+  for (T* one : {s.block_queries, s.block_of_context})
     for (int64_t i = 0; i < d; ++i) std::fill(one + i * kBlock<T> + rows, one + i * kBlock<T> + depth, static_cast<T>(0));
-  if constexpr (kOwn<T>) {
-    multiply(d, columns, depth, s.block.queries, kBlock<T>, s.block.of_logits, work.longest, s.of_keys, work.longest,
-             s.block.of_logits, true);
-    multiply(d, columns, depth, s.block.of_context, kBlock<T>, s.block.kept, work.longest, s.of_values, work.longest,
-             s.block.kept, true);
-  } else {
+  if constexpr (!kOwn<T>)
     for (int64_t row = round_up(rows, 2); row < depth; row += 2)
-      for (T* one : {s.block.kept, s.block.of_logits})
+      for (T* one : {s.block_kept, s.block_of_logits})
         std::fill_n(one + row * work.longest, 2 * columns, static_cast<T>(0));
-    for (int64_t k = 0; k < columns; k += kTile) {
-      multiply(d, kTile, depth, s.block.queries, kBlock<T>, s.block.of_logits + 2 * k, work.longest, s.of_keys + k, work.longest,
-               s.block.of_logits, true);
-      multiply(d, kTile, depth, s.block.of_context, kBlock<T>, s.block.kept + 2 * k, work.longest, s.of_values + k,
-               work.longest, s.block.kept, true);
-    }
-  }
+  // The matrix unit gets one shape.
+  const int64_t width = kOwn<T> ? columns : kTile;
+  const auto add = [&](const T* factors, const T* summed, float* to) {
+    for (int64_t k = 0; k < columns; k += width)
+      multiply(d, width, depth, factors, kBlock<T>, summed + kNeighbours<T> * k, work.longest, to + k, work.longest, summed, true);
+  };
+  add(s.block_queries, s.block_of_logits, s.of_keys);
+  add(s.block_of_context, s.block_kept, s.of_values);
 }
 
 // Columns [D, n] times a factor to rows [n, D], `stride` apart.
@@ -248,17 +226,16 @@ void attend_backward(const Work<T>& work, const Unit& unit, float scale, const T
   pack_columns(head + unit.first_key * work.row_stride + 2 * hidden, work.row_stride, n, d, s.values);
   std::fill_n(s.of_keys, d * work.longest, 0.0f);
   std::fill_n(s.of_values, d * work.longest, 0.0f);
-  T* queries = kept_room<T, 13>(kStrip<T> * d);
   for (int64_t block = 0; block < unit.queries; block += kBlock<T>) {
     const int64_t in_block = std::min(kBlock<T>, unit.queries - block);
     for (int64_t at = 0; at < in_block; at += kStrip<T>) {
       const int64_t count = std::min(kStrip<T>, in_block - at), rows = padded<T>(count), first = unit.first_query + block + at;
-      gather(count, rows, d, s.gradient, [&](int64_t row) { return of_context + (first + row) * hidden + unit.head * d; });
-      gather(count, count, d, queries, [&](int64_t row) { return head + work.row_of(first + row) * work.row_stride; });
-      multiply_by_columns(rows, n, d, s.gradient, s.values, s.of_kept, work.longest);
+      gather(count, rows, d, s.of_context, [&](int64_t row) { return of_context + (first + row) * hidden + unit.head * d; });
+      gather(count, count, d, s.queries, [&](int64_t row) { return head + work.row_of(first + row) * work.row_stride; });
+      multiply_by_columns(rows, n, d, s.of_context, s.values, s.of_kept, work.longest);
       soften_gradient(work, held + unit.held + (block + at) * columns, count, columns, scale, s);
-      add_to_block(work, at, count, columns, queries, s);
-      multiply_by_rows(rows, n, d, s.block.row_of_logits, work.longest, s.keys, s.of_query);
+      add_to_block(work, at, count, columns, s);
+      multiply_by_rows(rows, n, d, s.of_logits, work.longest, s.keys, s.of_query);
       for (int64_t row = 0; row < count; ++row)
         for (int64_t i = 0; i < d; i += kTile)
           store(of_qkv + work.row_of(first + row) * 3 * hidden + unit.head * d + i, load(s.of_query + row * d + i) * root);

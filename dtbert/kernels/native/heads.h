@@ -11,6 +11,20 @@ constexpr int64_t kKeys = 64;
 template <typename T>
 constexpr int64_t kStrip = kOwn<T> ? 24 : kKeys;
 
+// What attention reads: queries, keys and values of packed sequences.
+template <typename T>
+struct Heads {
+  const T* qkv;  // [T, 3 * H]
+  int64_t row_stride, heads, head_size;
+  const int32_t* begins;        // [B + 1]
+  const int64_t* chosen;        // rows of the queries, or null: all
+  const int32_t* query_begins;  // [B + 1], of the chosen, or null
+  int64_t longest;              // keys, rounded up to kKeys
+
+  int64_t hidden() const { return heads * head_size; }
+  int64_t row_of(int64_t query) const { return chosen == nullptr ? query : chosen[query]; }
+};
+
 // Rows [n, D] for products that sum over D: transposed, neighbours side by side, in blocks of kKeys; 0 past the end.
 inline void pack_columns(const BFloat16* from, int64_t stride, int64_t n, int64_t d, BFloat16* to) {
   const int64_t pairs = d / 2;

@@ -164,12 +164,6 @@ void store_panel(const Weight<T, W>& weight, int64_t panel, int64_t start, int64
   }
 }
 
-// Rows that are computed for so many: the matrix unit takes kTile at a time.
-template <typename W>
-int64_t padded(int64_t count) {
-  return kOwn<W> ? count : round_up(count, kTile);
-}
-
 // The chosen rows of x are those of `to`.
 template <typename T, typename W>
 void linear(const Weight<T, W>& weight, const T* x, int64_t x_stride, const Rows<T>& to) {
