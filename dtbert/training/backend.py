@@ -14,6 +14,7 @@ from dtbert.training.attention import attention_by_sequence
 from dtbert.training.dropout import dropout
 from dtbert.training.options import AttentionTarget
 from dtbert.training.places import Places, places_of
+from dtbert.training.products import linear
 
 # One layer's attention for distillation: tensors [b, N, n, n] of b sequences each, 0 past a sequence's end.
 AttentionPieces = list[Tensor]
@@ -53,7 +54,7 @@ class TrainingBackend(Backend):
         return dropout(super().embed(ids, tables), self.hidden_dropout)
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
-        product = super().linear(x, layer)
+        product = linear(x, layer.weight, layer.bias)
         if activation is None:
             return product
         return (
