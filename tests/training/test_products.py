@@ -47,7 +47,9 @@ def test_products_and_their_gradients_agree_with_float64(
     assert product.dtype == dtype
     assert error(product.detach(), expected.detach()) < 1e-2
     for one, judge in zip((x, weight, bias), exact, strict=True):
-        assert one.grad is not None and judge.grad is not None and one.grad.dtype == dtype
+        assert one.grad is not None
+        assert judge.grad is not None
+        assert one.grad.dtype == dtype
         assert error(one.grad, judge.grad) < 1e-2
 
 
@@ -56,7 +58,9 @@ def test_what_needs_no_gradient_gets_none() -> None:
 
     linear(x, weight.requires_grad_(), bias).sum().backward()
 
-    assert x.grad is None and bias.grad is None and weight.grad is not None
+    assert x.grad is None
+    assert bias.grad is None
+    assert weight.grad is not None
 
 
 def test_wider_numbers_are_left_to_torch() -> None:
