@@ -25,6 +25,7 @@ struct Work : Heads<T> {
 // What one thread needs for a unit. Powers of float32 take the logits' place.
 template <typename T>
 struct Scratch {
+  Tiles tiles;
   T *keys, *values, *queries;
   float *logits, *context;
   T* powers;
@@ -57,7 +58,7 @@ void soften(const Work<T>& work, int64_t count, int64_t n, Scratch<T>& s, float*
         inverse[row] = 1.0f / powers_of(logits, n, columns, scale, logits);
         for (int64_t k = 0; k < columns; k += kTile) store(powers + k, load(logits + k));
       }
-      if (!kOwn<T>) std::fill(powers + columns, powers + round_up(n, kKeys), static_cast<T>(0));
+      if (!kOwn<T>) std::fill(powers + columns, powers + round_up(n, kDepthStep<T>), static_cast<T>(0));
     }
   }
 }
@@ -108,12 +109,18 @@ template <typename T>
 void attend_strip(const Work<T>& work, const Span& span, int64_t head, int64_t start, int64_t count, Scratch<T>& s,
                   float* sums) {
   const int64_t d = work.head_size, hidden = work.hidden(), rows = padded<T>(count);
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t at = span.first_query + start + std::min(row, count - 1);
-    const T* from = work.qkv + head * d + work.row_of(at) * work.row_stride;
-    std::copy(from, from + d, s.queries + row * d);
+  const T *all = work.qkv + head * d, *queries = s.queries;
+  int64_t stride = d;
+  if (work.chosen == nullptr && rows == count) {
+    queries = all + (span.first_query + start) * work.row_stride;
+    stride = work.row_stride;
+  } else {
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t at = span.first_query + start + std::min(row, count - 1);
+      std::copy_n(all + work.row_of(at) * work.row_stride, d, s.queries + row * d);
+    }
   }
-  multiply_by_columns(rows, span.keys, d, s.queries, s.keys, s.logits, work.longest);
+  multiply_by_columns(rows, span.keys, d, queries, stride, s.keys, s.logits, work.longest);
   float inverse[kStrip<T>];
   soften(work, count, span.keys, s, inverse);
   if (sums != nullptr) add_scores(work, start, count, span.keys, s, inverse, sums);

@@ -18,6 +18,7 @@
 #include <new>
 #include <optional>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #ifdef __x86_64__
@@ -63,6 +64,16 @@ inline Vector smaller(Vector x, Vector y) {
   return (Vector)_mm256_min_ps((__m256)y, (__m256)x);
 #else
   return y < x ? y : x;
+#endif
+}
+
+// Lanes of two vectors, counted through both.
+template <int... lane>
+inline Integers shuffled(Integers one, Integers other) {
+#ifdef __clang__
+  return __builtin_shufflevector(one, other, lane...);
+#else
+  return __builtin_shuffle(one, other, Integers{lane...});
 #endif
 }
 

@@ -11,7 +11,7 @@ namespace dtbert {
 namespace {
 
 // Whatever kTile is, which divides it.
-constexpr int64_t kHeld = 16;
+constexpr int64_t kHeld = kWidthStep;
 
 // Queries over which the gradient of keys and values is summed at a time.
 template <typename T>
@@ -60,6 +60,7 @@ void gather(int64_t count, int64_t rows, int64_t d, T* to, const From& from) {
 
 template <typename T>
 struct Forward {
+  Tiles tiles;
   T *keys, *values, *queries, *kept;
   float *logits, *context;
 
@@ -83,7 +84,7 @@ void attend(const Work<T>& work, const Unit& unit, const Dropout& dropout, T* he
     const int64_t count = std::min(kStrip<T>, unit.queries - start), rows = padded<T>(count);
     const int64_t first = unit.first_query + start;
     gather(count, rows, d, s.queries, [&](int64_t row) { return head + work.row_of(first + row) * work.row_stride; });
-    multiply_by_columns(rows, n, d, s.queries, s.keys, s.logits, work.longest);
+    multiply_by_columns(rows, n, d, s.queries, d, s.keys, s.logits, work.longest);
     for (int64_t row = 0; row < count; ++row) {
       float* logits = s.logits + row * work.longest;
       const float inverse = 1.0f / powers_of(logits, n, columns, softmax_scale(d), logits);
@@ -94,7 +95,7 @@ void attend(const Work<T>& work, const Unit& unit, const Dropout& dropout, T* he
         store(probabilities + k, probability);
         store(kept + k, without_signed(probability));
       }
-      if (!kOwn<T>) std::fill(kept + columns, kept + round_up(n, kKeys), static_cast<T>(0));
+      if (!kOwn<T>) std::fill(kept + columns, kept + round_up(n, kDepthStep<T>), static_cast<T>(0));
     }
     multiply_by_rows(rows, n, d, s.kept, work.longest, s.values, s.context);
     for (int64_t row = 0; row < count; ++row)
@@ -105,6 +106,7 @@ void attend(const Work<T>& work, const Unit& unit, const Dropout& dropout, T* he
 
 template <typename T>
 struct Backward {
+  Tiles tiles;
   T *keys, *values;
   // Of a strip of queries [kStrip, D] and [kStrip, longest].
   T *queries, *of_context, *kept, *of_logits;
@@ -130,19 +132,6 @@ struct Backward {
         of_values(kept_room<float, 7>(work.head_size * work.longest)) {}
 };
 
-// Two rows with neighbours side by side; where `other` is null it is 0.
-inline void pair(const BFloat16* one, const BFloat16* other, int64_t columns, BFloat16* to) {
-  uint32_t* words = reinterpret_cast<uint32_t*>(to);
-  for (int64_t k = 0; k < columns; k += kTile) {
-    const auto bits = [&](const BFloat16* from) { return __builtin_convertvector(*reinterpret_cast<const Halves*>(from + k), Bits); };
-    Bits word = bits(one);
-    if (other != nullptr) word |= bits(other) << 16;
-    *reinterpret_cast<Bits*>(words + k) = word;
-  }
-}
-
-inline void pair(const float* one, const float*, int64_t columns, float* to) { std::copy_n(one, columns, to); }
-
 // The gradient of the logits of a strip, and its kept probabilities, each [count, columns]. Those of a row sum to 0.
 template <typename T>
 void soften_gradient(const Work<T>& work, const T* held, int64_t count, int64_t columns, float scale, Backward<T>& s) {
@@ -161,7 +150,7 @@ void soften_gradient(const Work<T>& work, const T* held, int64_t count, int64_t 
       const Vector of_probability = (Integers)probability < 0 ? Vector{} : load(of_kept + k) * scale;
       store(of_logits + k, unsigned_of(probability) * (of_probability - mean));
     }
-    if (!kOwn<T>) std::fill(of_logits + columns, of_logits + work.longest, static_cast<T>(0));
+    if (!kOwn<T>) std::fill(of_logits + columns, of_logits + round_up(columns, kDepthStep<T>), static_cast<T>(0));
   }
 }
 
@@ -177,41 +166,45 @@ void add_to_block(const Work<T>& work, int64_t at, int64_t count, int64_t column
       pair(one, two ? one + work.longest : nullptr, columns, to + (at + row) * work.longest);
     }
   }
-  for (int64_t row = 0; row < count; ++row)
-    for (int64_t i = 0; i < d; ++i) {
-      s.block_queries[i * kBlock<T> + at + row] = s.queries[row * d + i];
-      s.block_of_context[i * kBlock<T> + at + row] = s.of_context[row * d + i];
-    }
+  for (const auto& [from, to] : {std::pair{s.queries, s.block_queries}, std::pair{s.of_context, s.block_of_context}})
+    for (int64_t row = 0; row < count; row += kTile)
+      for (int64_t i = 0; i < d; i += kTile) {
+        const int64_t some = std::min(kTile, count - row);
+        const Square square([&, from = from](int64_t lane) {
+          return lane < some ? (Integers)load(from + (row + lane) * d + i) : Integers{};
+        });
+        for (int64_t lane = 0; lane < kTile; ++lane) {
+          T values[kTile];
+          store(values, (Vector)square.rows[lane]);
+          std::copy_n(values, some, to + (i + lane) * kBlock<T> + at + row);
+        }
+      }
 }
 
 // of_keys and of_values [D, n] += queries and gradients [D, rows] x the logits' gradients and probabilities [rows, n].
 template <typename T>
 void sum_block(const Work<T>& work, int64_t rows, int64_t columns, Backward<T>& s) {
-  const int64_t d = work.head_size, depth = kOwn<T> ? round_up(rows, kNeighbours<T>) : kBlock<T>;
+  const int64_t d = work.head_size, depth = round_up(rows, kDepthStep<T>);
   for (T* one : {s.block_queries, s.block_of_context})
     for (int64_t i = 0; i < d; ++i) std::fill(one + i * kBlock<T> + rows, one + i * kBlock<T> + depth, static_cast<T>(0));
   if constexpr (!kOwn<T>)
     for (int64_t row = round_up(rows, 2); row < depth; row += 2)
       for (T* one : {s.block_kept, s.block_of_logits})
         std::fill_n(one + row * work.longest, 2 * columns, static_cast<T>(0));
-  // The matrix unit gets one shape.
-  const int64_t width = kOwn<T> ? columns : kTile;
   const auto add = [&](const T* factors, const T* summed, float* to) {
-    for (int64_t k = 0; k < columns; k += width)
-      multiply(d, width, depth, factors, kBlock<T>, summed + kNeighbours<T> * k, work.longest, to + k, work.longest, summed, true);
+    multiply_head(d, columns, depth, factors, kBlock<T>, summed, work.longest, to, work.longest, true);
   };
   add(s.block_queries, s.block_of_logits, s.of_keys);
   add(s.block_of_context, s.block_kept, s.of_values);
 }
 
-// Columns [D, n] times a factor to rows [n, D], `stride` apart.
+// Columns [D, n], of which kTile can be read at a time, times a factor to rows [n, D], `stride` apart.
 template <typename T>
 void store_rows(const float* columns, int64_t columns_stride, int64_t n, int64_t d, float factor, T* to, int64_t stride) {
-  float row[kTile];
-  for (int64_t j = 0; j < n; ++j)
+  for (int64_t j = 0; j < n; j += kTile)
     for (int64_t i = 0; i < d; i += kTile) {
-      for (int64_t lane = 0; lane < kTile; ++lane) row[lane] = columns[(i + lane) * columns_stride + j];
-      store(to + j * stride + i, load(row) * factor);
+      const Square square([&](int64_t lane) { return (Integers)load(columns + (i + lane) * columns_stride + j); });
+      for (int64_t row = 0; row < std::min(kTile, n - j); ++row) store(to + (j + row) * stride + i, (Vector)square.rows[row] * factor);
     }
 }
 
@@ -232,7 +225,7 @@ void attend_backward(const Work<T>& work, const Unit& unit, float scale, const T
       const int64_t count = std::min(kStrip<T>, in_block - at), rows = padded<T>(count), first = unit.first_query + block + at;
       gather(count, rows, d, s.of_context, [&](int64_t row) { return of_context + (first + row) * hidden + unit.head * d; });
       gather(count, count, d, s.queries, [&](int64_t row) { return head + work.row_of(first + row) * work.row_stride; });
-      multiply_by_columns(rows, n, d, s.of_context, s.values, s.of_kept, work.longest);
+      multiply_by_columns(rows, n, d, s.of_context, d, s.values, s.of_kept, work.longest);
       soften_gradient(work, held + unit.held + (block + at) * columns, count, columns, scale, s);
       add_to_block(work, at, count, columns, s);
       multiply_by_rows(rows, n, d, s.of_logits, work.longest, s.keys, s.of_query);

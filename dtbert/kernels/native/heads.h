@@ -2,14 +2,20 @@
 #pragma once
 
 #include "common.h"
+#include "tiles.h"
 
 namespace dtbert {
 
 // Keys that one product takes.
 constexpr int64_t kKeys = 64;
-// Queries that are worked through at a time; the matrix unit gets few shapes, for each is compiled once.
+// Queries that are worked through at a time.
 template <typename T>
 constexpr int64_t kStrip = kOwn<T> ? 24 : kKeys;
+// What the summed dimension is rounded up to where it is keys or queries.
+template <typename T>
+constexpr int64_t kDepthStep = kOwn<T> ? kNeighbours<T> : 32;
+// What keys are rounded up to in a row of logits.
+constexpr int64_t kWidthStep = 16;
 
 // What attention reads: queries, keys and values of packed sequences.
 template <typename T>
@@ -25,65 +31,98 @@ struct Heads {
   int64_t row_of(int64_t query) const { return chosen == nullptr ? query : chosen[query]; }
 };
 
+// kTile rows of as many words each, that `row_of` gives, transposed.
+struct Square {
+  Integers rows[kTile];
+
+  template <typename Row>
+  explicit Square(const Row& row_of) {
+    for (int64_t row = 0; row < kTile; ++row) rows[row] = row_of(row);
+    transpose<kTile / 2>();
+  }
+
+ private:
+  // Swaps blocks of `width` beside the diagonal, then smaller ones within each.
+  template <int width>
+  void transpose() {
+    const auto pass = [&]<int... lane>(std::integer_sequence<int, lane...>) {
+      for (int row = 0; row < kTile; ++row) {
+        if (row & width) continue;
+        const Integers upper = rows[row], lower = rows[row + width];
+        rows[row] = shuffled<(lane & width ? kTile + lane - width : lane)...>(upper, lower);
+        rows[row + width] = shuffled<(lane & width ? kTile + lane : lane + width)...>(upper, lower);
+      }
+    };
+    pass(std::make_integer_sequence<int, kTile>());
+    if constexpr (width > 1) transpose<width / 2>();
+  }
+};
+
 // Rows [n, D] for products that sum over D: transposed, neighbours side by side, in blocks of kKeys; 0 past the end.
-inline void pack_columns(const BFloat16* from, int64_t stride, int64_t n, int64_t d, BFloat16* to) {
-  const int64_t pairs = d / 2;
+template <typename T>
+void pack_columns(const T* from, int64_t stride, int64_t n, int64_t d, T* to) {
+  const int64_t words = d / kNeighbours<T>;
+  int32_t* out = reinterpret_cast<int32_t*>(to);
+  for (int64_t block = 0; block < n; block += kKeys, out += kKeys * words)
+    for (int64_t j = 0; j < kKeys; j += kTile)
+      for (int64_t i = 0; i < words; i += kTile) {
+        const Square square([&](int64_t row) {
+          Integers some{};
+          const T* at = from + (block + j + row) * stride + i * kNeighbours<T>;
+          if (block + j + row >= n) return some;
+          if (words - i >= kTile) return load(reinterpret_cast<const int32_t*>(at));
+          std::memcpy(&some, at, (words - i) * sizeof(int32_t));
+          return some;
+        });
+        for (int64_t row = 0; row < std::min(kTile, words - i); ++row) store(out + (i + row) * kKeys + j, square.rows[row]);
+      }
+}
+
+// Two rows with neighbours side by side; where `other` is null it is 0.
+inline void pair(const BFloat16* one, const BFloat16* other, int64_t columns, BFloat16* to) {
   uint32_t* words = reinterpret_cast<uint32_t*>(to);
-  for (int64_t block = 0; block < n; block += kKeys, words += kKeys * pairs) {
-    const int64_t real = std::min(kKeys, n - block);
-    for (int64_t j = 0; j < kKeys; ++j) {
-      const BFloat16* row = from + (block + j) * stride;
-      for (int64_t i = 0; i < pairs; ++i) words[i * kKeys + j] = j < real ? bits_at(row + 2 * i) : 0;
-    }
+  for (int64_t k = 0; k < columns; k += kTile) {
+    const auto bits = [&](const BFloat16* from) { return __builtin_convertvector(*reinterpret_cast<const Halves*>(from + k), Bits); };
+    Bits word = bits(one);
+    if (other != nullptr) word |= bits(other) << 16;
+    *reinterpret_cast<Bits*>(words + k) = word;
   }
 }
 
-inline void pack_columns(const float* from, int64_t stride, int64_t n, int64_t d, float* to) {
-  for (int64_t block = 0; block < n; block += kKeys, to += kKeys * d) {
-    const int64_t real = std::min(kKeys, n - block);
-    for (int64_t i = 0; i < d; ++i)
-      for (int64_t j = 0; j < kKeys; ++j) to[i * kKeys + j] = j < real ? from[(block + j) * stride + i] : 0;
-  }
-}
+inline void pair(const float* one, const float*, int64_t columns, float* to) { std::copy_n(one, columns, to); }
 
 // Rows [n, D] for products that sum over n: neighbours side by side; 0 past the end, up to kKeys.
-inline void pack_rows(const BFloat16* from, int64_t stride, int64_t n, int64_t d, BFloat16* to) {
-  const int64_t padded = round_up(n, kKeys);
-  for (int64_t j = 0; j < padded; j += 2) {
-    uint16_t* pair = reinterpret_cast<uint16_t*>(to + j * d);
-    const uint16_t* row = reinterpret_cast<const uint16_t*>(from + j * stride);
-    if (j + 1 < n) {
-      for (int64_t i = 0; i < d; ++i) pair[2 * i] = row[i], pair[2 * i + 1] = row[stride + i];
-    } else {
-      const bool one = j < n;
-      for (int64_t i = 0; i < d; ++i) pair[2 * i] = one ? row[i] : 0, pair[2 * i + 1] = 0;
-    }
-  }
-}
-
-inline void pack_rows(const float* from, int64_t stride, int64_t n, int64_t d, float* to) {
-  for (int64_t j = 0; j < n; ++j) std::copy(from + j * stride, from + j * stride + d, to + j * d);
-}
-
-// to [rows, n] = x [rows, D] x what `pack_columns` made of [n, D].
 template <typename T>
-void multiply_by_columns(int64_t rows, int64_t n, int64_t d, const T* x, const T* packed, float* to, int64_t to_stride) {
-  for (int64_t block = 0; block < n; block += kKeys) {
-    const T* columns = packed + block * d;
-    multiply(rows, kKeys, d, x, d, columns, kKeys, to + block, to_stride, columns);
+void pack_rows(const T* from, int64_t stride, int64_t n, int64_t d, T* to) {
+  for (int64_t j = 0; j < n; j += kNeighbours<T>) {
+    const T* row = from + j * stride;
+    pair(row, j + 1 < n ? row + stride : nullptr, d, to + j * d);
   }
+  const int64_t end = round_up(n, kNeighbours<T>);
+  std::fill_n(to + end * d, (round_up(n, kKeys) - end) * d, static_cast<T>(0));
 }
 
-// to [rows, D] = x [rows, n] x what `pack_rows` made of [n, D]. Past n, x is 0 up to a neighbour, or to kKeys for the
-// matrix unit.
+// As `multiply`, of rows that `padded` counts.
+template <typename T>
+void multiply_head(int64_t rows, int64_t columns, int64_t inner, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                   float* c, int64_t c_stride, bool add = false) {
+  if constexpr (kTiled<T>) multiply_by_tiles(rows, columns, inner, a, a_stride, b, b_stride, c, c_stride, add);
+  else multiply(rows, columns, inner, a, a_stride, b, b_stride, c, c_stride, b, add);
+}
+
+// to [rows, n], n rounded up to kWidthStep, = x [rows, D] x what `pack_columns` made of [n, D].
+template <typename T>
+void multiply_by_columns(int64_t rows, int64_t n, int64_t d, const T* x, int64_t x_stride, const T* packed, float* to,
+                         int64_t to_stride) {
+  for (int64_t block = 0; block < n; block += kKeys)
+    multiply_head(rows, std::min(kKeys, round_up(n - block, kWidthStep)), d, x, x_stride, packed + block * d, kKeys, to + block,
+                  to_stride);
+}
+
+// to [rows, D] = x [rows, n] x what `pack_rows` made of [n, D]. Past n, x is 0 up to kDepthStep.
 template <typename T>
 void multiply_by_rows(int64_t rows, int64_t n, int64_t d, const T* x, int64_t x_stride, const T* packed, float* to) {
-  if constexpr (kOwn<T>) {
-    multiply(rows, d, round_up(n, kNeighbours<T>), x, x_stride, packed, d, to, d, packed);
-  } else {
-    for (int64_t block = 0; block < n; block += kKeys)
-      multiply(rows, d, kKeys, x + block, x_stride, packed + block * d, d, to, d, packed, block > 0);
-  }
+  multiply_head(rows, d, round_up(n, kDepthStep<T>), x, x_stride, packed, d, to, d);
 }
 
 // Softmax of a row without its quotient: powers of the logits, as many as `columns`, of which n are real; and their sum,
@@ -91,9 +130,12 @@ void multiply_by_rows(int64_t rows, int64_t n, int64_t d, const T* x, int64_t x_
 template <typename P>
 float powers_of(float* logits, int64_t n, int64_t columns, float scale, P* powers) {
   for (int64_t k = n; k < columns; ++k) logits[k] = -std::numeric_limits<float>::infinity();
-  Vector most = load(logits), total{};
-  for (int64_t k = kTile; k < columns; k += kTile) most = larger(most, load(logits + k));
-  const float shift = largest_of(most) * scale;
+  // Two at a time, for each waits for the one before.
+  Vector most = load(logits), other = most, total{};
+  int64_t at = kTile;
+  for (; at + kTile < columns; at += 2 * kTile) most = larger(most, load(logits + at)), other = larger(other, load(logits + at + kTile));
+  if (at < columns) most = larger(most, load(logits + at));
+  const float shift = largest_of(larger(most, other)) * scale;
   for (int64_t k = 0; k < columns; k += kTile) {
     const Vector exponent = load(logits + k) * scale - shift;
     const Vector power = std::is_same_v<P, float> ? exp2_of(exponent) : exp2_near(exponent);
