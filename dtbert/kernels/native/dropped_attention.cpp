@@ -16,6 +16,8 @@ constexpr int64_t kHeld = kWidthStep;
 // Queries over which the gradient of keys and values is summed at a time.
 template <typename T>
 constexpr int64_t kBlock = kOwn<T> ? 4 * kStrip<T> : kStrip<T>;
+// Of its rows so many columns lie together: rows further apart would share few sets of the nearest cache.
+constexpr int64_t kPanel = 4 * kTile;
 
 // Of a head of a sequence: the rows that its queries and keys have, and the place of what is held.
 struct Unit {
@@ -111,7 +113,7 @@ struct Backward {
   // Of a strip of queries [kStrip, D] and [kStrip, longest].
   T *queries, *of_context, *kept, *of_logits;
   float *of_query, *of_kept;
-  // Of a block, what is summed over its queries in neighbours along them [kBlock, longest], and the factors [D, kBlock].
+  // Of a block, what is summed over its queries in neighbours along them, panels [kBlock, kPanel], and the factors [D, kBlock].
   T *block_kept, *block_of_logits, *block_queries, *block_of_context;
   float *of_keys, *of_values;  // [D, longest]
 
@@ -163,7 +165,8 @@ void add_to_block(const Work<T>& work, int64_t at, int64_t count, int64_t column
     const bool two = row + 1 < count;
     for (const auto& [from, to] : {std::pair{s.kept, s.block_kept}, std::pair{s.of_logits, s.block_of_logits}}) {
       const T* one = from + row * work.longest;
-      pair(one, two ? one + work.longest : nullptr, columns, to + (at + row) * work.longest);
+      for (int64_t k = 0; k < columns; k += kPanel)
+        pair(one + k, two ? one + work.longest + k : nullptr, std::min(kPanel, columns - k), to + k * kBlock<T> + (at + row) * kPanel);
     }
   }
   for (const auto& [from, to] : {std::pair{s.queries, s.block_queries}, std::pair{s.of_context, s.block_of_context}})
@@ -187,12 +190,14 @@ void sum_block(const Work<T>& work, int64_t rows, int64_t columns, Backward<T>& 
   const int64_t d = work.head_size, depth = round_up(rows, kDepthStep<T>);
   for (T* one : {s.block_queries, s.block_of_context})
     for (int64_t i = 0; i < d; ++i) std::fill(one + i * kBlock<T> + rows, one + i * kBlock<T> + depth, static_cast<T>(0));
-  if constexpr (!kOwn<T>)
-    for (int64_t row = round_up(rows, 2); row < depth; row += 2)
-      for (T* one : {s.block_kept, s.block_of_logits})
-        std::fill_n(one + row * work.longest, 2 * columns, static_cast<T>(0));
-  const auto add = [&](const T* factors, const T* summed, float* to) {
-    multiply_head(d, columns, depth, factors, kBlock<T>, summed, work.longest, to, work.longest, true);
+  const int64_t real = round_up(rows, kNeighbours<T>);
+  const auto add = [&](const T* factors, T* summed, float* to) {
+    for (int64_t k = 0; k < columns; k += kPanel) {
+      T* panel = summed + k * kBlock<T>;
+      std::fill_n(panel + real * kPanel, (depth - real) * kPanel, static_cast<T>(0));
+      const int64_t width = std::min(kPanel, columns - k);
+      multiply_head(d, width, depth, factors, kBlock<T>, panel, kPanel, to + k, work.longest, true);
+    }
   };
   add(s.block_queries, s.block_of_logits, s.of_keys);
   add(s.block_of_context, s.block_kept, s.of_values);
