@@ -127,6 +127,12 @@ class Native(Cpu):
             return super().significance(qkv, packing, num_heads, score, segments)
         return _attention(qkv, packing, num_heads, False, score, segments, None, None)[1]
 
+    def select(self, significance: Tensor, packing: Packing, target: Packing) -> Kept:
+        if significance.dtype != torch.float32:
+            return super().select(significance, packing, target)
+        asked = significance.contiguous(), packing.cu_seqlens, target.cu_seqlens, target.num_tokens
+        return Kept(_ops().select(*asked), target)
+
 
 def dropped_attention(
     qkv: Tensor, packing: Packing, num_heads: int, dropped: float, seed: int, queries: Kept | None = None

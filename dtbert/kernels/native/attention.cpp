@@ -52,12 +52,7 @@ void soften(const Work<T>& work, int64_t count, int64_t n, Scratch<T>& s, float*
       inverse[row] = 1.0f / powers_of(logits, n, columns, scale, logits);
     } else {
       T* powers = s.powers + row * work.longest;
-      if (work.columns == nullptr) {
-        inverse[row] = 1.0f / powers_of(logits, n, columns, scale, powers);
-      } else {
-        inverse[row] = 1.0f / powers_of(logits, n, columns, scale, logits);
-        for (int64_t k = 0; k < columns; k += kTile) store(powers + k, load(logits + k));
-      }
+      inverse[row] = 1.0f / powers_of(logits, n, columns, scale, powers, work.columns != nullptr);
       if (!kOwn<T>) std::fill(powers + columns, powers + round_up(n, kDepthStep<T>), static_cast<T>(0));
     }
   }

@@ -18,7 +18,7 @@ import torch
 from dtbert.files import Json, lock, write_whole
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("attention.cpp", "dropped_attention.cpp", "linear.cpp", "training.cpp")
+_SOURCES = ("attention.cpp", "dropped_attention.cpp", "linear.cpp", "selection.cpp", "training.cpp")
 _HEADERS = ("common.h", "activations.h", "dropout.h", "heads.h", "tiles.h")
 _COMPILERS = ("g++", "clang++")
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")

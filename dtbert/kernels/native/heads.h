@@ -126,9 +126,10 @@ void multiply_by_rows(int64_t rows, int64_t n, int64_t d, const T* x, int64_t x_
 }
 
 // Softmax of a row without its quotient: powers of the logits, as many as `columns`, of which n are real; and their sum,
-// which is NaN if a logit is NaN, or the greatest infinite.
+// which is NaN if a logit is NaN, or the greatest infinite. `twice`: the powers, as of float32,
+// take the logits' place, too.
 template <typename P>
-float powers_of(float* logits, int64_t n, int64_t columns, float scale, P* powers) {
+float powers_of(float* logits, int64_t n, int64_t columns, float scale, P* powers, bool twice = false) {
   for (int64_t k = n; k < columns; ++k) logits[k] = -std::numeric_limits<float>::infinity();
   // Two at a time, for each waits for the one before.
   Vector most = load(logits), other = most, total{};
@@ -138,8 +139,9 @@ float powers_of(float* logits, int64_t n, int64_t columns, float scale, P* power
   const float shift = largest_of(larger(most, other)) * scale;
   for (int64_t k = 0; k < columns; k += kTile) {
     const Vector exponent = load(logits + k) * scale - shift;
-    const Vector power = std::is_same_v<P, float> ? exp2_of(exponent) : exp2_near(exponent);
+    const Vector power = std::is_same_v<P, float> || twice ? exp2_of(exponent) : exp2_near(exponent);
     store(powers + k, power);
+    if (twice) store(logits + k, power);
     total += power;
   }
   // What is nearly 0 becomes, divided, a subnormal number, and many a processor takes a hundred cycles for each.
