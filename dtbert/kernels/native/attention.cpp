@@ -25,7 +25,7 @@ struct Work : Heads<T> {
 // What one thread needs for a unit. Powers of float32 take the logits' place.
 template <typename T>
 struct Scratch {
-  Tiles tiles;
+  Tiles<T> tiles;
   T *keys, *values, *queries;
   float *logits, *context;
   T* powers;

@@ -62,7 +62,7 @@ void gather(int64_t count, int64_t rows, int64_t d, T* to, const From& from) {
 
 template <typename T>
 struct Forward {
-  Tiles tiles;
+  Tiles<T> tiles;
   T *keys, *values, *queries, *kept;
   float *logits, *context;
 
@@ -108,7 +108,7 @@ void attend(const Work<T>& work, const Unit& unit, const Dropout& dropout, T* he
 
 template <typename T>
 struct Backward {
-  Tiles tiles;
+  Tiles<T> tiles;
   T *keys, *values;
   // Of a strip of queries [kStrip, D] and [kStrip, longest].
   T *queries, *of_context, *kept, *of_logits;
@@ -166,7 +166,8 @@ void add_to_block(const Work<T>& work, int64_t at, int64_t count, int64_t column
     for (const auto& [from, to] : {std::pair{s.kept, s.block_kept}, std::pair{s.of_logits, s.block_of_logits}}) {
       const T* one = from + row * work.longest;
       for (int64_t k = 0; k < columns; k += kPanel)
-        pair(one + k, two ? one + work.longest + k : nullptr, std::min(kPanel, columns - k), to + k * kBlock<T> + (at + row) * kPanel);
+        pair(one + k, two ? one + work.longest + k : nullptr, std::min(kPanel, columns - k),
+             to + k * kBlock<T> + (at + row) * kPanel);
     }
   }
   for (const auto& [from, to] : {std::pair{s.queries, s.block_queries}, std::pair{s.of_context, s.block_of_context}})
@@ -209,7 +210,8 @@ void store_rows(const float* columns, int64_t columns_stride, int64_t n, int64_t
   for (int64_t j = 0; j < n; j += kTile)
     for (int64_t i = 0; i < d; i += kTile) {
       const Square square([&](int64_t lane) { return (Integers)load(columns + (i + lane) * columns_stride + j); });
-      for (int64_t row = 0; row < std::min(kTile, n - j); ++row) store(to + (j + row) * stride + i, (Vector)square.rows[row] * factor);
+      for (int64_t row = 0; row < std::min(kTile, n - j); ++row)
+        store(to + (j + row) * stride + i, (Vector)square.rows[row] * factor);
     }
 }
 

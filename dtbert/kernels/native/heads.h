@@ -82,7 +82,9 @@ void pack_columns(const T* from, int64_t stride, int64_t n, int64_t d, T* to) {
 inline void pair(const BFloat16* one, const BFloat16* other, int64_t columns, BFloat16* to) {
   uint32_t* words = reinterpret_cast<uint32_t*>(to);
   for (int64_t k = 0; k < columns; k += kTile) {
-    const auto bits = [&](const BFloat16* from) { return __builtin_convertvector(*reinterpret_cast<const Halves*>(from + k), Bits); };
+    const auto bits = [&](const BFloat16* from) {
+      return __builtin_convertvector(*reinterpret_cast<const Halves*>(from + k), Bits);
+    };
     Bits word = bits(one);
     if (other != nullptr) word |= bits(other) << 16;
     *reinterpret_cast<Bits*>(words + k) = word;
@@ -134,7 +136,10 @@ float powers_of(float* logits, int64_t n, int64_t columns, float scale, P* power
   // Two at a time, for each waits for the one before.
   Vector most = load(logits), other = most, total{};
   int64_t at = kTile;
-  for (; at + kTile < columns; at += 2 * kTile) most = larger(most, load(logits + at)), other = larger(other, load(logits + at + kTile));
+  for (; at + kTile < columns; at += 2 * kTile) {
+    most = larger(most, load(logits + at));
+    other = larger(other, load(logits + at + kTile));
+  }
   if (at < columns) most = larger(most, load(logits + at));
   const float shift = largest_of(larger(most, other)) * scale;
   for (int64_t k = 0; k < columns; k += kTile) {

@@ -1,5 +1,5 @@
-// Small products by the matrix unit of x86 (AMX), without a call: of the size that attention takes, one costs more than
-// the product.
+// Small products by the matrix unit of x86 (AMX), without a library's call for each: attention has one for every 64 keys of
+// 64 queries.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,8 +15,13 @@
 
 namespace dtbert {
 
+// Whether products of a kind go by tiles.
 template <typename T>
 constexpr bool kTiled = false;
+
+// While it lives, a thread's tiles are set up for products of a kind, all of full size.
+template <typename T>
+class Tiles {};
 
 #ifdef __AMX_BF16__
 
@@ -29,8 +34,8 @@ constexpr int64_t kTileRows = 16, kTileBytes = 64;
 // What was written to some memory is there: GCC does not know that a tile's loads read.
 inline void written(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
 
-// While it lives, a thread's tiles are set up, all of full size.
-class Tiles {
+template <>
+class Tiles<at::BFloat16> {
  public:
   Tiles() {
     // Linux lets a process use them once it has asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
@@ -45,8 +50,8 @@ class Tiles {
   Tiles(const Tiles&) = delete;
 };
 
-// c = a x b, or is added to: ROWS x COLUMNS tiles of it, either of which is 1 or 2. `inner` are bytes of a row of a, and
-// so are the strides.
+// c = a x b, or is added to: ROWS x COLUMNS tiles of it, either of which is 1 or 2. Strides are in bytes, and so is `inner`,
+// what is taken of a row of a.
 template <int ROWS, int COLUMNS>
 void multiply_tiles(int64_t inner, const char* a, int64_t a_stride, const char* b, int64_t b_stride, char* c,
                     int64_t c_stride, bool add) {
@@ -117,10 +122,6 @@ inline void multiply_by_tiles(int64_t rows, int64_t columns, int64_t inner, cons
       }
     }
 }
-
-#else
-
-class Tiles {};
 
 #endif
 
