@@ -210,8 +210,8 @@ def to_blocked(weight: Tensor) -> Tensor:
 
 
 def _plain_product(x: Tensor, layer: Linear) -> Tensor:
-    # On Intel with AVX512 MKL has products of its own for fewer rows, whose last bits are others: a short text would have
-    # them alone, and not in company.
+    # On Intel with AVX512 MKL has products of its own for fewer rows, whose last bits are others: a short text would
+    # have them alone, and not in company.
     return product_of(_extend(x, max(len(x), _FEWEST_ROWS)), layer)[: len(x)]
 
 
