@@ -54,7 +54,8 @@ class TrainingBackend(Backend):
         return dropout(super().embed(ids, tables), self.hidden_dropout)
 
     def linear(self, x: Tensor, layer: Linear, activation: Activation | None = None) -> Tensor:
-        product = linear(x, layer.weight, layer.bias)
+        scaled = layer.scale is not None  # a teacher may be
+        product = super().linear(x, layer) if scaled else linear(x, layer.weight, layer.bias)
         if activation is None:
             return product
         return (
